@@ -1,0 +1,68 @@
+"""Every Redis key and hash field, in one place. `contracts/README.md` tells them to readers in other languages.
+
+All keys start with the namespace (`store.namespace`, default `nl`). Ids cannot hold braces, so a key's slot is its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+CONTROL = "c"
+"""8 random bytes (the token), then the activation in ASCII decimals."""
+STATE = "s"
+"""The packed viewer state (`viewers/packing.py`)."""
+VECTOR = "v"
+"""The viewer's vector, k little-endian float16; empty before the first generation."""
+ROW = "r"
+"""The home row, Avro in Confluent framing; empty before the first generation."""
+
+TOKEN_BYTES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Builds keys for one namespace and one stream (`topic@epoch`)."""
+
+    namespace: str
+    stream: str
+
+    def viewer(self, viewer: str) -> str:
+        """Hash: `c`, `s`, `v`, `r`."""
+        return f"{self.namespace}:v:{viewer}"
+
+    @property
+    def viewer_prefix(self) -> str:
+        return f"{self.namespace}:v:"
+
+    def marker(self, partition: int) -> str:
+        """Hash: `next`, `origin`, `applied`, `noop`, `private`, `dead`, `absent`: decimals."""
+        return f"{self.namespace}:marker:{self.stream}:{partition}"
+
+    @property
+    def halt(self) -> str:
+        """String: why every updater of this stream is halted; absent when it may run."""
+        return f"{self.namespace}:halt:{self.stream}"
+
+    @property
+    def seeded(self) -> str:
+        """Hash: partition → the lake's cut-off offset that a completed rebuild from the lake has folded in."""
+        return f"{self.namespace}:seeded:{self.stream}"
+
+    @property
+    def activation(self) -> str:
+        """String: the highest activation ever announced, decimal."""
+        return f"{self.namespace}:activation"
+
+    def rebuilt(self, activation: int) -> str:
+        """String: set when the rebuild and the sweep for this activation have completed."""
+        return f"{self.namespace}:rebuilt:{activation}"
+
+    @property
+    def updaters(self) -> str:
+        """Hash: updater instance → `activation:unix_ms` of its last report."""
+        return f"{self.namespace}:updaters"
+
+    @property
+    def default_row(self) -> str:
+        """Hash: `territory:maturity` (`*:*` for everybody) → Avro home row."""
+        return f"{self.namespace}:default"

@@ -1,0 +1,67 @@
+"""`HomeRow`: what the home page shows, and `Impression`: that it was shown.
+
+A row is `f(viewer state, generation, trends snapshot, computed_at)`; it names the last three, so that a test can recompute it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+ENTRIES_SHOWN = 50
+"""Entries a home page shows."""
+
+ENTRIES_KEPT = 60
+"""Entries a row holds: a fifth more, so that what has expired by read time leaves no hole."""
+
+ENTRIES_WITH_REASONS = 10
+"""The first entries carry their strongest plays; `nearline explain` recomputes the rest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """A play that an entry comes from. `contribution` is its share of the ALS score (same unit as the score)."""
+
+    item_id: str
+    contribution: float
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One tile. `source` names where the candidate came from: `als`, `popular`, … The window is the item's availability."""
+
+    item_id: str
+    score: float
+    source: str
+    reasons: tuple[Reason, ...] = ()
+    available_from_ms: int | None = None
+    available_until_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HomeRow:
+    """A viewer's cached home-page row, best entry first.
+
+    `event_time_ms` and `record_timestamp_ms` are those of the newest event folded in (None after a nightly rebuild),
+    `computed_at_ms` is when the row was computed; their difference is the freshness.
+    """
+
+    row_id: str
+    generation_id: str
+    activation: int
+    trends_snapshot: str
+    computed_at_ms: int
+    event_time_ms: int | None
+    entries: tuple[Entry, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Impression:
+    """A served row: which entries, in which order, to whom."""
+
+    impression_id: str
+    viewer: str
+    row_id: str
+    generation_id: str
+    served_at_ms: int
+    default_row: bool
+    item_ids: tuple[str, ...]

@@ -1,0 +1,238 @@
+"""Settings: one frozen object, read once, validated at start; the same keys from the sandbox to Kubernetes.
+
+Sources, strongest first: arguments, environment (`NEARLINE_KAFKA__BOOTSTRAP_SERVERS`), `.env`, secret files
+(`NEARLINE_KAFKA__SASL_PASSWORD_FILE=/run/secrets/x`), defaults.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import ssl
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, StringConstraints, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from contracts.errors import SettingsError
+from contracts.keys import Keys
+
+PREFIX = "NEARLINE_"
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,200}$")]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class KafkaSettings(_Section):
+    """The event log."""
+
+    bootstrap_servers: str = Field("127.0.0.1:9092", description="host:port, comma-separated")
+    topic: Name = Field("playback", description="topic of playback events; key = viewer id")
+    stream_epoch: int = Field(
+        1, ge=1, description="raise by one when the topic was recreated (its offsets restart at 0)"
+    )
+    group_id: Name = Field("nearline-updater", description="consumer group of the updaters")
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "PLAIN"
+    sasl_username: str | None = None
+    sasl_password: SecretStr | None = None
+    ssl_ca_file: Path | None = None
+    ssl_cert_file: Path | None = None
+    ssl_key_file: Path | None = None
+    session_timeout_ms: int = Field(
+        10_000, ge=1_000, description="a silent updater loses its partitions after this, ms"
+    )
+    rebalance_timeout_ms: int = Field(60_000, ge=1_000, description="time to drain when partitions move, ms")
+    max_batch_records: int = Field(512, ge=1, le=8_192, description="records in a micro-batch at most")
+    max_partition_fetch_bytes: int = Field(1 << 20, ge=1 << 14, description="fetch size per partition, bytes")
+
+    @property
+    def dead_letter_topic(self) -> str:
+        return f"{self.topic}.dlq"
+
+    @property
+    def impressions_topic(self) -> str:
+        return f"{self.topic}.impressions"
+
+    @property
+    def stream(self) -> str:
+        """`topic@epoch`: names the log that offsets belong to."""
+        return f"{self.topic}@{self.stream_epoch}"
+
+    def client_kwargs(self) -> dict[str, Any]:
+        """Connection arguments that every aiokafka client takes."""
+        kwargs: dict[str, Any] = {
+            "bootstrap_servers": self.bootstrap_servers,
+            "security_protocol": self.security_protocol,
+        }
+        if "SASL" in self.security_protocol:
+            kwargs |= {
+                "sasl_mechanism": self.sasl_mechanism,
+                "sasl_plain_username": self.sasl_username,
+                "sasl_plain_password": self.sasl_password.get_secret_value() if self.sasl_password else None,
+            }
+        if "SSL" in self.security_protocol:
+            context = ssl.create_default_context(cafile=str(self.ssl_ca_file) if self.ssl_ca_file else None)
+            if self.ssl_cert_file:
+                context.load_cert_chain(str(self.ssl_cert_file), str(self.ssl_key_file) if self.ssl_key_file else None)
+            kwargs["ssl_context"] = context
+        return kwargs
+
+
+class StoreSettings(_Section):
+    """Redis ≥ 7.0 or Valkey."""
+
+    url: SecretStr = Field(
+        SecretStr("redis://127.0.0.1:6379/0"), description="redis:// or rediss:// URL, may hold a password"
+    )
+    namespace: Name = Field("nl", description="prefix of every key")
+    connect_timeout_s: float = Field(0.5, gt=0)
+    command_timeout_s: float = Field(3.0, gt=0, description="total deadline of one pipeline, seconds")
+    max_connections: int = Field(16, ge=1)
+
+
+class StateSettings(_Section):
+    """Bounds of one viewer's state."""
+
+    max_plays: int = Field(200, ge=1, le=5_000, description="newest plays kept")
+    max_plays_per_item: int = Field(3, ge=1, le=100, description="newest plays kept of one item")
+    max_registers: int = Field(500, ge=1, le=10_000, description="newest ratings, hides and preferences kept")
+    max_seen: int = Field(5_000, ge=1, le=65_535, description="items remembered beyond the kept plays")
+
+
+class TrainSettings(_Section):
+    """The nightly job."""
+
+    factors: int = Field(64, ge=1, le=512, description="k, length of an embedding")
+    regularization: float = Field(1.0, gt=0, description="λ")
+    alpha: float = Field(10.0, gt=0, description="α: confidence of a full signal")
+    iterations: int = Field(12, ge=1)
+    seed: int = 20
+    decay_floor: float = Field(0.1, ge=0, le=1, description="b₀ of the rank decay")
+    decay_half_life: float = Field(5.0, gt=0, description="h of the rank decay, in distinct items")
+    decay_gain: float = Field(2.0, gt=0, description="g of the rank decay")
+    holdout_share: float = Field(
+        0.05, gt=0, lt=0.5, description="newest share of plays held out by time for the evaluation"
+    )
+    gate_margin: float = Field(
+        0.1, ge=0, description="a new generation may be worse than the one in force by this share of NDCG@10"
+    )
+    keep_generations: int = Field(5, ge=2, description="newest generations kept for rollback")
+
+
+class HttpSettings(_Section):
+    """Where a process listens; loopback unless told otherwise."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(0, ge=0, le=65_535, description="0 takes a free port")
+
+
+class HomepageSettings(HttpSettings):
+    """The home-page service."""
+
+    port: int = Field(8080, ge=0, le=65_535)
+    territory: str = Field("*", description="default row for viewers whose territory is not told")
+
+
+class HealthSettings(HttpSettings):
+    """Health and metrics of the updater."""
+
+    port: int = Field(9100, ge=0, le=65_535)
+
+
+class Settings(BaseSettings):
+    """Everything a process may be told."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_nested_delimiter="__",
+        env_file=".env",
+        extra="forbid",
+        frozen=True,
+        nested_model_default_partial_update=True,
+    )
+
+    kafka: KafkaSettings = KafkaSettings()
+    store: StoreSettings = StoreSettings()
+    state: StateSettings = StateSettings()
+    train: TrainSettings = TrainSettings()
+    homepage: HomepageSettings = HomepageSettings()
+    health: HealthSettings = HealthSettings()
+    generations_path: str = Field(".nearline/generations", description="folder or URL of the generations")
+    lake_path: str = Field(".nearline/lake", description="folder of the lake")
+    registry_path: str | None = Field(
+        None, description="folder of the schema registry; the schemas in contracts/ if unset"
+    )
+    log_format: Literal["auto", "json", "console"] = "auto"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @property
+    def keys(self) -> Keys:
+        return Keys(self.store.namespace, self.kafka.stream)
+
+
+# Read by tests and by ./run, not settings of a service.
+_NOT_SETTINGS = ("NEARLINE_REQUIRE", "NEARLINE_CACHE_DIR", "NEARLINE_TEST_")
+
+
+def _known_keys() -> list[str]:
+    keys = []
+    for name, field in Settings.model_fields.items():
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            keys += [f"{PREFIX}{name}__{inner}".upper() for inner in section.model_fields]
+        else:
+            keys.append(f"{PREFIX}{name}".upper())
+    return keys
+
+
+def _secret_files(environ: Mapping[str, str], known: list[str]) -> dict[str, str]:
+    """Values of `…_FILE` variables whose stem is a known key: the file's text, last newline cut."""
+    values = {}
+    for name, path in environ.items():
+        stem = name.upper().removesuffix("_FILE")
+        if name.upper() != stem and stem in known and name.upper() not in known:
+            try:
+                values[stem] = Path(path).read_text().rstrip("\n")
+            except OSError as error:
+                raise SettingsError(f"{name}={path}: cannot read the secret file ({error.strerror})") from error
+    return values
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Read the settings; raise `SettingsError` naming the key, what is wrong, and the nearest right key."""
+    known = _known_keys()
+    secrets = _secret_files(os.environ, known)
+    for name in os.environ:
+        upper = name.upper()
+        if not upper.startswith(PREFIX) or upper.startswith(_NOT_SETTINGS) or upper in known:
+            continue
+        if upper.removesuffix("_FILE") in secrets:
+            continue
+        near = difflib.get_close_matches(upper, known, n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise SettingsError(f"{name}: no such setting{hint} (nearline settings lists them)")
+    for key, value in secrets.items():
+        _put(overrides, key.removeprefix(PREFIX).lower().split("__"), value)
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors():
+            key = PREFIX + "__".join(str(part) for part in problem["loc"]).upper()
+            near = (
+                difflib.get_close_matches(key, known, n=1, cutoff=0.5) if problem["type"] == "extra_forbidden" else []
+            )
+            message = "no such setting" if problem["type"] == "extra_forbidden" else problem["msg"]
+            lines.append(f"{key}: {message}" + (f"; did you mean {near[0]}?" if near else ""))
+        raise SettingsError("\n".join(lines)) from None
+
+
+def _put(tree: dict[str, Any], path: list[str], value: str) -> None:
+    for part in path[:-1]:
+        tree = tree.setdefault(part, {})
+    tree.setdefault(path[-1], value)

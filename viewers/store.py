@@ -1,0 +1,186 @@
+"""The store's Protocol: what the updater, the rebuild and the home page need of Redis. Every store passes one test suite.
+
+Two implementations: `redis_store.RedisStore` (the real one) and `memory_store.MemoryStore` (a deterministic twin for tests).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class StoredViewer:
+    """What the store holds of one viewer. An absent viewer is all empty bytes and activation 0."""
+
+    token: bytes = b""
+    activation: int = 0
+    state: bytes = b""
+    vector: bytes = b""
+    row: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class ViewerWrite:
+    """One compare-and-set. Applied only if the stored token is `expected_token` and the stored activation is not newer.
+
+    `new_token`: 8 random bytes drawn by the client, so that "the stored token is mine" means an earlier try succeeded.
+    """
+
+    viewer: str
+    expected_token: bytes
+    new_token: bytes
+    activation: int
+    state: bytes
+    vector: bytes
+    row: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """The write holds (now, or from an earlier try)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """Somebody else wrote: here is what is stored now; merge, recompute, try again."""
+
+    stored: StoredViewer
+
+
+@dataclass(frozen=True, slots=True)
+class Stale:
+    """The stored activation is newer than the write's."""
+
+    stored_activation: int
+
+
+WriteResult = Written | Conflict | Stale
+
+
+@dataclass(frozen=True, slots=True)
+class Marker:
+    """A partition's durable progress. `next_offset` is the lowest contiguous finished offset; the counters sum to
+    `next_offset - origin`."""
+
+    next_offset: int
+    origin: int
+    applied: int = 0
+    noop: int = 0
+    private: int = 0
+    dead: int = 0
+    absent: int = 0
+
+    @property
+    def unaccounted(self) -> int:
+        """Must be 0."""
+        return self.next_offset - self.origin - (self.applied + self.noop + self.private + self.dead + self.absent)
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """What happened to the offsets between two markers; added to the marker's counters in the same write."""
+
+    applied: int = 0
+    noop: int = 0
+    private: int = 0
+    dead: int = 0
+    absent: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.applied + self.noop + self.private + self.dead + self.absent
+
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(
+            self.applied + other.applied,
+            self.noop + other.noop,
+            self.private + other.private,
+            self.dead + other.dead,
+            self.absent + other.absent,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class MarkerWrite:
+    """Move a partition's marker from `expected_next` (None: no marker yet) to `next_offset`, adding `tally`.
+
+    `origin`: used only when the marker does not exist yet.
+    """
+
+    partition: int
+    expected_next: int | None
+    next_offset: int
+    origin: int
+    tally: Tally
+
+
+class Store(Protocol):
+    """Errors: `StoreUnavailable` (retry), `StoreChanged` (the server's identity is not the one seen at `connect`, or a
+    marker is not what this process last wrote: drop everything cached, rewind)."""
+
+    async def connect(self) -> str:
+        """Connect (again), load the scripts, remember and return the server's identity (`run_id:replid`)."""
+
+    async def close(self) -> None:
+        """Close every connection."""
+
+    async def read_viewers(self, viewers: Sequence[str]) -> list[StoredViewer]:
+        """Token, activation and state of each viewer (vector and row left empty), in one pipeline."""
+
+    async def read_viewer(self, viewer: str) -> StoredViewer:
+        """Everything of one viewer."""
+
+    async def write_viewers(self, writes: Sequence[ViewerWrite]) -> list[WriteResult]:
+        """One compare-and-set per viewer, in one pipeline that first checks the server's identity.
+
+        Raises `StoreChanged` before any write if the identity differs."""
+
+    async def read_marker(self, partition: int) -> Marker | None:
+        """The partition's marker."""
+
+    async def write_markers(self, writes: Sequence[MarkerWrite]) -> None:
+        """Move markers; each moves only if the identity and the stored marker are as expected, else `StoreChanged`."""
+
+    def scan_viewers(self) -> AsyncIterator[list[str]]:
+        """Every stored viewer id, in batches; may repeat an id."""
+
+    async def read_seeded(self) -> Mapping[int, int]:
+        """Partition → cut-off offset of a completed rebuild from the lake."""
+
+    async def write_seeded(self, cutoffs: Mapping[int, int]) -> None:
+        """Record a completed rebuild from the lake."""
+
+    async def read_halt(self) -> str | None:
+        """Why the stream is halted, or None."""
+
+    async def write_halt(self, reason: str | None) -> None:
+        """Halt the stream, or clear the halt."""
+
+    async def highest_activation(self) -> int:
+        """The highest activation ever announced (0: none)."""
+
+    async def announce_activation(self, activation: int) -> None:
+        """Raise the highest activation; never lowers it."""
+
+    async def report_updater(self, instance: str, activation: int, now_ms: int) -> None:
+        """This updater serves `activation`."""
+
+    async def remove_updater(self, instance: str) -> None:
+        """This updater has stopped cleanly."""
+
+    async def read_updaters(self) -> Mapping[str, tuple[int, int]]:
+        """Instance → (activation, time of its last report in ms)."""
+
+    async def read_rebuilt(self, activation: int) -> bool:
+        """True if the rebuild and sweep for this activation have completed in this store."""
+
+    async def write_rebuilt(self, activation: int) -> None:
+        """Record a completed rebuild and sweep."""
+
+    async def read_default_rows(self) -> Mapping[str, bytes]:
+        """`territory:maturity` → encoded home row."""
+
+    async def write_default_rows(self, rows: Mapping[str, bytes]) -> None:
+        """Replace every default row in one write."""
