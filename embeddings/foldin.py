@@ -72,9 +72,8 @@ def fold_in(generation: Generation, rows: I64, c: F64) -> FoldedViewer:
     if n < k:
         UP = U @ generation.P  # (n, k) = rows of (P uᵢ)ᵀ, P being symmetric
         K = UP @ U.T  # (n, n)
-        # A⁻¹Uᵀ = PUᵀ − PUᵀ (I + DK)⁻¹ D K; transposed: S = UP − (DK)ᵀ (I + DK)⁻ᵀ UP
-        DK = d[:, None] * K
-        S = UP - np.linalg.solve((np.eye(n) + DK), DK).T @ UP
+        # A⁻¹Uᵀ = PUᵀ (I − (I + DK)⁻¹ DK) = PUᵀ (I + DK)⁻¹; transposed:
+        S = np.linalg.solve((np.eye(n) + d[:, None] * K).T, UP)
     else:
         A = generation.YtY + generation.parameters.regularization * np.eye(k) + (U.T * d) @ U
         S = np.linalg.solve(A, U.T).T
