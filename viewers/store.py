@@ -132,10 +132,14 @@ class Store(Protocol):
     async def read_viewer(self, viewer: str) -> StoredViewer:
         """Everything of one viewer."""
 
-    async def write_viewers(self, writes: Sequence[ViewerWrite]) -> list[WriteResult]:
-        """One compare-and-set per viewer, in one pipeline that first checks the server's identity.
+    async def read_row(self, viewer: str) -> bytes:
+        """The viewer's encoded home row; empty if there is none."""
 
-        Raises `StoreChanged` before any write if the identity differs."""
+    async def write_viewers(self, writes: Sequence[ViewerWrite]) -> list[WriteResult]:
+        """One compare-and-set per viewer, in one pipeline that begins by reading the server's identity.
+
+        Raises `StoreChanged` if the identity is not the expected one; writes may then have reached that server, which
+        is harmless: they are joins, and no marker moves past them."""
 
     async def read_marker(self, partition: int) -> Marker | None:
         """The partition's marker."""

@@ -1,0 +1,158 @@
+"""A deterministic twin of the real store, in memory: for tests and simulations. It passes the same suite.
+
+`identity` and the dictionaries are open, so that a test can restart it, or set it back to an older copy.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
+
+from contracts.errors import StoreChanged
+from viewers.store import Conflict, Marker, MarkerWrite, Stale, StoredViewer, ViewerWrite, WriteResult, Written
+
+
+class MemoryServer:
+    """The content of one server; several stores (clients) may share it."""
+
+    def __init__(self) -> None:
+        self.run = 1
+        self.viewers: dict[str, StoredViewer] = {}
+        self.markers: dict[int, Marker] = {}
+        self.seeded: dict[int, int] = {}
+        self.halt: str | None = None
+        self.activation = 0
+        self.updaters: dict[str, tuple[int, int]] = {}
+        self.rebuilt: set[int] = set()
+        self.default_rows: dict[str, bytes] = {}
+
+    @property
+    def identity(self) -> str:
+        return f"run{self.run}:memory"
+
+    def snapshot(self) -> dict[str, object]:
+        """A copy of the content."""
+        return {name: copy.copy(value) for name, value in vars(self).items() if name != "run"}
+
+    def restart(self, content: Mapping[str, object] | None = None) -> None:
+        """Restart: a new identity, and, if given, the content of an older copy."""
+        self.run += 1
+        for name, value in (content or {}).items():
+            setattr(self, name, copy.copy(value))
+
+
+class MemoryStore:
+    """`viewers.store.Store` over a `MemoryServer`."""
+
+    def __init__(self, server: MemoryServer | None = None) -> None:
+        self.server = server or MemoryServer()
+        self._identity = ""
+
+    async def connect(self) -> str:
+        self._identity = self.server.identity
+        return self._identity
+
+    async def close(self) -> None:
+        return None
+
+    def _check(self) -> None:
+        if self.server.identity != self._identity:
+            raise StoreChanged(f"server {self.server.identity} answers where {self._identity} was; rewinding")
+
+    async def read_viewers(self, viewers: Sequence[str]) -> list[StoredViewer]:
+        self._check()
+        return [replace(self.server.viewers.get(v, StoredViewer()), vector=b"", row=b"") for v in viewers]
+
+    async def read_viewer(self, viewer: str) -> StoredViewer:
+        return self.server.viewers.get(viewer, StoredViewer())
+
+    async def read_row(self, viewer: str) -> bytes:
+        return (await self.read_viewer(viewer)).row
+
+    async def write_viewers(self, writes: Sequence[ViewerWrite]) -> list[WriteResult]:
+        results = [self._write(write) for write in writes]
+        self._check()  # after the writes, like a pipeline whose identity is looked at when all has been answered
+        return results
+
+    def _write(self, write: ViewerWrite) -> WriteResult:
+        stored = self.server.viewers.get(write.viewer, StoredViewer())
+        if stored.token:
+            if stored.token == write.new_token:
+                return Written()
+            if stored.activation > write.activation:
+                return Stale(stored.activation)
+        if stored.token != write.expected_token:
+            return Conflict(replace(stored, vector=b"", row=b""))
+        self.server.viewers[write.viewer] = StoredViewer(
+            write.new_token, write.activation, write.state, write.vector, write.row
+        )
+        return Written()
+
+    async def read_marker(self, partition: int) -> Marker | None:
+        self._check()
+        return self.server.markers.get(partition)
+
+    async def write_markers(self, writes: Sequence[MarkerWrite]) -> None:
+        failed = ""
+        for write in writes:
+            marker = self.server.markers.get(write.partition)
+            found = None if marker is None else marker.next_offset
+            if self.server.identity != self._identity or found != write.expected_next:
+                failed = failed or f"partition {write.partition}: found marker {found}, expected {write.expected_next}"
+                continue
+            m, t = marker or Marker(write.origin, write.origin), write.tally
+            self.server.markers[write.partition] = Marker(
+                write.next_offset,
+                m.origin,
+                m.applied + t.applied,
+                m.noop + t.noop,
+                m.private + t.private,
+                m.dead + t.dead,
+                m.absent + t.absent,
+            )
+        if failed:
+            raise StoreChanged(failed + "; rewinding to what the store holds")
+
+    async def scan_viewers(self) -> AsyncIterator[list[str]]:
+        for viewer in list(self.server.viewers):
+            yield [viewer]
+
+    async def read_seeded(self) -> Mapping[int, int]:
+        return dict(self.server.seeded)
+
+    async def write_seeded(self, cutoffs: Mapping[int, int]) -> None:
+        self.server.seeded.update(cutoffs)
+
+    async def read_halt(self) -> str | None:
+        return self.server.halt
+
+    async def write_halt(self, reason: str | None) -> None:
+        self.server.halt = reason
+
+    async def highest_activation(self) -> int:
+        return self.server.activation
+
+    async def announce_activation(self, activation: int) -> None:
+        self.server.activation = max(self.server.activation, activation)
+
+    async def report_updater(self, instance: str, activation: int, now_ms: int) -> None:
+        self.server.updaters[instance] = (activation, now_ms)
+
+    async def remove_updater(self, instance: str) -> None:
+        self.server.updaters.pop(instance, None)
+
+    async def read_updaters(self) -> Mapping[str, tuple[int, int]]:
+        return dict(self.server.updaters)
+
+    async def read_rebuilt(self, activation: int) -> bool:
+        return activation in self.server.rebuilt
+
+    async def write_rebuilt(self, activation: int) -> None:
+        self.server.rebuilt.add(activation)
+
+    async def read_default_rows(self) -> Mapping[str, bytes]:
+        return dict(self.server.default_rows)
+
+    async def write_default_rows(self, rows: Mapping[str, bytes]) -> None:
+        self.server.default_rows = dict(rows)

@@ -1,0 +1,268 @@
+"""The store on a Redis ≥ 7.0 or a Valkey. The only module that imports the client.
+
+Every call maps the client's errors once: no answer, out of memory, loading, read-only → `StoreUnavailable`; another server
+behind the address, or scripts gone → `StoreChanged`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import redis.asyncio as redis
+from redis.asyncio.connection import parse_url
+from redis.exceptions import NoScriptError, RedisError, ResponseError
+
+from contracts import keys as fields
+from contracts.errors import StoreChanged, StoreUnavailable
+from contracts.keys import TOKEN_BYTES, Keys
+from viewers import scripts
+from viewers.store import Conflict, Marker, MarkerWrite, Stale, StoredViewer, ViewerWrite, WriteResult, Written
+
+_MARKER_FIELDS = ("next", "origin", "applied", "noop", "private", "dead", "absent")
+_SCAN_COUNT = 1_000
+
+
+def _sha(script: str) -> str:
+    return hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
+
+
+_SHA = {
+    script: _sha(script)
+    for script in (scripts.WRITE_VIEWER, scripts.READ_IDENTITY, scripts.WRITE_MARKER, scripts.RAISE_TO)
+}
+
+
+class RedisStore:
+    """`viewers.store.Store` over redis-py. `command_timeout_s` bounds one pipeline as a whole."""
+
+    def __init__(
+        self,
+        url: str,
+        keys: Keys,
+        *,
+        connect_timeout_s: float = 0.5,
+        command_timeout_s: float = 3.0,
+        max_connections: int = 16,
+    ) -> None:
+        self.keys = keys
+        self._timeout_s = command_timeout_s
+        self._identity = ""
+        arguments: dict[str, Any] = {
+            "protocol": 2,  # RESP3 became the client's default: pinned, so that an upgrade changes nothing
+            "decode_responses": False,
+            "socket_connect_timeout": connect_timeout_s,
+            "socket_timeout": command_timeout_s,
+            "retry_on_error": None,
+            "retry": None,  # retries are ours: the client's run up to a minute and repeat scripts unseen
+            "max_connections": max_connections,
+            "timeout": command_timeout_s,
+        }
+        parsed = parse_url(url)
+        connection_class = parsed.pop("connection_class", None)
+        if connection_class is not None:
+            arguments["connection_class"] = connection_class
+        self._pool: redis.BlockingConnectionPool = redis.BlockingConnectionPool(**(arguments | dict(parsed)))
+        self._redis: redis.Redis = redis.Redis(connection_pool=self._pool)
+        self._where = f"{parsed.get('host', 'localhost')}:{parsed.get('port', 6379)}"
+
+    async def connect(self) -> str:
+        await self._pool.disconnect()
+
+        async def load() -> str:
+            for script in _SHA:
+                await self._redis.script_load(script)
+            return (await self._redis.evalsha(_SHA[scripts.READ_IDENTITY], 0)).decode()  # type: ignore[misc]
+
+        self._identity = await self._call(load)
+        return self._identity
+
+    async def close(self) -> None:
+        await self._redis.aclose()
+        await self._pool.disconnect()
+
+    async def read_viewers(self, viewers: Sequence[str]) -> list[StoredViewer]:
+        if not viewers:
+            return []
+        replies = await self._pipeline(
+            [("HMGET", self.keys.viewer(viewer), fields.CONTROL, fields.STATE) for viewer in viewers], checked=True
+        )
+        return [_stored(control, state) for control, state in replies]
+
+    async def read_viewer(self, viewer: str) -> StoredViewer:
+        (reply,) = await self._pipeline(
+            [("HMGET", self.keys.viewer(viewer), fields.CONTROL, fields.STATE, fields.VECTOR, fields.ROW)]
+        )
+        return _stored(*reply)
+
+    async def read_row(self, viewer: str) -> bytes:
+        row: bytes | None = await self._call(
+            lambda: self._redis.hget(self.keys.viewer(viewer), fields.ROW)  # type: ignore[arg-type,return-value]
+        )
+        return row or b""
+
+    async def write_viewers(self, writes: Sequence[ViewerWrite]) -> list[WriteResult]:
+        if not writes:
+            return []
+        sha = _SHA[scripts.WRITE_VIEWER]
+        replies = await self._pipeline(
+            [
+                (
+                    *("EVALSHA", sha, 1, self.keys.viewer(write.viewer)),
+                    *(write.expected_token, write.new_token, write.activation, write.state, write.vector, write.row),
+                )
+                for write in writes
+            ],
+            checked=True,
+        )
+        return [_write_result(reply) for reply in replies]
+
+    async def read_marker(self, partition: int) -> Marker | None:
+        (values,) = await self._pipeline([("HMGET", self.keys.marker(partition), *_MARKER_FIELDS)], checked=True)
+        return None if values[0] is None else Marker(*(int(value) for value in values))
+
+    async def write_markers(self, writes: Sequence[MarkerWrite]) -> None:
+        if not writes:
+            return
+        replies = await self._pipeline([self._marker_command(write) for write in writes])
+        for write, reply in zip(writes, replies, strict=True):
+            if reply:
+                raise StoreChanged(
+                    f"{self.keys.marker(write.partition)}: found {reply.decode()}, expected marker {write.expected_next} "
+                    f"on server {self._identity}; rewinding to what the store holds"
+                )
+
+    def _marker_command(self, write: MarkerWrite) -> tuple[Any, ...]:
+        t = write.tally
+        expected = "" if write.expected_next is None else write.expected_next
+        return (
+            *("EVALSHA", _SHA[scripts.WRITE_MARKER], 1, self.keys.marker(write.partition)),
+            *(self._identity, expected, write.next_offset, write.origin),
+            *(t.applied, t.noop, t.private, t.dead, t.absent),
+        )
+
+    async def scan_viewers(self) -> AsyncIterator[list[str]]:
+        cursor, prefix = 0, self.keys.viewer_prefix
+        while True:
+            position = cursor
+            cursor, found = await self._call(
+                lambda: self._redis.scan(position, match=prefix + "*", count=_SCAN_COUNT)  # noqa: B023  awaited at once
+            )
+            if found:
+                yield [key.decode()[len(prefix) :] for key in found]
+            if cursor == 0:
+                return
+
+    async def read_seeded(self) -> Mapping[int, int]:
+        return {int(p): int(o) for p, o in (await self._hgetall(self.keys.seeded)).items()}
+
+    async def write_seeded(self, cutoffs: Mapping[int, int]) -> None:
+        if cutoffs:
+            await self._command("HSET", self.keys.seeded, *(item for pair in cutoffs.items() for item in pair))
+
+    async def read_halt(self) -> str | None:
+        reason: bytes | None = await self._command("GET", self.keys.halt)
+        return None if reason is None else reason.decode()
+
+    async def write_halt(self, reason: str | None) -> None:
+        await (self._command("DEL", self.keys.halt) if reason is None else self._command("SET", self.keys.halt, reason))
+
+    async def highest_activation(self) -> int:
+        return int(await self._command("GET", self.keys.activation) or 0)
+
+    async def announce_activation(self, activation: int) -> None:
+        await self._command("EVALSHA", _SHA[scripts.RAISE_TO], 1, self.keys.activation, activation)
+
+    async def report_updater(self, instance: str, activation: int, now_ms: int) -> None:
+        await self._command("HSET", self.keys.updaters, instance, f"{activation}:{now_ms}")
+
+    async def remove_updater(self, instance: str) -> None:
+        await self._command("HDEL", self.keys.updaters, instance)
+
+    async def read_updaters(self) -> Mapping[str, tuple[int, int]]:
+        reports = {}
+        for instance, report in (await self._hgetall(self.keys.updaters)).items():
+            activation, _, now_ms = report.decode().partition(":")
+            reports[instance.decode()] = (int(activation), int(now_ms))
+        return reports
+
+    async def read_rebuilt(self, activation: int) -> bool:
+        return bool(await self._command("EXISTS", self.keys.rebuilt(activation)))
+
+    async def write_rebuilt(self, activation: int) -> None:
+        await self._command("SET", self.keys.rebuilt(activation), 1)
+
+    async def read_default_rows(self) -> Mapping[str, bytes]:
+        return {name.decode(): row for name, row in (await self._hgetall(self.keys.default_row)).items()}
+
+    async def write_default_rows(self, rows: Mapping[str, bytes]) -> None:
+        pairs = [item for pair in rows.items() for item in pair]
+        await self._pipeline([("DEL", self.keys.default_row), ("HSET", self.keys.default_row, *pairs)], transaction=True)
+
+    async def _hgetall(self, key: str) -> dict[bytes, bytes]:
+        return await self._call(lambda: self._redis.hgetall(key))  # type: ignore[arg-type,return-value]
+
+    async def _command(self, *command: Any) -> Any:
+        return await self._call(lambda: self._redis.execute_command(*command))
+
+    async def _pipeline(
+        self, commands: Sequence[tuple[Any, ...]], *, checked: bool = False, transaction: bool = False
+    ) -> list[Any]:
+        """Send commands on one connection. `checked`: begin by reading the server's identity on that connection."""
+
+        async def send() -> list[Any]:
+            pipeline = self._redis.pipeline(transaction=transaction)
+            if checked:
+                pipeline.execute_command("EVALSHA", _SHA[scripts.READ_IDENTITY], 0)
+            for command in commands:
+                pipeline.execute_command(*command)
+            return await pipeline.execute(raise_on_error=False)
+
+        replies = await self._call(send)
+        with self._translated():
+            for reply in replies:
+                if isinstance(reply, Exception):
+                    raise reply
+        if checked:
+            found = replies.pop(0).decode()
+            if found != self._identity:
+                raise StoreChanged(f"store {self._where}: server {found} answers where {self._identity} was; rewinding")
+        return replies
+
+    async def _call[T](self, action: Callable[[], Awaitable[T]]) -> T:
+        """Run within the deadline, with errors translated."""
+        with self._translated():
+            async with asyncio.timeout(self._timeout_s):
+                return await action()
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except NoScriptError as error:
+            raise StoreChanged(f"store {self._where}: our scripts are gone, the server was restarted; rewinding") from error
+        except TimeoutError as error:
+            raise StoreUnavailable(f"store {self._where}: no answer within {self._timeout_s:g} s") from error
+        except ResponseError as error:
+            raise StoreUnavailable(f"store {self._where} refuses: {error}") from error
+        except (RedisError, OSError) as error:
+            raise StoreUnavailable(f"store {self._where}: {error}") from error
+
+
+def _stored(control: bytes | None, state: bytes | None, vector: bytes | None = None, row: bytes | None = None) -> StoredViewer:
+    if control is None:
+        return StoredViewer()
+    return StoredViewer(
+        control[:TOKEN_BYTES], int(control[TOKEN_BYTES:]), state or b"", vector or b"", row or b""
+    )
+
+
+def _write_result(reply: Sequence[Any]) -> WriteResult:
+    if reply[0] == 1:
+        return Written()
+    if reply[0] == 2:
+        return Stale(int(reply[1]))
+    return Conflict(_stored(reply[1] or None, reply[2]))

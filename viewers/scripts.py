@@ -1,0 +1,61 @@
+"""The Lua functions that run inside the store. The shebang makes the server refuse them *before* they start when it is out
+of memory or cannot write its log; Lua has no rollback, so each ends in at most one HSET.
+
+`tests/contract` holds each against its Python twin in `memory_store.py`.
+"""
+
+WRITE_VIEWER = """#!lua
+-- KEYS[1] viewer hash. ARGV: expected token, new token, activation (decimal), state, vector, row.
+-- Returns {1} written, {0, control, state} somebody else wrote, {2, activation} the stored activation is newer.
+local control = redis.call('HGET', KEYS[1], 'c')
+if control then
+  local token = string.sub(control, 1, 8)
+  if token == ARGV[2] then return {1} end
+  local activation = tonumber(string.sub(control, 9))
+  if activation > tonumber(ARGV[3]) then return {2, activation} end
+  if token ~= ARGV[1] then return {0, control, redis.call('HGET', KEYS[1], 's')} end
+elseif ARGV[1] ~= '' then
+  return {0, '', ''}
+end
+redis.call('HSET', KEYS[1], 'c', ARGV[2] .. ARGV[3], 's', ARGV[4], 'v', ARGV[5], 'r', ARGV[6])
+return {1}
+"""
+
+_IDENTITY = """
+local function identity()
+  local run_id = string.match(redis.call('INFO', 'server'), 'run_id:(%w+)')
+  local replid = string.match(redis.call('INFO', 'replication'), 'master_replid:(%w+)')
+  return run_id .. ':' .. replid
+end
+"""
+
+READ_IDENTITY = f"""#!lua flags=no-writes,allow-stale
+{_IDENTITY}
+return identity()
+"""
+
+WRITE_MARKER = f"""#!lua
+-- KEYS[1] marker hash. ARGV: expected identity, expected next ('' for no marker), next, origin,
+-- applied, noop, private, dead, absent (to be added).
+-- Returns '' when written, else what was found instead.
+{_IDENTITY}
+local found = identity()
+if found ~= ARGV[1] then return 'server ' .. found end
+local m = redis.call('HMGET', KEYS[1], 'next', 'origin', 'applied', 'noop', 'private', 'dead', 'absent')
+if (m[1] or '') ~= ARGV[2] then return 'marker ' .. (m[1] or 'absent') end
+local sums = {{}}
+for i = 1, 5 do sums[i] = string.format('%d', tonumber(m[i + 2] or '0') + tonumber(ARGV[i + 4])) end
+redis.call('HSET', KEYS[1], 'next', ARGV[3], 'origin', m[2] or ARGV[4],
+  'applied', sums[1], 'noop', sums[2], 'private', sums[3], 'dead', sums[4], 'absent', sums[5])
+return ''
+"""
+
+RAISE_TO = """#!lua
+-- KEYS[1] string. ARGV[1] decimal: stored if greater than what is there. Returns what is there then.
+local value = tonumber(redis.call('GET', KEYS[1]) or '0')
+if tonumber(ARGV[1]) > value then
+  redis.call('SET', KEYS[1], ARGV[1])
+  return tonumber(ARGV[1])
+end
+return value
+"""
