@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import redis.asyncio as redis
 from redis.asyncio.connection import parse_url
@@ -24,6 +24,8 @@ from viewers.store import Conflict, Marker, MarkerWrite, Stale, StoredViewer, Vi
 
 _MARKER_FIELDS = ("next", "origin", "applied", "noop", "private", "dead", "absent")
 _SCAN_COUNT = 1_000
+
+T = TypeVar("T")
 
 
 def _sha(script: str) -> str:
@@ -56,7 +58,6 @@ class RedisStore:
             "decode_responses": False,
             "socket_connect_timeout": connect_timeout_s,
             "socket_timeout": command_timeout_s,
-            "retry_on_error": None,
             "retry": None,  # retries are ours: the client's run up to a minute and repeat scripts unseen
             "max_connections": max_connections,
             "timeout": command_timeout_s,
@@ -232,7 +233,7 @@ class RedisStore:
                 raise StoreChanged(f"store {self._where}: server {found} answers where {self._identity} was; rewinding")
         return replies
 
-    async def _call[T](self, action: Callable[[], Awaitable[T]]) -> T:
+    async def _call(self, action: Callable[[], Awaitable[T]]) -> T:
         """Run within the deadline, with errors translated."""
         with self._translated():
             async with asyncio.timeout(self._timeout_s):
