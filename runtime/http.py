@@ -1,7 +1,7 @@
 """Serve a Starlette app inside an event loop that already runs: the updater's health and metrics, the home page.
 
 Granian's embeddable server does the sockets and the parsing on a thread of its own, so a busy loop delays answers but
-never drops connections. It installs no signal handlers here; whoever owns the loop decides when to leave the `async with`.
+never drops connections. It installs no signal handlers here; whoever owns the loop decides when to leave the block.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class _Requests:
 def _reserve(host: str, port: int) -> tuple[str, int, socket.socket]:
     """A numeric address, its port, and a bound socket that keeps the port ours until the server listens on it.
 
-    Granian shares its port (SO_REUSEPORT) and cannot tell which free one it took. So the port is first bound exclusively,
+    Granian shares its port (SO_REUSEPORT) and cannot tell which free one it took. So it is first bound exclusively,
     which fails if anybody has it, and then held with SO_REUSEPORT but without listening: the kernel sends it nothing.
     """
     try:
