@@ -1,0 +1,124 @@
+"""Fixtures that every test may use: real servers, made when the first test asks for them.
+
+NEARLINE_REQUIRE=kafka,valkey,browser turns the skip for a missing dependency into a failure: what runs in CI must run.
+NEARLINE_TEST_KAFKA (host:port) and NEARLINE_TEST_STORE (a redis:// URL) name servers to use instead of starting some.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+
+from sandbox.servers import KafkaServer, SandboxError, ValkeyServer
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+def require_or_skip(name: str, remedy: str) -> None:
+    """Skip the test because dependency `name` is missing, or fail it where NEARLINE_REQUIRE lists it."""
+    required = {part.strip() for part in os.environ.get("NEARLINE_REQUIRE", "").split(",")}
+    if name in required:
+        pytest.fail(f"NEARLINE_REQUIRE lists {name}, and it cannot be had: {remedy}", pytrace=False)
+    pytest.skip(f"no {name}: {remedy}")
+
+
+@pytest.fixture(scope="session")
+def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaServer]:
+    """One Kafka for the whole run; tests make their own topics and group ids."""
+    server = KafkaServer(tmp_path_factory.mktemp("kafka"), bootstrap=os.environ.get("NEARLINE_TEST_KAFKA"))
+    try:
+        server.start()
+    except SandboxError as error:
+        require_or_skip("kafka", str(error))
+    yield server
+    server.stop(kill=True)
+
+
+@pytest.fixture(scope="session")
+def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
+    """One Valkey for the whole run; tests keep to the key prefix of `namespace`."""
+    server = ValkeyServer(tmp_path_factory.mktemp("valkey"), url=os.environ.get("NEARLINE_TEST_STORE"))
+    try:
+        server.start()
+    except SandboxError as error:
+        require_or_skip("valkey", str(error))
+    yield server
+    server.stop(kill=True)
+
+
+@pytest.fixture
+def fresh_valkey(tmp_path: Path) -> Iterator[ValkeyServer]:
+    """A Valkey of this test's own, which it may kill, pause and restart."""
+    server = ValkeyServer(tmp_path / "valkey")
+    try:
+        server.start()
+    except SandboxError as error:
+        require_or_skip("valkey", str(error))
+    yield server
+    server.stop(kill=True)
+
+
+@pytest.fixture
+def fresh_kafka(tmp_path: Path) -> Iterator[KafkaServer]:
+    """A Kafka of this test's own, which it may kill, pause and restart; 2 s each, so only where that is the point."""
+    server = KafkaServer(tmp_path / "kafka")
+    try:
+        server.start()
+    except SandboxError as error:
+        require_or_skip("kafka", str(error))
+    yield server
+    server.stop(kill=True)
+
+
+@pytest.fixture
+def namespace() -> str:
+    """A key prefix that no other test uses."""
+    return f"t{uuid.uuid4().hex[:12]}"
+
+
+class TopicFactory(Protocol):
+    """`name = await topic(partitions=3, config={"retention.ms": "1000"})`."""
+
+    async def __call__(
+        self, partitions: int = 1, *, name: str | None = None, config: dict[str, str] | None = None
+    ) -> str: ...
+
+
+@pytest.fixture
+async def topic(kafka: KafkaServer) -> AsyncIterator[TopicFactory]:
+    """Makes topics with names of their own, and deletes them when the test ends."""
+    made: list[str] = []
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka.bootstrap)
+    await admin.start()
+
+    async def make(partitions: int = 1, *, name: str | None = None, config: dict[str, str] | None = None) -> str:
+        full = name or f"t-{uuid.uuid4().hex[:12]}"
+        response = await admin.create_topics([NewTopic(full, partitions, 1, topic_configs=config or {})])
+        failed = [error for error in response.topic_errors if error[1] != 0]
+        assert not failed, f"cannot create topic {full}: {failed}"
+        made.append(full)
+        return full
+
+    try:
+        yield make
+        if made:
+            await admin.delete_topics(made)
+    finally:
+        await admin.close()
+
+
+@pytest.fixture(scope="session")
+def browser_path() -> str:
+    """A Chromium on this machine, for Playwright's `executable_path`."""
+    for name in BROWSERS:
+        if found := shutil.which(name):
+            return found
+    require_or_skip("browser", "install Chromium (Debian: apt-get install chromium)")
+    raise AssertionError("unreachable")
