@@ -358,3 +358,7 @@ def lists_a_broker(bootstrap: str, timeout_s: float = 2.0) -> bool:
         return False
     _, answered_id, brokers = struct.unpack(">iii", answer[:12])
     return bool(answered_id == correlation_id and brokers > 0)
+
+
+if __name__ == "__main__":
+    prepare()
