@@ -226,9 +226,8 @@ def _read_event(record: Record) -> PlaybackEvent:
 def _row_record(row: HomeRow) -> Record:
     """Rows of entries to columns."""
     entries = row.entries
-    sources = {entry.source: 0 for entry in entries}
-    for index, source in enumerate(sources):
-        sources[source] = index
+    names = dict.fromkeys(entry.source for entry in entries)
+    sources = {name: index for index, name in enumerate(names)}  # in order of first use
     with_reasons = max((place for place, entry in enumerate(entries, 1) if entry.reasons), default=0)
     reasons = [reason for entry in entries[:with_reasons] for reason in entry.reasons]
     starts = [

@@ -1,0 +1,153 @@
+"""The current catalogue, as the home page needs it: titles to show, and what may no longer be shown.
+
+It comes with the generation in force (`items.parquet`) and is replaced whole, in the background, when `CURRENT` names
+another one. A generation that cannot be read leaves the old catalogue in place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow.parquet as pq
+import structlog
+from pyarrow import ArrowException, fs
+
+from contracts.catalogue import CatalogueItem
+from contracts.errors import GenerationError
+
+REFRESH_S = 2.0
+"""How often `CURRENT` is looked at: one small read."""
+
+_REQUIRED = ("item_id", "title")
+
+log = structlog.get_logger()
+
+
+class CatalogueView(Protocol):
+    """What may be shown now. `activation` is 0 while nothing is loaded."""
+
+    @property
+    def activation(self) -> int: ...
+
+    def get(self, item_id: str) -> CatalogueItem | None:
+        """The title, or None if the catalogue does not hold it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Catalogue:
+    """One generation's titles. Immutable."""
+
+    items: Mapping[str, CatalogueItem] = field(default_factory=dict)
+    generation_id: str = ""
+    activation: int = 0
+
+    def get(self, item_id: str) -> CatalogueItem | None:
+        """The title, or None."""
+        return self.items.get(item_id)
+
+
+class LiveCatalogue:
+    """Follows `CURRENT` in a generations folder (a path, or an object storage URL). `run` is its background task."""
+
+    def __init__(self, generations_path: str) -> None:
+        self._root = generations_path
+        self._catalogue = Catalogue()
+        self._seen: tuple[str, int] = ("", 0)
+
+    @property
+    def activation(self) -> int:
+        """Activation of the loaded catalogue, 0 for none."""
+        return self._catalogue.activation
+
+    def get(self, item_id: str) -> CatalogueItem | None:
+        """The title in the catalogue in force, or None."""
+        return self._catalogue.items.get(item_id)
+
+    async def refresh(self) -> bool:
+        """Load the catalogue that `CURRENT` names if it is another one; True if it was replaced.
+
+        Raises `GenerationError` if there is one that cannot be read; the old one then stays."""
+        current = await asyncio.to_thread(read_current, self._root)
+        if current is None or current == self._seen:
+            return False
+        generation_id, activation = current
+        items = await asyncio.to_thread(load_catalogue, f"{self._root.rstrip('/')}/{generation_id}")
+        self._catalogue = Catalogue(items, generation_id, activation)
+        self._seen = current
+        log.info("catalogue_loaded", generation_id=generation_id, activation=activation, items=len(items))
+        return True
+
+    async def run(self) -> None:
+        """Refresh until cancelled; a failure is logged once per message and tried again."""
+        reported = ""
+        while True:
+            try:
+                await self.refresh()
+                reported = ""
+            except GenerationError as error:
+                if str(error) != reported:
+                    reported = str(error)
+                    log.warning("catalogue_not_loaded", problem=reported)
+            await asyncio.sleep(REFRESH_S)
+
+
+def read_current(generations_path: str) -> tuple[str, int] | None:
+    """(generation id, activation) that `CURRENT` names; None before the first generation.
+
+    Raises `GenerationError` if it is unreadable."""
+    try:
+        system, root = _open(generations_path)
+        with system.open_input_stream(f"{root}/CURRENT") as stream:
+            content = json.loads(stream.read())
+        return str(content["generation_id"]), int(content["activation"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ArrowException, ValueError, KeyError, TypeError) as error:
+        raise GenerationError(f"{generations_path}/CURRENT: unreadable ({error}); activate a generation") from error
+
+
+def load_catalogue(generation_dir: Path | str) -> dict[str, CatalogueItem]:
+    """Item id → title, from the generation's `items.parquet`. Columns that are absent take their defaults.
+
+    Raises `GenerationError` naming the file and what is wrong."""
+    path = f"{generation_dir}/items.parquet"
+    try:
+        system, root = _open(str(generation_dir))
+        # A plain read, not a dataset: the folder names of a path are no columns.
+        with system.open_input_file(f"{root}/items.parquet") as file:
+            columns: dict[str, list[Any]] = pq.read_table(file).to_pydict()
+    except (OSError, ArrowException) as error:
+        raise GenerationError(f"{path}: unreadable ({error}); activate another generation") from error
+    missing = [name for name in _REQUIRED if name not in columns]
+    if missing:
+        raise GenerationError(f"{path}: no column {', '.join(missing)}; publish the generation again")
+    items = {}
+    for values in zip(*columns.values(), strict=True):
+        cells = dict(zip(columns, values, strict=True))
+        items[cells["item_id"]] = CatalogueItem(
+            item_id=cells["item_id"],
+            title=cells["title"] or cells["item_id"],
+            topics=tuple(cells.get("topics") or ()),
+            creators=tuple(cells.get("creators") or ()),
+            duration_ms=cells.get("duration_ms"),
+            maturity=cells.get("maturity") or 0,
+            territories=tuple(cells.get("territories") or ()),
+            available_from_ms=cells.get("available_from_ms"),
+            available_until_ms=cells.get("available_until_ms"),
+            released_at_ms=cells.get("released_at_ms"),
+            taken_down=bool(cells.get("taken_down")),
+        )
+    return items
+
+
+def _open(path: str) -> tuple[fs.FileSystem, str]:
+    """File system and path within it, of a local path or a URL."""
+    if "://" in path:
+        system, root = fs.FileSystem.from_uri(path)
+        return system, root
+    return fs.LocalFileSystem(), path.rstrip("/")

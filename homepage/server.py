@@ -1,0 +1,121 @@
+"""Runs the home-page service: one process, one loop, until SIGTERM or SIGINT."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack
+from typing import Any
+
+import structlog
+
+from contracts.codec import Codec
+from homepage.catalogue import LiveCatalogue
+from homepage.impressions import KafkaImpressions, QueuedImpressions
+from homepage.service import ROW_DEADLINE_S, DefaultRows, Homepage, Metrics, make_app
+from runtime.http import serve
+from runtime.settings import Settings
+from viewers.redis_store import RedisStore
+from viewers.store import Store
+
+log = structlog.get_logger()
+
+
+async def run_homepage(
+    settings: Settings,
+    *,
+    stop: asyncio.Event,
+    store: Store | None = None,
+    on_listening: Callable[[int], None] | None = None,
+) -> None:
+    """Serve until `stop` is set. `on_listening` is told the bound port (port 0 takes a free one).
+
+    `store` None: the one in the settings. A store or a broker that is away does not keep the service from starting: it serves
+    default rows, and drops impressions, until they are back. Raises `SettingsError` if the address cannot be bound.
+    """
+    async with AsyncExitStack() as stack:
+        # Left in the opposite order: stop serving, send what is queued, end the tasks, then close what they use.
+        reader = store if store is not None else _read_store(settings)
+        if store is None:
+            stack.push_async_callback(reader.close)
+        codec = Codec.load(settings.registry_path)
+        metrics = Metrics()
+        catalogue = LiveCatalogue(settings.generations_path)
+        kafka = KafkaImpressions(settings, codec, metrics.impressions_lost)
+        stack.push_async_callback(kafka.close)
+        tasks = await stack.enter_async_context(_Background())
+        impressions = QueuedImpressions(kafka.send, metrics.impressions_lost)
+        stack.push_async_callback(impressions.drain)
+        defaults = DefaultRows(reader)
+        homepage = Homepage(
+            reader, codec, catalogue, impressions, defaults, metrics, territory=settings.homepage.territory
+        )
+        await defaults.refresh()
+        tasks.start(defaults.run(), catalogue.run(), impressions.run())
+        port = await stack.enter_async_context(
+            serve(make_app(homepage), settings.homepage.host, settings.homepage.port)
+        )
+        log.info("homepage_listening", host=settings.homepage.host, port=port)
+        if on_listening is not None:
+            on_listening(port)
+        await stop.wait()
+    log.info("homepage_stopped")
+
+
+def main(settings: Settings) -> None:
+    """Run in the foreground: prints where it listens, stops cleanly at SIGTERM and SIGINT."""
+
+    async def run() -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        host = settings.homepage.host
+        await run_homepage(settings, stop=stop, on_listening=lambda port: _say(f"home page on http://{host}:{port}"))
+
+    asyncio.run(run())
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def _read_store(settings: Settings) -> Store:
+    """A client with the home page's own, shorter deadline."""
+    store = settings.store
+    return RedisStore(
+        store.url.get_secret_value(),
+        settings.keys,
+        connect_timeout_s=min(store.connect_timeout_s, ROW_DEADLINE_S),
+        command_timeout_s=min(store.command_timeout_s, ROW_DEADLINE_S),
+        max_connections=max(64, store.max_connections),
+    )
+
+
+class _Background:
+    """Tasks that are cancelled when the block ends; one that fails by itself is logged, the service goes on."""
+
+    def __init__(self) -> None:
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self, *coroutines: Coroutine[Any, Any, None]) -> None:
+        for coroutine in coroutines:
+            task = asyncio.create_task(coroutine)
+            task.add_done_callback(self._ended)
+            self._tasks.append(task)
+
+    async def __aenter__(self) -> _Background:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    @staticmethod
+    def _ended(task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("background_task_failed", error=type(error).__name__)

@@ -1,0 +1,271 @@
+"""The home-page service: reads one row, drops what may no longer be shown, and reports that it was shown.
+
+    GET /v1/home/{viewer}?limit=&territory=&maturity=     the row; never 404 and never an error page because a store is away
+    GET /health/live, /health/ready, /metrics
+
+What is served, in this order: the viewer's own row; else the default row for the territory and maturity; else, when the store
+is away, the default row last seen, marked `degraded`. An unknown viewer takes the same path at the same cost as a known one,
+so the time of an answer does not tell who has an account here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import structlog
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from contracts.codec import Codec
+from contracts.errors import NearlineError, StoreUnavailable
+from contracts.events import valid_id
+from contracts.rows import ENTRIES_SHOWN, HomeRow, Impression
+from homepage.catalogue import CatalogueView
+from homepage.impressions import ImpressionSink
+from homepage.render import ANY, Audience, Selection, default_keys, render_row, select_entries
+from viewers.store import Store
+
+ROW_DEADLINE_S = 0.25
+"""A store that has not answered by then counts as away: a home page is not worth waiting longer for."""
+
+DEFAULT_ROWS_REFRESH_S = 2.0
+"""How often the default rows are read again."""
+
+MAX_MATURITY = 99
+"""Largest `maturity` parameter, years."""
+
+PRIVATE_HEADER = "X-Nearline-Private"
+"""Any value but `0` or nothing: a private session, which leaves no impression."""
+
+_TERRITORY = re.compile(r"[A-Za-z0-9_-]{1,16}|\*")
+_LATENCY_BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
+_EMPTY_ROW = HomeRow("none", "", 0, "", 0, None, ())
+
+log = structlog.get_logger()
+
+
+class Metrics:
+    """What the service counts. No label ever holds a viewer."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "nearline_homepage_requests_total", "Responses by outcome", ["outcome"], registry=self.registry
+        )
+        self.seconds = Histogram(
+            "nearline_homepage_request_seconds",
+            "Time to a response",
+            buckets=_LATENCY_BUCKETS_S,
+            registry=self.registry,
+        )
+        self.rows_missing = Counter(
+            "nearline_homepage_rows_missing_total", "Viewers served a default row", ["reason"], registry=self.registry
+        )
+        self.dropped = Counter(
+            "nearline_homepage_entries_dropped_total",
+            "Entries dropped at read time",
+            ["reason"],
+            registry=self.registry,
+        )
+        self.impressions = Counter(
+            "nearline_homepage_impressions_total", "Impressions taken for sending", registry=self.registry
+        )
+        self.impressions_lost = Counter(
+            "nearline_homepage_impressions_lost_total", "Impressions dropped or not delivered", registry=self.registry
+        )
+
+
+def viewer_from_path(request: Request) -> str:
+    """The viewer named in the path: for the sandbox and behind a gateway that has checked who asks."""
+    return str(request.path_params["viewer"])
+
+
+def clock_ms() -> int:
+    """Now, UTC milliseconds."""
+    return time.time_ns() // 1_000_000
+
+
+class DefaultRows:
+    """The default rows as last read, still encoded: decoding one costs what decoding a viewer's own row costs."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._rows: Mapping[str, bytes] = {}
+        self.reachable = False
+
+    async def refresh(self) -> None:
+        """Read them again; when the store is away the last ones stay."""
+        try:
+            async with asyncio.timeout(ROW_DEADLINE_S * 4):
+                rows = await self._store.read_default_rows()
+            self.reachable = True
+            self._rows = rows or self._rows
+        except (StoreUnavailable, TimeoutError):
+            self.reachable = False
+
+    async def run(self) -> None:
+        """Refresh until cancelled."""
+        while True:
+            await self.refresh()
+            await asyncio.sleep(DEFAULT_ROWS_REFRESH_S)
+
+    def choose(self, audience: Audience) -> bytes:
+        """The most fitting encoded row; empty if there is none."""
+        return next((self._rows[key] for key in default_keys(audience) if key in self._rows), b"")
+
+    def __bool__(self) -> bool:
+        return bool(self._rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Homepage:
+    """The service's parts. `identify` tells who asks (raise `HTTPException(401)` if nobody may); path-based by default."""
+
+    store: Store
+    codec: Codec
+    catalogue: CatalogueView
+    impressions: ImpressionSink
+    defaults: DefaultRows
+    metrics: Metrics = field(default_factory=Metrics)
+    identify: Callable[[Request], str] = viewer_from_path
+    clock_ms: Callable[[], int] = clock_ms
+    territory: str = ANY
+
+    async def home(self, request: Request) -> Response:
+        """`GET /v1/home/{viewer}`."""
+        started = time.perf_counter()
+        viewer = self.identify(request)
+        problem, limit, audience = self._parameters(viewer, request)
+        if problem:
+            self.metrics.requests.labels("bad_request").inc()
+            return JSONResponse({"error": problem}, 400)
+        now_ms = self.clock_ms()
+        own, missing = await self._read(viewer)
+        row, selection, default = self._select(own, missing, audience, now_ms, limit)
+        degraded = missing == "store_away" or not selection.shown
+        if default:
+            self.metrics.rows_missing.labels(missing or "nothing_to_show").inc()
+        for reason, count in selection.dropped.items():
+            self.metrics.dropped.labels(reason).inc(count)
+        body = render_row(
+            row, selection, self.catalogue, viewer=viewer, now_ms=now_ms, default=default, degraded=degraded
+        )
+        if request.headers.get(PRIVATE_HEADER, "0") in ("", "0"):
+            self._report(viewer, row, selection, default, now_ms)
+        self.metrics.requests.labels("degraded" if degraded else "default" if default else "own").inc()
+        response = JSONResponse(body, headers={"Cache-Control": "no-store"})
+        self.metrics.seconds.observe(time.perf_counter() - started)
+        return response
+
+    async def _read(self, viewer: str) -> tuple[bytes, str]:
+        """The viewer's encoded row, and why there is none (empty text if there is one)."""
+        try:
+            async with asyncio.timeout(ROW_DEADLINE_S):
+                row = await self.store.read_row(viewer)
+        except (StoreUnavailable, TimeoutError):
+            return b"", "store_away"
+        return row, "" if row else "no_row"
+
+    def _select(
+        self, own: bytes, missing: str, audience: Audience, now_ms: int, limit: int
+    ) -> tuple[HomeRow, Selection, bool]:
+        """Row, its entries that hold now, and whether it is a default row."""
+        for default, encoded in ((False, own), (True, self.defaults.choose(audience))):
+            row = self._decode(encoded) if encoded else None
+            if row is not None:
+                selection = select_entries(row, self.catalogue, audience, now_ms=now_ms, limit=limit)
+                if selection.shown:
+                    return row, selection, default
+        return _EMPTY_ROW, Selection((), {}), True
+
+    def _decode(self, encoded: bytes) -> HomeRow | None:
+        try:
+            return self.codec.decode_row(encoded)
+        except NearlineError as error:
+            self.metrics.rows_missing.labels("undecodable").inc()
+            log.warning("row_undecodable", problem=str(error))
+            return None
+
+    def _report(self, viewer: str, row: HomeRow, selection: Selection, default: bool, now_ms: int) -> None:
+        impression = Impression(
+            impression_id=uuid.uuid4().hex,
+            viewer=viewer,
+            row_id=row.row_id,
+            generation_id=row.generation_id,
+            served_at_ms=now_ms,
+            default_row=default,
+            item_ids=tuple(one.entry.item_id for one in selection.shown),
+        )
+        taken = self.impressions.offer(impression)
+        (self.metrics.impressions if taken else self.metrics.impressions_lost).inc()
+
+    def _parameters(self, viewer: str, request: Request) -> tuple[str, int, Audience]:
+        """What is wrong with the request (empty if nothing), the limit and the audience."""
+        query = request.query_params
+        limit = query.get("limit", str(ENTRIES_SHOWN))
+        territory = query.get("territory", self.territory)
+        maturity = query.get("maturity", ANY)
+        problem = ""
+        if not valid_id(viewer):
+            problem = "viewer: not an id (1-128 characters of A-Z a-z 0-9 . _ : | @ ~ -)"
+        elif (number := _number(limit, 1, ENTRIES_SHOWN)) is None:
+            problem = f"limit: must be a whole number from 1 to {ENTRIES_SHOWN}"
+        elif _TERRITORY.fullmatch(territory) is None:
+            problem = "territory: 1-16 letters, digits, _ or -, e.g. GB (or * for none)"
+        elif maturity != ANY and _number(maturity, 0, MAX_MATURITY) is None:
+            problem = f"maturity: must be an age in years from 0 to {MAX_MATURITY} (or * for none)"
+        else:
+            return "", number, Audience(territory, None if maturity == ANY else int(maturity))
+        return problem, 0, Audience()
+
+    async def live(self, request: Request) -> Response:
+        """The process answers."""
+        return JSONResponse({"live": True})
+
+    async def ready(self, request: Request) -> Response:
+        """503 until the store is reachable and there is a default row to fall back on; the catalogue is reported."""
+        checks = {
+            "store": self.defaults.reachable,
+            "default_rows": bool(self.defaults),
+            "catalogue": self.catalogue.activation > 0,
+        }
+        ready = checks["store"] and checks["default_rows"]
+        return JSONResponse({"ready": ready, "checks": checks}, 200 if ready else 503)
+
+    async def exposition(self, request: Request) -> Response:
+        """Metrics in Prometheus' text format."""
+        return Response(generate_latest(self.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def make_app(homepage: Homepage) -> Starlette:
+    """The ASGI application; background tasks (`defaults.run`, the catalogue's, the impressions') are its owner's."""
+    return Starlette(
+        routes=[
+            Route("/v1/home/{viewer}", homepage.home),
+            Route("/health/live", homepage.live),
+            Route("/health/ready", homepage.ready),
+            Route("/metrics", homepage.exposition),
+        ],
+        exception_handlers={HTTPException: _json_error},
+    )
+
+
+async def _json_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return JSONResponse({"error": error.detail}, error.status_code, headers=dict(error.headers or {}))
+
+
+def _number(text: str, low: int, high: int) -> int | None:
+    """A whole number between the bounds, or None."""
+    if not (text.isascii() and text.isdigit() and len(text) <= 4):
+        return None
+    return int(text) if low <= int(text) <= high else None
