@@ -12,6 +12,7 @@
     ├── StaleActivation         load the named generation, redo the batch
     ├── GenerationError         keep the old generation, report
     ├── HaltError               stop and wait for an operator's verb
+    │   └── Halted              the same, found in the store at start
     └── UserError               crash with exit status 2: settings, arguments, files
         ├── SettingsError
         ├── ContractError       a schema or a manifest that its readers could not read
@@ -74,6 +75,10 @@ class GenerationError(NearlineError):
 
 class HaltError(NearlineError):
     """Going on would be wrong; a person decides. The message names the verb that clears it."""
+
+
+class Halted(HaltError):
+    """Somebody halted this stream earlier, and nobody has cleared it."""
 
 
 class UserError(NearlineError):

@@ -201,7 +201,9 @@ class RedisStore:
 
     async def write_default_rows(self, rows: Mapping[str, bytes]) -> None:
         pairs = [item for pair in rows.items() for item in pair]
-        await self._pipeline([("DEL", self.keys.default_row), ("HSET", self.keys.default_row, *pairs)], transaction=True)
+        await self._pipeline(
+            [("DEL", self.keys.default_row), ("HSET", self.keys.default_row, *pairs)], transaction=True
+        )
 
     async def _hgetall(self, key: str) -> dict[bytes, bytes]:
         return await self._call(lambda: self._redis.hgetall(key))  # type: ignore[arg-type,return-value]
@@ -244,7 +246,9 @@ class RedisStore:
         try:
             yield
         except NoScriptError as error:
-            raise StoreChanged(f"store {self._where}: our scripts are gone, the server was restarted; rewinding") from error
+            raise StoreChanged(
+                f"store {self._where}: our scripts are gone, the server was restarted; rewinding"
+            ) from error
         except TimeoutError as error:
             raise StoreUnavailable(f"store {self._where}: no answer within {self._timeout_s:g} s") from error
         except ResponseError as error:
@@ -253,12 +257,12 @@ class RedisStore:
             raise StoreUnavailable(f"store {self._where}: {error}") from error
 
 
-def _stored(control: bytes | None, state: bytes | None, vector: bytes | None = None, row: bytes | None = None) -> StoredViewer:
+def _stored(
+    control: bytes | None, state: bytes | None, vector: bytes | None = None, row: bytes | None = None
+) -> StoredViewer:
     if control is None:
         return StoredViewer()
-    return StoredViewer(
-        control[:TOKEN_BYTES], int(control[TOKEN_BYTES:]), state or b"", vector or b"", row or b""
-    )
+    return StoredViewer(control[:TOKEN_BYTES], int(control[TOKEN_BYTES:]), state or b"", vector or b"", row or b"")
 
 
 def _write_result(reply: Sequence[Any]) -> WriteResult:

@@ -1,0 +1,227 @@
+"""One suite that every store runs: the deterministic twin in memory, and the real server."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+
+import pytest
+
+from contracts.errors import StoreChanged, StoreUnavailable
+from contracts.keys import Keys
+from sandbox.servers import ValkeyServer
+from viewers.memory_store import MemoryServer, MemoryStore
+from viewers.redis_store import RedisStore
+from viewers.store import Conflict, Marker, MarkerWrite, Stale, Store, StoredViewer, Tally, ViewerWrite, Written
+
+
+@pytest.fixture(params=["memory", "valkey"])
+async def stores(request: pytest.FixtureRequest, namespace: str) -> AsyncIterator[tuple[Store, Store]]:
+    """Two clients of one server."""
+    if request.param == "memory":
+        server = MemoryServer()
+        pair: tuple[Store, Store] = (MemoryStore(server), MemoryStore(server))
+    else:
+        valkey: ValkeyServer = request.getfixturevalue("valkey")
+        pair = (RedisStore(valkey.url, Keys(namespace, "t@1")), RedisStore(valkey.url, Keys(namespace, "t@1")))
+    for store in pair:
+        await store.connect()
+    yield pair
+    for store in pair:
+        await store.close()
+
+
+@pytest.fixture
+def store(stores: tuple[Store, Store]) -> Store:
+    return stores[0]
+
+
+def write(
+    expected: bytes = b"", new: bytes = b"token--1", *, viewer: str = "ana", activation: int = 1, state: bytes = b"s1"
+) -> ViewerWrite:
+    return ViewerWrite(viewer, expected, new, activation, state, b"\x00v", b"r\xff")
+
+
+async def test_an_absent_viewer_reads_as_empty(store: Store) -> None:
+    assert await store.read_viewer("nobody") == StoredViewer()
+    assert await store.read_viewers(["nobody", "no.one"]) == [StoredViewer(), StoredViewer()]
+    assert await store.read_row("nobody") == b""
+
+
+async def test_what_was_written_is_read(store: Store) -> None:
+    assert await store.write_viewers([write()]) == [Written()]
+    assert await store.read_viewer("ana") == StoredViewer(b"token--1", 1, b"s1", b"\x00v", b"r\xff")
+    assert await store.read_viewers(["ana"]) == [StoredViewer(b"token--1", 1, b"s1")]
+    assert await store.read_row("ana") == b"r\xff"
+
+
+async def test_a_write_on_another_token_changes_nothing_and_returns_what_is_there(stores: tuple[Store, Store]) -> None:
+    one, two = stores
+    await one.write_viewers([write()])
+    assert await two.write_viewers([write(b"", b"token--2", state=b"s2")]) == [
+        Conflict(StoredViewer(b"token--1", 1, b"s1"))
+    ]
+    assert await two.write_viewers([write(b"token--1", b"token--2", state=b"s2")]) == [Written()]
+    assert (await one.read_viewer("ana")).state == b"s2"
+
+
+async def test_a_repeated_write_holds_although_its_expected_token_is_gone(store: Store) -> None:
+    await store.write_viewers([write()])
+    assert await store.write_viewers([write()]) == [Written()]
+
+
+async def test_a_late_repeat_of_an_older_write_does_not_win(store: Store) -> None:
+    await store.write_viewers([write()])
+    await store.write_viewers([write(b"token--1", b"token--2", state=b"s2")])
+    assert isinstance((await store.write_viewers([write()]))[0], Conflict)
+    assert (await store.read_viewer("ana")).state == b"s2"
+
+
+async def test_a_write_expecting_a_viewer_that_is_gone_conflicts_with_nothing(store: Store) -> None:
+    assert await store.write_viewers([write(b"token--0")]) == [Conflict(StoredViewer())]
+
+
+async def test_an_older_activation_is_refused_and_named(store: Store) -> None:
+    await store.write_viewers([write(activation=10)])
+    assert await store.write_viewers([write(b"token--1", b"token--2", activation=9)]) == [Stale(10)]
+    assert await store.write_viewers([write(b"token--1", b"token--2", activation=10)]) == [Written()]
+    assert await store.write_viewers([write(b"token--2", b"token--3", activation=11)]) == [Written()]
+
+
+async def test_each_viewer_of_a_batch_is_judged_alone(store: Store) -> None:
+    await store.write_viewers([write()])
+    results = await store.write_viewers([write(b"other---", b"token--2"), write(viewer="ben")])
+    assert isinstance(results[0], Conflict)
+    assert results[1] == Written()
+
+
+async def test_a_marker_moves_only_from_where_its_writer_believes_it_to_be(stores: tuple[Store, Store]) -> None:
+    one, two = stores
+    await one.write_markers([MarkerWrite(0, None, 15, 5, Tally(applied=4, noop=3, private=1, dead=1, absent=1))])
+    assert await two.read_marker(0) == Marker(15, 5, 4, 3, 1, 1, 1)
+    await two.write_markers([MarkerWrite(0, 15, 17, 99, Tally(applied=2))])
+    with pytest.raises(StoreChanged, match="rewinding"):
+        await one.write_markers([MarkerWrite(0, 15, 16, 5, Tally(applied=1))])
+    with pytest.raises(StoreChanged):
+        await one.write_markers([MarkerWrite(0, None, 16, 5, Tally(applied=1))])
+    found = await one.read_marker(0)
+    assert found == Marker(17, 5, 6, 3, 1, 1, 1)
+    assert found.unaccounted == 0
+
+
+async def test_markers_beside_a_refused_one_still_move(store: Store) -> None:
+    with pytest.raises(StoreChanged):
+        await store.write_markers(
+            [MarkerWrite(0, 3, 4, 0, Tally(applied=1)), MarkerWrite(1, None, 4, 0, Tally(applied=4))]
+        )
+    assert await store.read_marker(0) is None
+    assert await store.read_marker(1) == Marker(4, 0, applied=4)
+
+
+async def test_offsets_past_53_bits_do_not_matter_but_large_counters_stay_exact(store: Store) -> None:
+    big = 4_000_000_000_123
+    await store.write_markers([MarkerWrite(0, None, big, 0, Tally(applied=big))])
+    await store.write_markers([MarkerWrite(0, big, big + 1, 0, Tally(noop=1))])
+    found = await store.read_marker(0)
+    assert found is not None
+    assert (found.applied, found.noop, found.unaccounted) == (big, 1, 0)
+
+
+async def test_scanning_finds_every_viewer_and_nothing_else(store: Store) -> None:
+    await store.write_viewers(
+        [
+            write(viewer=f"viewer.{i}|x", new=os.urandom(8))
+            for i in range(2_500 if isinstance(store, RedisStore) else 50)
+        ]
+    )
+    await store.write_markers([MarkerWrite(0, None, 1, 0, Tally(applied=1))])
+    found = [viewer async for batch in store.scan_viewers() for viewer in batch]
+    assert set(found) == {f"viewer.{i}|x" for i in range(2_500 if isinstance(store, RedisStore) else 50)}
+
+
+async def test_the_highest_activation_only_grows(store: Store) -> None:
+    assert await store.highest_activation() == 0
+    await store.announce_activation(12)
+    await store.announce_activation(9)
+    assert await store.highest_activation() == 12
+
+
+async def test_halts_updaters_rebuilds_seeds_and_default_rows_are_kept(stores: tuple[Store, Store]) -> None:
+    one, two = stores
+    assert await two.read_halt() is None
+    await one.write_halt("too much poison")
+    assert await two.read_halt() == "too much poison"
+    await one.write_halt(None)
+    assert await two.read_halt() is None
+    await one.report_updater("u1", 3, 1_700_000_000_000)
+    assert await two.read_updaters() == {"u1": (3, 1_700_000_000_000)}
+    await one.remove_updater("u1")
+    assert await two.read_updaters() == {}
+    assert not await two.read_rebuilt(3)
+    await one.write_rebuilt(3)
+    assert await two.read_rebuilt(3)
+    await one.write_seeded({0: 10, 1: 20})
+    assert await two.read_seeded() == {0: 10, 1: 20}
+    await one.write_default_rows({"*:*": b"a", "DE:0": b"b"})
+    await one.write_default_rows({"*:*": b"c"})
+    assert await two.read_default_rows() == {"*:*": b"c"}
+
+
+async def test_a_restarted_memory_server_is_noticed_before_anything_is_passed() -> None:
+    server = MemoryServer()
+    store = MemoryStore(server)
+    await store.connect()
+    await store.write_viewers([write()])
+    old = server.snapshot()
+    await store.write_markers([MarkerWrite(0, None, 5, 0, Tally(applied=5))])
+    server.restart(old)
+    with pytest.raises(StoreChanged):
+        await store.write_markers([MarkerWrite(0, 5, 6, 0, Tally(applied=1))])
+    await store.connect()
+    assert await store.read_marker(0) is None
+
+
+async def test_a_restarted_valkey_is_noticed_by_reads_writes_and_markers(
+    fresh_valkey: ValkeyServer, namespace: str
+) -> None:
+    store = RedisStore(fresh_valkey.url, Keys(namespace, "t@1"))
+    await store.connect()
+    await store.write_viewers([write()])
+    fresh_valkey.stop()
+    with pytest.raises(StoreUnavailable, match="store 127"):
+        await store.read_viewers(["ana"])
+    fresh_valkey.start()
+    with pytest.raises(StoreChanged):
+        await store.write_viewers([write(b"token--1", b"token--2")])
+    with pytest.raises(StoreChanged):
+        await store.write_markers([MarkerWrite(0, None, 5, 0, Tally(applied=5))])
+    assert await store.connect()
+    assert (await store.read_viewers(["ana"]))[0].state == b"s1"
+    await store.close()
+
+
+async def test_a_full_valkey_refuses_before_the_first_write_and_says_so(
+    fresh_valkey: ValkeyServer, namespace: str
+) -> None:
+    store = RedisStore(fresh_valkey.url, Keys(namespace, "t@1"))
+    await store.connect()
+    await store.write_viewers([write()])
+    await store._command("CONFIG", "SET", "maxmemory", "1")
+    with pytest.raises(StoreUnavailable, match="refuses"):
+        await store.write_viewers([write(b"token--1", b"token--2", state=b"s2")])
+    await store._command("CONFIG", "SET", "maxmemory", "0")
+    assert (await store.read_viewer("ana")).state == b"s1"
+    await store.close()
+
+
+async def test_a_hung_valkey_costs_no_more_than_the_deadline(fresh_valkey: ValkeyServer, namespace: str) -> None:
+    store = RedisStore(fresh_valkey.url, Keys(namespace, "t@1"), command_timeout_s=0.3)
+    await store.connect()
+    fresh_valkey.pause()
+    try:
+        with pytest.raises(StoreUnavailable):
+            await store.write_viewers([write()])
+    finally:
+        fresh_valkey.resume()
+    await store.connect()
+    await store.close()

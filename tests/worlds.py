@@ -1,0 +1,63 @@
+"""Small worlds with known content, for tests of every layer."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from contracts.events import Kind, PlaybackEvent
+from embeddings.generation import NEVER_MS, FoldInParameters, Generation
+from viewers.state import item_digest
+
+T0 = 1_700_000_000_000
+"""A Tuesday in November 2023, UTC milliseconds."""
+
+
+def make_generation(
+    n_items: int = 200,
+    k: int = 8,
+    seed: int = 1,
+    *,
+    generation_id: str = "g1",
+    parameters: FoldInParameters | None = None,
+) -> Generation:
+    """Random factors with norms like those of real ones; item ids `tt0000000` …; every item always available."""
+    rng = np.random.default_rng(seed)
+    ids = tuple(f"tt{i:07d}" for i in range(n_items))
+    factors = rng.normal(size=(n_items, k)) * rng.lognormal(-1, 0.5, size=(n_items, 1)) / np.sqrt(k)
+    return Generation(
+        generation_id=generation_id,
+        item_ids=ids,
+        item_factors=np.ascontiguousarray(factors, dtype=np.float32),
+        parameters=parameters or FoldInParameters(),
+        popularity=rng.pareto(1.2, size=n_items).astype(np.float32),
+        available_from_ms=np.zeros(n_items, dtype=np.int64),
+        available_until_ms=np.full(n_items, NEVER_MS, dtype=np.int64),
+        maturity=np.zeros(n_items, dtype=np.uint8),
+        item_digests=np.array([item_digest(item) for item in ids], dtype=np.int64),
+    )
+
+
+def play_event(
+    viewer: str,
+    item: int | str,
+    second: float,
+    *,
+    kind: Kind = Kind.COMPLETE,
+    share: float = 1.0,
+    private: bool = False,
+) -> PlaybackEvent:
+    """A play of `tt…item`, started `second` seconds after T0; its ids follow from viewer, item and time."""
+    item_id = item if isinstance(item, str) else f"tt{item:07d}"
+    started = T0 + int(second * 1000)
+    return PlaybackEvent(
+        event_id=f"{viewer}.{item_id}.{started}.{kind.value}",
+        kind=kind,
+        viewer=viewer,
+        event_time_ms=started,
+        private=private,
+        item_id=item_id,
+        play_id=f"{viewer}.{started}",
+        play_started_at_ms=started,
+        watched_ms=int(share * 100_000),
+        duration_ms=100_000,
+    )

@@ -1,0 +1,317 @@
+"""The loop: fetch a micro-batch, decide, write dead letters, rewrite viewers, move the marker, commit.
+
+No linger: a batch is whatever is there. Decoding and rewriting run in a worker thread, so that heartbeats never starve.
+Whatever goes wrong, the answer is the same: re-read where the store stands, seek there, and go on. Merging is a join and
+every write a compare-and-set, so doing a batch again is always harmless.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import structlog
+
+from contracts.codec import Codec
+from contracts.errors import Halted, HaltError, StaleActivation, StoreChanged, TransientError
+from contracts.keys import TOKEN_BYTES
+from runtime.kafka import (
+    AIOKafkaConsumer,
+    ConsumerRebalanceListener,
+    ConsumerRecord,
+    NoOffsetForPartitionError,
+    TopicPartition,
+    kafka_errors,
+    make_consumer,
+    make_producer,
+)
+from runtime.settings import Settings
+from updater.checkpoint import Checkpoint
+from updater.deadletter import DeadLetterQueue, FloodGuard
+from updater.metrics import Metrics, RowTiming
+from updater.pipeline import Plan, plan, tallies
+from updater.swap import Swap
+from viewers.rewrite import RewriteResult, rewrite_viewers
+from viewers.state import Limits
+from viewers.store import Store
+
+log = structlog.get_logger()
+
+FETCH_WAIT_MS = 250
+"""An idle fetch returns after this, so that a stop or a rebalance is noticed."""
+COMMIT_EVERY_S = 0.5
+"""Commits are for the broker's eyes and for min(committed, marker): the marker alone already says what is done."""
+RESUME_TIMEOUT_S = 20.0
+BACKOFF_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+
+T = TypeVar("T")
+
+
+def wall_ms() -> float:
+    """UTC milliseconds."""
+    return time.time() * 1000
+
+
+def draw_token() -> bytes:
+    """A token that no other write has."""
+    return os.urandom(TOKEN_BYTES)
+
+
+class Updater:
+    """One updater process. `run` returns after `stop` (clean) and raises on what a person must decide (`HaltError`)."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        codec: Codec,
+        *,
+        instance: str | None = None,
+        now_ms: Callable[[], float] = wall_ms,
+    ) -> None:
+        self.settings = settings
+        self.store = store
+        self.metrics = Metrics()
+        self.instance = instance or f"{os.uname().nodename}-{os.getpid()}"
+        self.limits = Limits(**settings.state.model_dump())
+        self.now_ms = now_ms
+        self._codec = codec
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="rewrite")
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
+        self.swap = Swap(settings.generations_path, codec.encode_row, self.limits, self._loader, self.instance)
+        self.flood = FloodGuard()
+        self.checkpoint: Checkpoint | None = None
+        self.consumer: AIOKafkaConsumer | None = None
+        self._working = asyncio.Lock()  # held while a batch has effects; never around a fetch
+        self._stopping = asyncio.Event()
+        self._epoch = 0  # raised whenever the assignment moves: what was fetched before is not ours to process
+        self._resumed_epoch = -1
+        self.failing_since: float | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Assigned and resumed, the store answering, and not failing."""
+        return self.checkpoint is not None and self._resumed_epoch == self._epoch and self.failing_since is None
+
+    def stop(self) -> None:
+        """Finish the batch in hand, write the marker, commit, leave."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Consume until `stop`."""
+        async with self._opened() as (consumer, checkpoint, dead_letters):
+            failures = 0
+            while not self._stopping.is_set():
+                try:
+                    if self._resumed_epoch != self._epoch:
+                        await self._resume(checkpoint)
+                    epoch = self._epoch
+                    fetched = await self._fetch(consumer)
+                    fetched_at_ms = self.now_ms()
+                    async with self._working:
+                        if epoch != self._epoch:
+                            continue  # partitions moved meanwhile: what was fetched is not ours to process
+                        if fetched:
+                            await self._process(checkpoint, dead_letters, fetched, fetched_at_ms)
+                        else:
+                            await self._pass_control_records(consumer, checkpoint)
+                    failures, self.failing_since = 0, None
+                except StaleActivation as stale:
+                    self._again("stale_activation", stale)
+                    await self._wait_for_generation(stale.stored_activation)
+                except TransientError as error:
+                    self._again(type(error).__name__, error)
+                    if isinstance(error, StoreChanged):
+                        await self._reconnect()
+                    self.failing_since = self.failing_since or time.monotonic()
+                    await self._pause(BACKOFF_S[min(failures, len(BACKOFF_S) - 1)])
+                    failures += 1
+                except Halted:
+                    raise
+                except HaltError as halt:
+                    await self.store.write_halt(str(halt))
+                    raise
+
+    async def _process(
+        self,
+        checkpoint: Checkpoint,
+        dead_letters: DeadLetterQueue,
+        fetched: Mapping[int, Sequence[ConsumerRecord]],
+        fetched_at_ms: float,
+    ) -> None:
+        """One batch, in the order of effects of `checkpoint.py`."""
+        loop = asyncio.get_running_loop()
+        decided = await loop.run_in_executor(
+            self._executor, plan, fetched, checkpoint.positions, self._codec.decode_event, self.limits
+        )
+        await dead_letters.send(decided.dead_letters)  # 1
+        results = await rewrite_viewers(  # 2
+            self.store,
+            decided.jobs,
+            self.swap.rewriter,
+            now_ms=self.now_ms,
+            draw_token=draw_token,
+            executor=self._executor,
+        )
+        counted = tallies(decided, results)
+        await checkpoint.advance(decided.partitions, counted)  # 3; step 4, the commit, follows on its own clock
+        self._observe(decided, results, fetched_at_ms)
+        for tally in counted.values():
+            for decision in ("applied", "noop", "private", "dead", "absent"):
+                self.metrics.records.labels(decision).inc(getattr(tally, decision))
+        self.flood.observe(decided.records, len(decided.dead_letters))
+
+    def _observe(self, decided: Plan, results: Sequence[RewriteResult], fetched_at_ms: float) -> None:
+        self.metrics.batches.inc()
+        for times_ms, result in zip(decided.event_times_ms, results, strict=True):
+            if result.timing is None or not result.row_id:
+                continue  # nothing written, or no generation yet
+            self.metrics.rows.inc()
+            self.metrics.rows_written += 1
+            timing = result.timing
+            self.metrics.keep_timing(
+                result.row_id, RowTiming(fetched_at_ms, timing.computed_at_ms, timing.written_at_ms)
+            )
+            for event_time_ms in times_ms:
+                self.metrics.observe_freshness(event_time_ms, timing.written_at_ms)
+
+    async def _fetch(self, consumer: AIOKafkaConsumer) -> dict[int, list[ConsumerRecord]]:
+        """A micro-batch, partition → records; empty after `FETCH_WAIT_MS` without any."""
+        with kafka_errors("fetching", self.settings):
+            try:
+                found = await consumer.getmany(
+                    timeout_ms=FETCH_WAIT_MS, max_records=self.settings.kafka.max_batch_records
+                )
+            except NoOffsetForPartitionError:
+                # A new assignment that the fetcher looked at before we could seek: resume does.
+                self._epoch += 1
+                return {}
+        return {tp.partition: records for tp, records in found.items() if records}
+
+    async def _pass_control_records(self, consumer: AIOKafkaConsumer, checkpoint: Checkpoint) -> None:
+        """When nothing was fetched: offsets that hold no record (transaction markers) are absent."""
+        ahead = {}
+        with kafka_errors("reading positions", self.settings):
+            for partition, at in checkpoint.progress.items():
+                position = await consumer.position(TopicPartition(self.settings.kafka.topic, partition))
+                if position > at.position:
+                    ahead[partition] = position
+        if ahead:
+            await checkpoint.pass_absent(ahead)
+
+    async def _resume(self, checkpoint: Checkpoint) -> None:
+        """Take up the assignment as it is now."""
+        async with self._working:
+            epoch = self._epoch
+            reason = await self.store.read_halt()
+            if reason is not None:
+                raise Halted(f"this stream is halted: {reason}")
+            async with asyncio.timeout(RESUME_TIMEOUT_S):
+                await checkpoint.resume()
+            self._resumed_epoch = epoch
+
+    def _again(self, cause: str, error: Exception) -> None:
+        """The batch in hand is done again, from what the store holds."""
+        log.warning("batch_again", cause=cause, error=str(error))
+        self.metrics.retries.labels(cause).inc()
+        self._resumed_epoch = -1
+
+    async def _reconnect(self) -> None:
+        with contextlib.suppress(TransientError):
+            await self.store.connect()
+
+    async def _wait_for_generation(self, activation: int) -> None:
+        """Load the generation that the store already knows of; look again until CURRENT names it."""
+        while not self._stopping.is_set():
+            await self.swap.check()
+            if self.swap.rewriter.activation >= activation:
+                return
+            log.warning(
+                "waiting_for_generation", activation=activation, remedy="is generations_path the nightly job's?"
+            )
+            await self._pause(1.0)
+
+    async def _pause(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stopping.wait(), seconds)
+
+    async def _drain(self) -> None:
+        """Partitions are about to move: finish the batch in hand, commit its marker, forget the rest."""
+        async with self._working:
+            self._epoch += 1
+            if self.checkpoint is not None:
+                await self.checkpoint.commit()
+                self.checkpoint.progress = {}
+
+    async def _commit_for_ever(self, checkpoint: Checkpoint) -> None:
+        while True:
+            await asyncio.sleep(COMMIT_EVERY_S)
+            await checkpoint.commit()
+
+    @contextlib.asynccontextmanager
+    async def _opened(self) -> AsyncIterator[tuple[AIOKafkaConsumer, Checkpoint, DeadLetterQueue]]:
+        """Connect everything; on the way out drain, commit, leave the group."""
+        await self._until_answers(self.store.connect)
+        await self.swap.check()
+        producer = await self._until_answers(lambda: make_producer(self.settings))
+        try:
+            group_id = self.settings.kafka.group_id
+            consumer = await self._until_answers(lambda: make_consumer(self.settings, group_id=group_id))
+            try:
+                self.consumer = consumer
+                checkpoint = self.checkpoint = Checkpoint(consumer, self.store, self.settings)
+                consumer.subscribe([self.settings.kafka.topic], listener=_Listener(self))
+                background = [
+                    asyncio.create_task(self._commit_for_ever(checkpoint)),
+                    asyncio.create_task(self.swap.watch(self.store, self.now_ms)),
+                ]
+                try:
+                    yield consumer, checkpoint, DeadLetterQueue(producer, self.settings)
+                finally:
+                    await _cancel(background)
+                    await checkpoint.commit()
+                    with contextlib.suppress(TransientError):
+                        await self.store.remove_updater(self.instance)
+            finally:
+                await consumer.stop()
+        finally:
+            await producer.stop()
+            self._executor.shutdown(wait=False)
+            self._loader.shutdown(wait=False)
+
+    async def _until_answers(self, action: Callable[[], Awaitable[T]]) -> T:
+        """At start, wait for servers that are not up yet instead of dying in a restart loop."""
+        attempt = 0
+        while True:
+            try:
+                return await action()
+            except TransientError as error:
+                log.warning("waiting", error=str(error))
+                await self._pause(BACKOFF_S[min(attempt, len(BACKOFF_S) - 1)])
+                attempt += 1
+                if self._stopping.is_set():
+                    raise
+
+
+class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
+    """Rebalances: drain on the way out, resume in the loop on the way in. The client swallows whatever is raised here."""
+
+    def __init__(self, updater: Updater) -> None:
+        self._updater = updater
+
+    async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
+        await self._updater._drain()
+
+    async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
+        self._updater._epoch += 1
+
+
+async def _cancel(tasks: Sequence[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

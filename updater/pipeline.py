@@ -1,0 +1,167 @@
+"""What to do with a batch of records. Pure: records and positions in, decisions out; no clock, no client.
+
+Every offset of a partition gets exactly one fate: applied, no-op, private, dead-lettered, or absent (never handed to us:
+transaction markers, records that compaction or retention removed). `tallies` adds them up once the viewers are rewritten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from contracts.errors import RecordError
+from contracts.events import PlaybackEvent, validate
+from viewers.rewrite import Outcome, RewriteJob, RewriteResult
+from viewers.state import Limits, ViewerState, merge, state_of
+from viewers.store import Tally
+
+PRIVATE_HEADER = "private"
+
+
+class Record(Protocol):
+    """A Kafka record as the consumer hands it over."""
+
+    partition: int
+    offset: int
+    timestamp: int  # ms
+    key: bytes | None
+    value: bytes | None
+    headers: Sequence[tuple[str, bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where a partition stands: the next offset to process, and the first that is not yet in the marker's counters."""
+
+    next_offset: int
+    uncounted_from: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A record that can never be applied. `quotable`: its bytes may be kept (it is known not to be private)."""
+
+    record: Record
+    cause: RecordError
+    quotable: bool
+
+
+@dataclass(slots=True)
+class PartitionPlan:
+    """The fates of one partition's offsets up to `next_offset`. Counts hold only offsets from `uncounted_from` on."""
+
+    partition: int
+    uncounted_from: int
+    next_offset: int
+    records: int = 0
+    private: int = 0
+    dead: int = 0
+    absent: int = 0
+    jobs: list[int] = field(default_factory=list)  # per counted event record: index of its viewer's job
+    last_timestamp_ms: int = 0
+
+    @property
+    def advances(self) -> bool:
+        """True if the marker has to move."""
+        return self.next_offset > self.uncounted_from
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A batch's decisions. `event_times_ms[i]`: event times of all records behind `jobs[i]`, for freshness."""
+
+    jobs: list[RewriteJob]
+    event_times_ms: list[list[int]]
+    dead_letters: list[DeadLetter]
+    partitions: dict[int, PartitionPlan]
+
+    @property
+    def records(self) -> int:
+        return sum(partition.records for partition in self.partitions.values())
+
+
+def plan(
+    batch: Mapping[int, Sequence[Record]],
+    positions: Mapping[int, Position],
+    decode: Callable[[bytes], PlaybackEvent],
+    limits: Limits,
+) -> Plan:
+    """Decide every record of a batch, coalescing the facts of each viewer into one job.
+
+    `batch`: partition → records in offset order; partitions without a position are ignored (not ours any more).
+    Errors: `UnknownSchema` (and any other transient error of `decode`) leaves the whole batch undecided.
+    """
+    facts: dict[str, list[ViewerState]] = {}
+    times: dict[str, list[int]] = {}
+    job_of: dict[str, int] = {}
+    dead_letters: list[DeadLetter] = []
+    partitions: dict[int, PartitionPlan] = {}
+    for partition, records in batch.items():
+        position = positions.get(partition)
+        if position is None:
+            continue
+        todo = PartitionPlan(partition, position.uncounted_from, position.next_offset)
+        partitions[partition] = todo
+        for record in records:
+            if record.offset < todo.next_offset:
+                continue  # fetched before a rewind
+            counted = record.offset >= position.uncounted_from
+            todo.absent += max(0, record.offset - max(todo.next_offset, position.uncounted_from))
+            todo.next_offset = record.offset + 1
+            todo.records += 1
+            todo.last_timestamp_ms = record.timestamp
+            decision = _decide(record, decode)
+            if decision is None:
+                todo.private += counted
+            elif isinstance(decision, DeadLetter):
+                dead_letters.append(decision)
+                todo.dead += counted
+            else:
+                viewer = decision.viewer
+                facts.setdefault(viewer, []).append(state_of(decision, timestamp_ms=record.timestamp))
+                times.setdefault(viewer, []).append(decision.event_time_ms)
+                if counted:
+                    todo.jobs.append(job_of.setdefault(viewer, len(job_of)))
+                else:
+                    job_of.setdefault(viewer, len(job_of))
+    jobs = [
+        RewriteJob(
+            viewer, facts[viewer][0] if len(facts[viewer]) == 1 else merge(facts[viewer], limits), max(times[viewer])
+        )
+        for viewer in job_of
+    ]
+    return Plan(jobs, [times[viewer] for viewer in job_of], dead_letters, partitions)
+
+
+def _decide(record: Record, decode: Callable[[bytes], PlaybackEvent]) -> PlaybackEvent | DeadLetter | None:
+    """The event of a valid record, its dead letter, or None for a private play."""
+    said = _private_header(record)
+    if said is True:
+        return None
+    try:
+        event = decode(record.value or b"")
+        if event.private:
+            return None
+        validate(event, key=record.key, timestamp_ms=record.timestamp)
+    except RecordError as error:
+        return DeadLetter(record, error, quotable=said is False)
+    return event
+
+
+def _private_header(record: Record) -> bool | None:
+    """What the record's header says of privacy; None without a header or with another value."""
+    for name, value in record.headers:
+        if name == PRIVATE_HEADER:
+            return {b"0": False, b"1": True}.get(value)
+    return None
+
+
+def tallies(decided: Plan, results: Sequence[RewriteResult]) -> dict[int, Tally]:
+    """What happened to each partition's offsets from the old marker to the new; sums to exactly their number."""
+    applied = [result.outcome is Outcome.APPLIED for result in results]
+    sums = {}
+    for partition, todo in decided.partitions.items():
+        changed = sum(applied[job] for job in todo.jobs)
+        sums[partition] = Tally(changed, len(todo.jobs) - changed, todo.private, todo.dead, todo.absent)
+    return sums

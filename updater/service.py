@@ -1,0 +1,204 @@
+"""The updater as a process: health, metrics, a once-a-second look at lag, signals, a clean stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import time
+from collections import deque
+from dataclasses import asdict
+
+import structlog
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from contracts.codec import Codec
+from contracts.errors import HaltError, KafkaUnavailable
+from contracts.registry import Registry
+from runtime.http import serve
+from runtime.kafka import TopicPartition
+from runtime.settings import Settings
+from updater.consumer import Updater
+from viewers.redis_store import RedisStore
+
+log = structlog.get_logger()
+
+TICK_S = 1.0
+STALL_ALARM_S = 0.25
+STALLED_AFTER_S = 30.0
+"""The client is known to stop fetching without an error: lag above 0 and no progress for this long ends the process."""
+
+
+def make_store(settings: Settings) -> RedisStore:
+    """The configured store."""
+    store = settings.store
+    return RedisStore(
+        store.url.get_secret_value(),
+        settings.keys,
+        connect_timeout_s=store.connect_timeout_s,
+        command_timeout_s=store.command_timeout_s,
+        max_connections=store.max_connections,
+    )
+
+
+def make_codec(settings: Settings) -> Codec:
+    """The codec over the configured registry."""
+    return Codec(Registry.load(settings.registry_path))
+
+
+class Watch:
+    """Once a second: lag, unaccounted, generation age; and whether the consumer silently stalled."""
+
+    def __init__(self, updater: Updater) -> None:
+        self._updater = updater
+        self._moved_at: dict[int, tuple[int, float]] = {}  # partition → (position, when it was first seen there)
+        self._stalls: deque[tuple[float, float]] = deque()
+        self.lag_records = 0
+
+    async def run(self) -> None:
+        """For ever; raises `KafkaUnavailable` on a silent stall."""
+        while True:
+            before = time.monotonic()
+            await asyncio.sleep(TICK_S)
+            self._observe_stall(time.monotonic() - before - TICK_S)
+            self.look(time.monotonic())
+
+    def _observe_stall(self, stall_s: float) -> None:
+        now = time.monotonic()
+        self._stalls.append((now, stall_s))
+        while self._stalls[0][0] < now - 10:
+            self._stalls.popleft()
+        self._updater.metrics.loop_stall.set(max(stall for _, stall in self._stalls))
+        if stall_s > STALL_ALARM_S:
+            log.warning("event_loop_stalled", stall_s=round(stall_s, 3))
+
+    def look(self, now_s: float) -> None:
+        """Refresh the gauges from where each partition stands."""
+        updater, checkpoint, consumer = self._updater, self._updater.checkpoint, self._updater.consumer
+        metrics, kafka = updater.metrics, updater.settings.kafka
+        swap = updater.swap
+        metrics.activation.set(swap.rewriter.activation)
+        metrics.swaps.set(swap.swaps)
+        metrics.refusals.set(swap.refusals)
+        metrics.generation_age.set(max(0.0, updater.now_ms() / 1000 - swap.created_at_s) if swap.created_at_s else 0.0)
+        if checkpoint is None or consumer is None:
+            return
+        self.lag_records = 0
+        for gauge in (metrics.lag_records, metrics.lag_seconds, metrics.unaccounted):
+            gauge.clear()
+        for partition, at in checkpoint.progress.items():
+            end = consumer.highwater(TopicPartition(kafka.topic, partition))
+            lag = max(0, (at.position if end is None else end) - at.position)
+            self.lag_records += lag
+            labels = (kafka.group_id, kafka.topic, str(partition))
+            metrics.lag_records.labels(*labels).set(lag)
+            behind_s = max(0.0, updater.now_ms() - at.last_timestamp_ms) / 1000 if lag and at.last_timestamp_ms else 0.0
+            metrics.lag_seconds.labels(*labels).set(behind_s)
+            metrics.unaccounted.labels(*labels).set(0 if at.marker is None else at.marker.unaccounted)
+            self._check_progress(partition, at.position, lag, now_s)
+
+    def _check_progress(self, partition: int, position: int, lag: int, now_s: float) -> None:
+        known, since_s = self._moved_at.get(partition, (-1, now_s))
+        if known != position or not lag or self._updater.failing_since is not None:
+            self._moved_at[partition] = (position, now_s)
+        elif now_s - since_s > STALLED_AFTER_S:
+            topic = self._updater.settings.kafka.topic
+            raise KafkaUnavailable(
+                f"{topic}[{partition}]: {lag} records wait at offset {position} and nothing was fetched for {STALLED_AFTER_S:g} s; "
+                "leaving, so that a fresh process takes over"
+            )
+
+    def stats(self) -> dict[str, object]:
+        """What the demo and the live page show."""
+        updater = self._updater
+        metrics, now_s = updater.metrics, updater.now_ms() / 1000
+        progress = updater.checkpoint.progress if updater.checkpoint else {}
+        markers = [at.marker for at in progress.values() if at.marker is not None]
+        counted = {n: sum(getattr(m, n) for m in markers) for n in ("applied", "noop", "private", "dead", "absent")}
+        return {
+            "instance": updater.instance,
+            "ready": updater.ready,
+            "generation_id": updater.swap.generation_id,
+            "activation": updater.swap.rewriter.activation,
+            "partitions": sorted(progress),
+            "lag_records": self.lag_records,
+            "unaccounted": sum(m.unaccounted for m in markers),
+            "rows_written": metrics.rows_written,
+            "freshness_s": asdict(metrics.freshness.total.percentiles()),
+            "freshness_recent_s": asdict(metrics.freshness.recent(now_s)),
+            **counted,
+        }
+
+
+def make_app(updater: Updater, watch: Watch) -> Starlette:
+    """`/health/live`, `/health/ready`, `/metrics`, `/stats`, `/timing/{row_id}`."""
+
+    async def live(request: Request) -> Response:
+        return JSONResponse({"status": "alive"})
+
+    async def ready(request: Request) -> Response:
+        why = {
+            "assigned": updater.checkpoint is not None,
+            "generation_id": updater.swap.generation_id or None,
+            "failing_for_s": None
+            if updater.failing_since is None
+            else round(time.monotonic() - updater.failing_since, 1),
+        }
+        return JSONResponse({"ready": updater.ready, **why}, status_code=200 if updater.ready else 503)
+
+    async def metrics(request: Request) -> Response:
+        return Response(generate_latest(updater.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    async def stats(request: Request) -> Response:
+        watch.look(time.monotonic())
+        return JSONResponse(watch.stats())
+
+    async def timing(request: Request) -> Response:
+        found = updater.metrics.timing(request.path_params["row_id"])
+        return JSONResponse(None if found is None else asdict(found), status_code=404 if found is None else 200)
+
+    return Starlette(
+        routes=[
+            Route("/health/live", live),
+            Route("/health/ready", ready),
+            Route("/metrics", metrics),
+            Route("/stats", stats),
+            Route("/timing/{row_id}", timing),
+        ]
+    )
+
+
+async def run_updater(settings: Settings) -> None:
+    """Run until SIGTERM or Ctrl-C. Errors: `HaltError`, `KafkaUnavailable` on a silent stall."""
+    store = make_store(settings)
+    updater = Updater(settings, store, make_codec(settings))
+    loop = asyncio.get_running_loop()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(name, updater.stop)
+    watch = Watch(updater)
+    try:
+        async with serve(make_app(updater, watch), settings.health.host, settings.health.port) as port:
+            log.info("updater_listening", host=settings.health.host, port=port, instance=updater.instance)
+            await _first_of(updater.run(), watch.run())
+    except HaltError as halt:
+        log.error("halted", reason=str(halt))
+        raise
+    finally:
+        await store.close()
+    log.info("updater_stopped", **{k: v for k, v in watch.stats().items() if k in ("rows_written", "unaccounted")})
+
+
+async def _first_of(main: object, guard: object) -> None:
+    """Run `main`; if `guard` raises first, cancel `main` and raise that."""
+    tasks = [asyncio.ensure_future(main), asyncio.ensure_future(guard)]  # type: ignore[call-overload]
+    done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in pending:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+    for task in done:
+        task.result()

@@ -1,0 +1,95 @@
+"""Taking up a new generation while running: loaded beside the old one, swapped between two batches."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor
+
+import structlog
+
+from contracts.errors import GenerationError, NearlineError
+from contracts.rows import HomeRow
+from embeddings.files import GenerationsFolder, load_generation
+from viewers.rewrite import Rewriter
+from viewers.state import Limits
+from viewers.store import Store
+
+log = structlog.get_logger()
+
+POLL_S = 1.0
+
+
+class Swap:
+    """Holds the rewriter in force. `check` looks at CURRENT; the loop reads `rewriter` once a batch."""
+
+    def __init__(
+        self,
+        generations_path: str,
+        encode_row: Callable[[HomeRow], bytes],
+        limits: Limits,
+        executor: Executor,
+        instance: str,
+    ) -> None:
+        self._path = generations_path
+        self._folder = GenerationsFolder(generations_path)
+        self._encode_row = encode_row
+        self._limits = limits
+        self._executor = executor
+        self._instance = instance
+        self._refused: int | None = None
+        self.rewriter = Rewriter(None, 0, encode_row, limits)
+        self.created_at_s = 0.0  # when the generation in force was made, UTC seconds
+        self.swaps = 0
+        self.refusals = 0
+
+    @property
+    def generation_id(self) -> str:
+        generation = self.rewriter.generation
+        return "" if generation is None else generation.generation_id
+
+    async def check(self) -> bool:
+        """Load what CURRENT names if its activation is newer. True if swapped. A bad generation is refused once."""
+        loop = asyncio.get_running_loop()
+        current = await loop.run_in_executor(self._executor, self._folder.read_current)
+        if current is None or current.activation <= self.rewriter.activation or current.activation == self._refused:
+            return False
+        started = time.monotonic()
+        try:
+            if current.generation_id == self.generation_id:
+                generation = self.rewriter.generation
+            else:
+                generation = await loop.run_in_executor(
+                    self._executor, load_generation, self._path, current.generation_id
+                )
+        except GenerationError as error:
+            self.refusals += 1
+            self._refused = current.activation
+            log.error(
+                "generation_refused",
+                error=str(error),
+                in_force=self.generation_id,
+                remedy="mend or nearline generations rollback",
+            )
+            return False
+        self.rewriter = Rewriter(generation, current.activation, self._encode_row, self._limits)
+        self.created_at_s = self._folder.created_at_s(current.generation_id)
+        self.swaps += 1
+        log.info(
+            "generation_swapped",
+            generation_id=current.generation_id,
+            activation=current.activation,
+            load_s=round(time.monotonic() - started, 3),
+        )
+        return True
+
+    async def watch(self, store: Store, now_ms: Callable[[], float]) -> None:
+        """Check and report for ever; ends by cancellation."""
+        while True:
+            try:
+                await self.check()
+                await store.report_updater(self._instance, self.rewriter.activation, int(now_ms()))
+            except NearlineError as error:
+                log.warning("generation_watch_failed", error=str(error))
+            await asyncio.sleep(POLL_S)
