@@ -25,6 +25,9 @@ from contracts.rows import Entry, HomeRow, Impression, Reason
 MAX_RECORD_BYTES = 16 * 1024
 """Longest framed record, bytes. A home row of 60 entries with ids of 128 characters and three reasons each takes 12 KiB."""
 
+MAX_SCHEMA_ID = 1_000_000
+"""Registries count up from 1: a greater id is noise behind a zero byte, and waiting for it would block the partition for ever."""
+
 MAGIC = b"\x00"
 HEADER_BYTES = 5
 
@@ -152,6 +155,8 @@ class _Subject:
         owner = self.registry.subject_of(schema_id)
         if owner is not None:
             return UndecodableRecord(f"schema id {schema_id} belongs to {owner}, not to {self.name}")
+        if not 0 < schema_id <= MAX_SCHEMA_ID:
+            return UndecodableRecord(f"{self.name}: schema id {schema_id} cannot be a registry's")
         return UnknownSchema(
             f"{self.name}: schema id {schema_id} is not in the registry {self.registry.path}; register the writer's schema"
         )

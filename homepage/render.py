@@ -98,17 +98,18 @@ def render_row(
 ) -> dict[str, Any]:
     """The response as JSON values. `freshness_ms`: from the event to the row; `age_ms`: from the row to this response."""
     known = row.event_time_ms is not None
+    computed = bool(row.computed_at_ms)  # False only for the empty row that stands in when there is none at all
     return {
         "viewer": viewer,
         "row_id": row.row_id,
         "generation_id": row.generation_id,
         "activation": row.activation,
         "trends_snapshot": row.trends_snapshot,
-        "computed_at": iso_ms(row.computed_at_ms),
-        "computed_at_ms": row.computed_at_ms,
+        "computed_at": iso_ms(row.computed_at_ms) if computed else None,
+        "computed_at_ms": row.computed_at_ms if computed else None,
         "event_time_ms": row.event_time_ms,
         "freshness_ms": row.computed_at_ms - (row.event_time_ms or 0) if known else None,
-        "age_ms": now_ms - row.computed_at_ms,
+        "age_ms": now_ms - row.computed_at_ms if computed else None,
         "default": default,
         "degraded": degraded,
         "entries": [_render_entry(place, one, catalogue) for place, one in enumerate(selection.shown)],

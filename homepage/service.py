@@ -159,7 +159,7 @@ class Homepage:
         body = render_row(
             row, selection, self.catalogue, viewer=viewer, now_ms=now_ms, default=default, degraded=degraded
         )
-        if request.headers.get(PRIVATE_HEADER, "0") in ("", "0"):
+        if selection.shown and request.headers.get(PRIVATE_HEADER, "0") in ("", "0"):
             self._report(viewer, row, selection, default, now_ms)
         self.metrics.requests.labels("degraded" if degraded else "default" if default else "own").inc()
         response = JSONResponse(body, headers={"Cache-Control": "no-store"})

@@ -201,6 +201,16 @@ async def test_a_store_that_is_away_leaves_the_default_row_marked_degraded(away:
     assert count(homepage, "nearline_homepage_requests_total", outcome="degraded") == 1
 
 
+async def test_the_first_day_answers_with_an_empty_degraded_page_and_no_impression() -> None:
+    """Before any row exists the answer is still 200, says so, and reports nothing shown."""
+    homepage, client = await homepage_over(MemoryStore())
+    async with client:
+        response = await client.get("/v1/home/ana")
+    body = response.json()
+    assert (response.status_code, body["entries"], body["degraded"], body["age_ms"]) == (200, [], True, None)
+    assert homepage.impressions.taken == []  # type: ignore[attr-defined]
+
+
 async def test_default_rows_survive_a_store_that_goes_away() -> None:
     """A failed refresh keeps the rows already read and says that the store is away."""
     store = await store_with_defaults()
