@@ -137,7 +137,16 @@ class Child:
             if prepare is not None:
                 prepare()
             self._watchdog = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(_WATCHDOG), str(ORPHAN_GRACE_S), str(lock_fd), str(self._log), *self._command],
+                [
+                    sys.executable,
+                    "-I",
+                    "-S",
+                    str(_WATCHDOG),
+                    str(ORPHAN_GRACE_S),
+                    str(lock_fd),
+                    str(self._log),
+                    *self._command,
+                ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 cwd=self._folder,

