@@ -1,0 +1,360 @@
+"""The live page's web app: one viewer's home row, changing while you watch, and what the pipeline needed for it.
+
+Everything that is not HTTP lies behind `LiveBackend`; `sandbox/live_backend.py` is the real one. The page itself is static
+(`sandbox/page/`): plain modules, no build step, nothing from another host.
+
+    GET  /api/viewers?q=ana            [ViewerSummary]
+    GET  /api/viewer/{viewer}          ViewerView
+    POST /api/play                     {viewer, item_id, kind: play | skip | private} → PlayOutcome
+    GET  /api/explain/{viewer}/{item}  Explanation
+    GET  /api/stream?viewer=           server-sent events: `stats` (Stats) once a second, `row` (RowView) on every change
+
+Errors are JSON `{"error": …}`: 400 for what is malformed, 404 for what does not exist, 503 while a server behind is away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, cast
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from contracts.errors import TransientError, UserError
+from contracts.events import valid_id
+
+PAGE = Path(__file__).parent / "page"
+STATS_PERIOD_S = 1.0
+MAX_BODY_BYTES = 4096
+MAX_QUERY_CHARACTERS = 80
+
+PlayKind = Literal["play", "skip", "private"]
+PLAY_KINDS: tuple[PlayKind, ...] = ("play", "skip", "private")
+
+HEADERS = (
+    (b"content-security-policy", b"default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+)
+"""On every answer. The page keeps its styles in files, so that the policy needs no exception."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """One title as the page shows it. `source`: where the candidate came from (`als`, `trending`, …), empty outside rows."""
+
+    item_id: str
+    title: str
+    topics: tuple[str, ...]
+    creators: tuple[str, ...]
+    duration_ms: int | None
+    source: str = ""
+    score: float = 0.0
+    available_until_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RowView:
+    """A home row. `default`: the viewer has none of their own yet. `computed_at_ms`: 0 if never computed."""
+
+    viewer: str
+    row_id: str
+    generation_id: str
+    activation: int
+    computed_at_ms: int
+    tiles: tuple[Tile, ...]
+    default: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ViewerSummary:
+    """One line of the viewer picker. `taste`: a few words for people to read."""
+
+    viewer: str
+    name: str
+    taste: str
+    territory: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RecentPlay:
+    """Something the viewer played; the newest comes first. `ending`: complete, stop, skip or start."""
+
+    tile: Tile
+    ending: str
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class ViewerView:
+    """Everything the page shows of one viewer."""
+
+    viewer: ViewerSummary
+    live: RowView
+    last_night: RowView
+    recent: tuple[RecentPlay, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One leg of the way from event to row, e.g. `produced` 3.1 ms. Legs follow one another and sum to the whole."""
+
+    name: str
+    ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class PlayOutcome:
+    """What a press of play did. `total_ms`: event to row written; None if no new row came (a private play, a timeout).
+
+    `message` says why there is no new row.
+    """
+
+    kind: PlayKind
+    item_id: str
+    total_ms: float | None
+    parts: tuple[Part, ...]
+    row: RowView | None
+    recent: tuple[RecentPlay, ...] = ()
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class WhyReason:
+    """A play that a tile comes from. `contribution`: its share of the score, same unit as the score."""
+
+    tile: Tile
+    contribution: float
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why a tile is in the row. `position`: 1 is first, None if the title is not in the row."""
+
+    tile: Tile
+    position: int | None
+    reasons: tuple[WhyReason, ...]
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """The pipeline right now. Freshness: event time to row visible, milliseconds; None while nothing has been measured.
+
+    `totals`: counter name → events since the start (applied, noop, private, dead, absent).
+    """
+
+    events_per_s: float
+    freshness_p50_ms: float | None
+    freshness_p95_ms: float | None
+    freshness_p99_ms: float | None
+    lag_records: int
+    unaccounted: int
+    totals: Mapping[str, int]
+    generation_id: str
+    activation: int
+    kafka_version: str
+    store_version: str
+    viewers: int = 0
+
+
+class NotFound(UserError):
+    """No such viewer or title; the message is shown to the person."""
+
+
+class LiveBackend(Protocol):
+    """What the page needs. Methods raise `NotFound` for an unknown viewer or item and `TransientError` while a server is away."""
+
+    async def search_viewers(self, q: str) -> list[ViewerSummary]:
+        """Viewers whose name, id or taste contains `q`; a varied choice for an empty `q`. At most a few dozen."""
+
+    async def viewer_view(self, viewer: str) -> ViewerView:
+        """The viewer with both rows and recent plays."""
+
+    async def play(self, viewer: str, item_id: str, kind: PlayKind) -> PlayOutcome:
+        """Send the play's events and wait for the row that answers them."""
+
+    async def explain(self, viewer: str, item_id: str) -> Explanation:
+        """Why the item is in the viewer's row."""
+
+    async def stats(self) -> Stats:
+        """The pipeline now."""
+
+    def watch_row(self, viewer: str) -> AsyncIterator[RowView]:
+        """The viewer's row each time it changes, without end."""
+
+
+class Streams:
+    """Open event streams, so that a stop can end them at once instead of cutting them off."""
+
+    def __init__(self) -> None:
+        self._queues: set[asyncio.Queue[bytes | None]] = set()
+
+    def close(self) -> None:
+        """End every stream. Call it from the server's event loop before stopping the server."""
+        for queue in self._queues:
+            while queue.full():  # a reader too slow to be told everything still has to be told the end
+                queue.get_nowait()
+            queue.put_nowait(None)
+
+    def open_count(self) -> int:
+        return len(self._queues)
+
+    async def run(self, backend: LiveBackend, viewer: str | None, request: Request) -> AsyncIterator[bytes]:
+        """Server-sent events until the client leaves or `close` is called."""
+        queue: asyncio.Queue[bytes | None] = asyncio.Queue(maxsize=64)
+        tasks = [asyncio.create_task(_put_stats(backend, queue, request))]
+        if viewer is not None:
+            tasks.append(asyncio.create_task(_put_rows(backend, viewer, queue)))
+        self._queues.add(queue)
+        try:
+            yield b"retry: 1000\n\n"
+            while (chunk := await queue.get()) is not None:
+                yield chunk
+        finally:
+            self._queues.discard(queue)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def make_app(backend: LiveBackend) -> Starlette:
+    """The page and its API. `app.state.streams` (`Streams`) ends open event streams at shutdown."""
+    streams = Streams()
+
+    async def viewers(request: Request) -> Response:
+        query = request.query_params.get("q", "").strip()
+        if len(query) > MAX_QUERY_CHARACTERS:
+            return _error(400, f"q: at most {MAX_QUERY_CHARACTERS} characters")
+        return _answer(await backend.search_viewers(query))
+
+    async def viewer(request: Request) -> Response:
+        if not valid_id(request.path_params["viewer"]):
+            return _error(400, "viewer: not an id")
+        return _answer(await backend.viewer_view(request.path_params["viewer"]))
+
+    async def play(request: Request) -> Response:
+        # A form of another site cannot send this content type without being asked first.
+        if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+            return _error(400, "the body must be application/json")
+        body = await _read_body(request)
+        try:
+            fields = json.loads(body)
+        except ValueError:
+            return _error(400, f"the body must be JSON of at most {MAX_BODY_BYTES} bytes")
+        if not isinstance(fields, dict):
+            return _error(400, "the body must be an object with viewer, item_id and kind")
+        kind = fields.get("kind", "play")
+        for name in ("viewer", "item_id"):
+            if not isinstance(fields.get(name), str) or not valid_id(fields[name]):
+                return _error(400, f"{name}: not an id")
+        if kind not in PLAY_KINDS:
+            return _error(400, f"kind: one of {', '.join(PLAY_KINDS)}")
+        return _answer(await backend.play(fields["viewer"], fields["item_id"], cast(PlayKind, kind)))
+
+    async def explain(request: Request) -> Response:
+        for name in ("viewer", "item_id"):
+            if not valid_id(request.path_params[name]):
+                return _error(400, f"{name}: not an id")
+        return _answer(await backend.explain(request.path_params["viewer"], request.path_params["item_id"]))
+
+    async def stream(request: Request) -> Response:
+        who = request.query_params.get("viewer")
+        if who is not None and not valid_id(who):
+            return _error(400, "viewer: not an id")
+        if who is not None:
+            await backend.viewer_view(who)  # an unknown viewer is told now, not by an empty stream
+        return StreamingResponse(streams.run(backend, who, request), media_type="text/event-stream")
+
+    app = Starlette(
+        routes=[
+            Route("/api/viewers", viewers),
+            Route("/api/viewer/{viewer}", viewer),
+            Route("/api/play", play, methods=["POST"]),
+            Route("/api/explain/{viewer}/{item_id}", explain),
+            Route("/api/stream", stream),
+            Route("/api/{rest:path}", lambda request: _error(404, "no such address")),
+            Mount("/", StaticFiles(directory=PAGE, html=True)),
+        ],
+        middleware=[Middleware(_Headers)],
+        exception_handlers={
+            NotFound: lambda request, error: _error(404, str(error)),
+            TransientError: lambda request, error: _error(503, str(error)),
+        },
+    )
+    app.state.streams = streams
+    return app
+
+
+class _Headers:
+    """Adds `HEADERS` to every answer."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                fresh = (b"cache-control", b"no-store" if scope["path"].startswith("/api/") else b"no-cache")
+                message = {**message, "headers": [*message.get("headers", ()), *HEADERS, fresh]}
+            await send(message)
+
+        await self._app(scope, receive, with_headers)
+
+
+async def _put_stats(backend: LiveBackend, queue: asyncio.Queue[bytes | None], request: Request) -> None:
+    """Stats once a second; also notices a client that has left, and then ends the stream."""
+    while not await request.is_disconnected():
+        try:
+            await queue.put(_event("stats", await backend.stats()))
+        except TransientError as error:
+            await queue.put(_event("away", {"error": str(error)}))
+        await asyncio.sleep(STATS_PERIOD_S)
+    await queue.put(None)
+
+
+async def _put_rows(backend: LiveBackend, viewer: str, queue: asyncio.Queue[bytes | None]) -> None:
+    while True:
+        with contextlib.suppress(TransientError):  # told by the stats beside; the next look may succeed
+            async for row in backend.watch_row(viewer):
+                await queue.put(_event("row", row))
+        await asyncio.sleep(STATS_PERIOD_S)
+
+
+async def _read_body(request: Request) -> bytes:
+    """The body, or nothing if it is too long."""
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_BODY_BYTES:
+            return b""
+    return body
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    return [_plain(part) for part in value] if isinstance(value, list) else value
+
+
+def _answer(value: Any) -> Response:
+    return JSONResponse(_plain(value))
+
+
+def _error(status: int, message: str) -> Response:
+    return JSONResponse({"error": message}, status_code=status)
+
+
+def _event(name: str, value: Any) -> bytes:
+    return f"event: {name}\ndata: {json.dumps(_plain(value), separators=(',', ':'))}\n\n".encode()

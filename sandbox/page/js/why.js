@@ -1,0 +1,49 @@
+// "Why this tile": where the candidate came from, and the plays that its score is made of.
+
+import { element, length, words } from "./dom.js";
+import { poster } from "./poster.js";
+
+const SOURCES = {
+  als: ["From your plays", "Viewers whose plays resemble yours go on to this title."],
+  popular: ["Popular", "There are few plays of yours to go by yet, so what many watch counts for more."],
+  trending: ["Trending tonight", "Many viewers are starting it right now."],
+  cowatch: ["Watched together", "Viewers who watched what you just did often go on to this."],
+  new: ["New", "It has just arrived, and its topics and makers are close to what you play."],
+  content: ["Close in kind", "Its topics and makers are those of titles that you play."],
+  blend: ["From your plays and everybody’s", "Your plays say something already; what many watch fills in the rest."],
+};
+
+const signed = (value) => `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(3)}`;
+
+export function showWhy(dialog, body, explanation) {
+  const { tile, position, reasons, note } = explanation;
+  const [heading, sentence] = SOURCES[tile.source] ?? [words(tile.source || "Not in the row"), ""];
+  const strongest = Math.max(1e-9, ...reasons.map((reason) => Math.abs(reason.contribution)));
+  const sum = reasons.reduce((total, reason) => total + reason.contribution, 0);
+  const title = element("h2", { id: "why-title", text: tile.title });
+  body.replaceChildren(
+    poster(tile),
+    title,
+    element("p", { className: "facts", text: [tile.topics.map(words).join(", "), tile.creators.join(" & "), length(tile.duration_ms)].filter(Boolean).join("  ·  ") }),
+    element("p", { className: "source" }, element("b", { text: position ? `Number ${position}. ${heading}` : heading }), note || sentence),
+  );
+  if (reasons.length) {
+    body.append(element("h3", { text: "Because you played" }), element("ul", { className: "reasons" }, ...reasons.map((reason) => {
+      const bar = element("i");
+      bar.style.setProperty("--share", (Math.abs(reason.contribution) / strongest).toFixed(3));
+      return element("li", { className: reason.contribution < 0 ? "against" : "" }, poster(reason.tile, { mini: true }),
+        element("span", { text: reason.tile.title }), element("span", { className: "amount", text: signed(reason.contribution) }),
+        element("span", { className: "track", "aria-hidden": "true" }, bar));
+    })), element("p", { className: "sum", text: `These contributions sum to ${signed(sum)}; the score is ${tile.score.toFixed(3)}.` }));
+  }
+  if (!dialog.open) dialog.showModal();
+  dialog.scrollTop = 0;
+}
+
+// A press beside the panel closes it, as Escape does.
+export function closeOutside(dialog) {
+  dialog.addEventListener("pointerdown", (event) => {
+    const box = dialog.getBoundingClientRect();
+    if (event.target === dialog && event.clientX < box.left) dialog.close();
+  });
+}
