@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
+from collections.abc import Callable
+
 import numpy as np
 
 from contracts.events import Kind, PlaybackEvent
@@ -61,3 +65,17 @@ def play_event(
         watched_ms=int(share * 100_000),
         duration_ms=100_000,
     )
+
+
+async def wait_until(condition: Callable[[], object], what: str, deadline_s: float = 30.0) -> None:
+    """Poll a condition (plain or async) until it holds; fail naming `what` after the deadline."""
+    ends = asyncio.get_running_loop().time() + deadline_s
+    while True:
+        held = condition()
+        if inspect.isawaitable(held):
+            held = await held
+        if held:
+            return
+        if asyncio.get_running_loop().time() > ends:
+            raise AssertionError(f"not within {deadline_s:g} s: {what}")
+        await asyncio.sleep(0.02)

@@ -1,0 +1,216 @@
+"""`nearline show viewer` and `nearline explain`: what is stored of a viewer, and where each entry of the row comes from.
+
+`explain` does not trust the stored row: it folds the stored state into the named generation again and compares.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from contracts.codec import Codec
+from contracts.errors import GenerationError, UserError
+from contracts.rows import HomeRow
+from embeddings.files import load_generation
+from homepage.catalogue import LiveCatalogue
+from homepage.render import iso_ms
+from runtime.settings import Settings
+from viewers.packing import unpack
+from viewers.rewrite import Rewriter
+from viewers.signals import item_signals, play_strength
+from viewers.state import COMPLETED, SKIPPED, STOPPED, Limits, ViewerState
+from viewers.store import Store, StoredViewer
+
+_FLAGS = {COMPLETED: "completed", STOPPED: "stopped", SKIPPED: "skipped"}
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What a verb prints: a title, some facts, some tables. As JSON: `data`."""
+
+    title: str
+    data: dict[str, Any]
+    tables: tuple[tuple[str, tuple[str, ...], list[tuple[str, ...]]], ...]
+
+
+async def show_viewer(settings: Settings, store: Store, codec: Codec, viewer: str) -> View:
+    """Plays, registers, row and freshness of a viewer. Errors: `UserError` if nothing is stored."""
+    stored, state, catalogue = await _read(settings, store, viewer)
+    row = codec.decode_row(stored.row) if stored.row else None
+    plays = [
+        {
+            "item_id": play.item_id,
+            "title": _title(catalogue, play.item_id),
+            "started_at": iso_ms(play.started_at_ms),
+            "watched_share": round(play.share / 255, 2),
+            "ended": [name for flag, name in _FLAGS.items() if play.flags & flag],
+            "strength": play_strength(play.share, play.flags),
+        }
+        for play in state.plays
+    ]
+    registers = [
+        {"kind": r.kind.name.lower(), "subject": r.subject, "value": r.value, "at": iso_ms(r.event_time_ms)}
+        for r in state.registers
+    ]
+    data: dict[str, Any] = {
+        "viewer": viewer,
+        "activation": stored.activation,
+        "plays": plays,
+        "registers": registers,
+        "seen_beyond_plays": len(state.seen),
+        "erased_through": None if state.erased_through_s < 0 else iso_ms(state.erased_through_s * 1000),
+        "row": None if row is None else _row_facts(row, catalogue),
+        "bytes": {"state": len(stored.state), "vector": len(stored.vector), "row": len(stored.row)},
+    }
+    entries = [] if row is None else data["row"]["entries"]
+    return View(
+        f"{viewer}: {len(plays)} plays, {'no row' if row is None else row.generation_id}",
+        data,
+        (
+            (
+                "plays, newest first",
+                ("started", "title", "watched", "ended", "strength"),
+                [
+                    (
+                        p["started_at"],
+                        p["title"],
+                        f"{p['watched_share']:.0%}",
+                        " ".join(p["ended"]),
+                        f"{p['strength']:+.2f}",
+                    )
+                    for p in plays
+                ],
+            ),
+            (
+                "row",
+                ("#", "title", "score", "source"),
+                [(str(i), e["title"], f"{e['score']:.3f}", e["source"]) for i, e in enumerate(entries)],
+            ),
+        ),
+    )
+
+
+async def explain_viewer(settings: Settings, store: Store, codec: Codec, viewer: str) -> View:
+    """Recompute the row; for every entry, every play's contribution. Errors: `UserError`, `GenerationError`."""
+    stored, state, catalogue = await _read(settings, store, viewer)
+    if not stored.row:
+        raise UserError(
+            f"{viewer} has no row of their own: nothing is known of them yet, or no generation is active; the default row serves"
+        )
+    row = codec.decode_row(stored.row)
+    generation = await asyncio.to_thread(load_generation, settings.generations_path, row.generation_id)
+    rewriter = Rewriter(generation, stored.activation, codec.encode_row, Limits(**settings.state.model_dump()))
+    (ranked,) = rewriter.rank([state], computed_at_ms=row.computed_at_ms)
+    if ranked is None:
+        raise GenerationError(f"{viewer}: a row is stored but the state holds nothing; run: nearline nightly")
+    again = rewriter.rewrite(state, computed_at_ms=row.computed_at_ms, event_time_ms=row.event_time_ms)
+    contributions = ranked.folded.contributions(generation.item_factors[ranked.rows]) * ranked.weight  # (m, n)
+    played = [generation.item_ids[i] for i in ranked.folded.rows]
+    entries = []
+    for i, entry in enumerate(ranked.entries):
+        order = np.argsort(-np.abs(contributions[i]), kind="stable")
+        parts = [
+            {"item_id": played[j], "title": _title(catalogue, played[j]), "contribution": float(contributions[i, j])}
+            for j in order
+            if contributions[i, j]
+        ]
+        popularity = entry.score - float(contributions[i].sum())
+        entries.append(
+            {
+                "position": i,
+                "item_id": entry.item_id,
+                "title": _title(catalogue, entry.item_id),
+                "score": entry.score,
+                "source": entry.source,
+                "als": float(contributions[i].sum()),
+                "popularity": popularity,
+                "plays": parts,
+            }
+        )
+    data = {
+        "viewer": viewer,
+        "generation_id": row.generation_id,
+        "activation": row.activation,
+        "computed_at": iso_ms(row.computed_at_ms),
+        "stored_row_is_recomputed_row": again.row_bytes == stored.row,
+        "weight_of_own_plays": ranked.weight,
+        "signals": [
+            {
+                "item_id": s.item_id,
+                "title": _title(catalogue, s.item_id),
+                "strength": s.strength,
+                "rank": s.rank,
+                "known": s.item_id in generation.index,
+            }
+            for s in item_signals(state)
+        ],
+        "entries": entries,
+    }
+    rows = [
+        (
+            str(e["position"]),
+            str(e["title"]),
+            f"{e['score']:.3f}",
+            f"{e['popularity']:.3f}",
+            ", ".join(f"{p['title']} {p['contribution']:+.3f}" for p in e["plays"][:3]),  # type: ignore[index]
+        )
+        for e in entries
+    ]
+    return View(
+        f"{viewer}: {row.generation_id}; own plays weigh {ranked.weight:.0%}, popularity the rest",
+        data,
+        (("entries", ("#", "title", "score", "popularity", "strongest plays"), rows),),
+    )
+
+
+def render(view: View) -> None:
+    """Print a view on standard output."""
+    console = Console()
+    console.print(f"[bold]{view.title}[/bold]")
+    for title, columns, rows in view.tables:
+        table = Table(*columns, title=title, title_justify="left")
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+
+
+async def _read(settings: Settings, store: Store, viewer: str) -> tuple[StoredViewer, ViewerState, LiveCatalogue]:
+    stored = await store.read_viewer(viewer)
+    if not stored.token:
+        raise UserError(f"nothing is stored of viewer {viewer}; the default row serves them")
+    catalogue = LiveCatalogue(settings.generations_path)
+    await catalogue.refresh()
+    return stored, unpack(stored.state), catalogue
+
+
+def _title(catalogue: LiveCatalogue, item_id: str) -> str:
+    item = catalogue.get(item_id)
+    return item.title if item else item_id
+
+
+def _row_facts(row: HomeRow, catalogue: LiveCatalogue) -> dict[str, Any]:
+    return {
+        "row_id": row.row_id,
+        "generation_id": row.generation_id,
+        "activation": row.activation,
+        "computed_at": iso_ms(row.computed_at_ms),
+        "freshness_ms": None if row.event_time_ms is None else row.computed_at_ms - row.event_time_ms,
+        "entries": [
+            {
+                "item_id": e.item_id,
+                "title": _title(catalogue, e.item_id),
+                "score": e.score,
+                "source": e.source,
+                "reasons": [
+                    {"item_id": r.item_id, "title": _title(catalogue, r.item_id), "contribution": r.contribution}
+                    for r in e.reasons
+                ],
+            }
+            for e in row.entries
+        ],
+    }

@@ -1,0 +1,389 @@
+"""`nearline demo`: a whole streaming service on this machine, from an empty folder to a moving row.
+
+1. Kafka and Valkey start while the simulated service writes three weeks of history.
+2. The history goes through the real topic; the nightly job copies it to the lake, trains, publishes, rebuilds every row.
+3. An updater and a home-page service start, as processes of their own, with the settings an operator would give them.
+4. Viewers watch, rows move, and a page shows one of them.
+5. At the end: nothing may be left behind, nothing unaccounted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+from rich.console import Console
+
+from contracts.codec import Codec
+from contracts.errors import NearlineError
+from runtime.kafka import AIOKafkaProducer, make_producer
+from runtime.logs import configure_logs
+from runtime.settings import Settings, load_settings
+from sandbox.children import SandboxError, find_free_port, port_is_free
+from sandbox.processes import Service, get_json
+from sandbox.replay import publish_items, replay, send_event
+from sandbox.servers import DEFAULT_FOLDER, Sandbox
+from sandbox.topics import ensure_topics
+from sandbox.world import Stamper, World
+from viewers.redis_store import RedisStore
+
+PARTITIONS = 4
+DRAIN_DEADLINE_S = 30.0
+CALM_RATE = 5_000.0
+"""Events a second above which one Python process that also simulates the audience is no longer a fair measure."""
+
+
+@dataclass(frozen=True, slots=True)
+class DemoOptions:
+    """What the person asked for. `run_for_s` None: until Ctrl-C."""
+
+    run_for_s: float | None
+    json_output: bool
+    rate: float
+    seed: int
+    port: int
+
+
+@dataclass(slots=True)
+class Progress:
+    """Status lines on standard error, each with the seconds since the start."""
+
+    console: Console = field(default_factory=lambda: Console(stderr=True, highlight=False, soft_wrap=True))
+    started_s: float = field(default_factory=time.monotonic)
+
+    def say(self, text: str) -> None:
+        """One line."""
+        self.console.print(f"[dim]{time.monotonic() - self.started_s:6.1f} s[/dim]  {text}")
+
+
+def run_demo(options: DemoOptions) -> int:
+    """Run the demo in the foreground; the exit status: 0 only if every event is accounted for."""
+    try:
+        return asyncio.run(_Demo(options).run())
+    except KeyboardInterrupt:
+        return 130
+
+
+class _Demo:
+    def __init__(self, options: DemoOptions) -> None:
+        self.options = options
+        self.progress = Progress()
+        self.folder = Path(DEFAULT_FOLDER).absolute() / "demo"
+        self.stopping = asyncio.Event()
+        self.sent = 0
+
+    async def run(self) -> int:
+        loop = asyncio.get_running_loop()
+        for name in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(name, self._stop)
+        say = self.progress.say
+        outside = load_settings()  # an address in the settings is used instead of a server of our own
+        sandbox = Sandbox(self.folder, **_given_servers(outside))
+        self._clear_folder()
+        say("starting Kafka and Valkey, and simulating three weeks of a streaming service")
+        try:
+            starting = asyncio.create_task(asyncio.to_thread(sandbox.start))
+            world = World(self.options.seed, now_ms=int(time.time() * 1000))
+            history = await asyncio.to_thread(world.history)
+            await starting
+            say(
+                f"Kafka {sandbox.kafka.version} on {sandbox.kafka.bootstrap}, Valkey {sandbox.valkey.version} on {sandbox.valkey.url}"
+            )
+            settings, environment = self._settings(sandbox)
+            configure_logs(settings)
+            if self.stopping.is_set():
+                return 130
+            await self._history(settings, world, history)
+            generation_id = await self._nightly(settings)
+            async with self._services(environment) as (updater, homepage):
+                return await self._live(settings, sandbox, world, updater, homepage, generation_id)
+        finally:
+            await asyncio.to_thread(sandbox.stop)
+
+    def _stop(self) -> None:
+        self.stopping.set()
+
+    def _clear_folder(self) -> None:
+        """A fresh start each time, unless another demo is using the folder (its claim is a lock: the start then fails)."""
+        for name in ("generations", "lake"):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+        for name in ("kafka", "valkey"):
+            if not _in_use(self.folder / name):
+                shutil.rmtree(self.folder / name, ignore_errors=True)
+
+    def _settings(self, sandbox: Sandbox) -> tuple[Settings, dict[str, str]]:
+        """The settings of every process, and the same as environment variables."""
+        environment = {
+            "NEARLINE_KAFKA__BOOTSTRAP_SERVERS": sandbox.kafka.bootstrap,
+            "NEARLINE_STORE__URL": sandbox.valkey.url,
+            "NEARLINE_GENERATIONS_PATH": str(self.folder / "generations"),
+            "NEARLINE_LAKE_PATH": str(self.folder / "lake"),
+            "NEARLINE_TRAIN__FACTORS": "32",
+            "NEARLINE_LOG_LEVEL": "warning",
+        }
+        os.environ.update(environment)
+        return load_settings(), {**environment, "NEARLINE_LOG_LEVEL": "info"}
+
+    async def _history(self, settings: Settings, world: World, history: list[Any]) -> None:
+        await ensure_topics(settings, PARTITIONS)
+        await publish_items(settings, world.catalogue)
+        report = await replay(settings, history, speed=None)
+        self.progress.say(
+            f"{len(world.catalogue):,} titles, {len(world.viewers):,} viewers and {report.events:,} events of history sent "
+            f"through topic '{settings.kafka.topic}' ({report.events_per_s:,.0f} events/s)"
+        )
+
+    async def _nightly(self, settings: Settings) -> str:
+        from batch.nightly import run_nightly
+
+        store = make_demo_store(settings)
+        await store.connect()
+        try:
+            report = await run_nightly(settings, store, seed=True, force=True)
+        finally:
+            await store.close()
+        self.progress.say(f"nightly job: {report.headline()}")
+        return str(report.generation_id)
+
+    @contextlib.asynccontextmanager
+    async def _services(self, environment: dict[str, str]) -> AsyncIterator[tuple[Service, Service]]:
+        updater = Service("updater", environment, self.folder, port_setting="NEARLINE_HEALTH__PORT")
+        homepage = Service("homepage", environment, self.folder, port_setting="NEARLINE_HOMEPAGE__PORT")
+        try:
+            updater.start()
+            homepage.start()
+            await asyncio.gather(updater.wait_ready(), homepage.wait_ready())
+            yield updater, homepage
+        finally:
+            for service in (homepage, updater):
+                await asyncio.to_thread(service.stop)
+
+    async def _live(
+        self,
+        settings: Settings,
+        sandbox: Sandbox,
+        world: World,
+        updater: Service,
+        homepage: Service,
+        generation_id: str,
+    ) -> int:
+        from runtime.http import serve
+        from sandbox.live_backend import open_backend
+        from sandbox.livepage import make_app
+
+        codec = Codec.load(settings.registry_path)
+        store = make_demo_store(settings)
+        await store.connect()
+        producer = await make_producer(settings)
+        async with httpx.AsyncClient(timeout=3) as client, contextlib.AsyncExitStack() as stack:
+            try:
+                before = await self._offsets_done(store)
+                viewers = asyncio.create_task(self._watchers(producer, codec, settings, world))
+                titles = asyncio.create_task(self._releases(producer, codec, settings, world))
+                stack.push_async_callback(_cancelled, viewers, titles)
+                await self._first_row(client, updater)
+                if not self.options.json_output:
+                    backend = open_backend(
+                        settings=settings,
+                        store=store,
+                        codec=codec,
+                        producer=producer,
+                        world=world,
+                        client=client,
+                        updater_url=updater.url,
+                        on_sent=self._count,
+                        versions=(sandbox.kafka.version, sandbox.valkey.version),
+                    )
+                    app = make_app(backend)
+                    port = self.options.port if port_is_free(self.options.port) else find_free_port()
+                    page_port = await stack.enter_async_context(serve(app, "127.0.0.1", port))
+                    stack.callback(app.state.streams.close)
+                    self._invite(page_port, homepage, world)
+                await self._wait(viewers, titles, updater, homepage)
+                await _cancelled(viewers, titles)
+                await producer.flush()
+                stats = await self._drained(client, updater, store, before)
+                await asyncio.to_thread(updater.stop)
+                return await self._report(settings, sandbox, store, stats, before, generation_id)
+            finally:
+                await producer.stop()
+                await store.close()
+
+    def _count(self, events: int) -> None:
+        self.sent += events
+
+    async def _watchers(self, producer: AIOKafkaProducer, codec: Codec, settings: Settings, world: World) -> None:
+        """The simulated audience: send each event when its time has come."""
+        stamper, started_s = Stamper(), time.monotonic()
+        for due_s, event in world.live(self.options.rate):
+            wait_s = started_s + due_s - time.monotonic()
+            if wait_s > 0:
+                await asyncio.sleep(wait_s)
+            await send_event(producer, codec, settings, stamper.stamp(event, int(time.time() * 1000)))
+            self._count(1)
+
+    async def _releases(self, producer: AIOKafkaProducer, codec: Codec, settings: Settings, world: World) -> None:
+        """New titles enter the catalogue all the time."""
+        started_s = time.monotonic()
+        for due_s, item in world.new_titles():
+            await asyncio.sleep(max(0.0, started_s + due_s - time.monotonic()))
+            await producer.send(settings.kafka.catalogue_topic, codec.encode_item(item), key=item.item_id.encode())
+
+    async def _first_row(self, client: httpx.AsyncClient, updater: Service) -> None:
+        while not self.stopping.is_set():
+            stats = await get_json(client, updater.url + "/stats")
+            if stats["rows_written"]:
+                break
+            updater.require_running()
+            await asyncio.sleep(0.02)
+        self.progress.say("[bold]the first row moved[/bold]")
+
+    def _invite(self, port: int, homepage: Service, world: World) -> None:
+        viewer = world.viewers[0].viewer
+        console = self.progress.console
+        console.print()
+        console.print(
+            f"  [bold]The live page:   http://127.0.0.1:{port}/[/bold]   choose a viewer, press play, watch the row answer"
+        )
+        console.print(f"  The home-page service: {homepage.url}/v1/home/{viewer}")
+        console.print(
+            f"  Next, in another terminal:  [bold]./run nearline explain {viewer}[/bold]   (why each title is there), with"
+        )
+        for name in ("NEARLINE_STORE__URL", "NEARLINE_GENERATIONS_PATH"):
+            console.print(f"    export {name}={os.environ[name]}")
+        console.print("  Ctrl-C ends everything.")
+        console.print()
+
+    async def _wait(
+        self, viewers: asyncio.Task[None], titles: asyncio.Task[None], updater: Service, homepage: Service
+    ) -> None:
+        """Until the person or the clock says stop; raises if anything that should run has ended."""
+        ends_s = None if self.options.run_for_s is None else time.monotonic() + self.options.run_for_s
+        shown_s = time.monotonic() + 3
+        async with httpx.AsyncClient(timeout=3) as client:
+            while not self.stopping.is_set() and (ends_s is None or time.monotonic() < ends_s):
+                for task in (viewers, titles):
+                    if task.done() and not task.cancelled() and task.exception() is not None:
+                        await task
+                updater.require_running()
+                homepage.require_running()
+                if time.monotonic() > shown_s and not self.options.json_output:
+                    shown_s = time.monotonic() + 10
+                    stats = await get_json(client, updater.url + "/stats")
+                    recent: dict[str, Any] = stats["freshness_recent_s"]  # type: ignore[assignment]
+                    self.progress.say(
+                        f"event → row: p50 {recent['p50'] * 1000:.0f} ms, p99 {recent['p99'] * 1000:.0f} ms; "
+                        f"{stats['rows_written']:,} rows written, lag {stats['lag_records']}, unaccounted {stats['unaccounted']}"
+                    )
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self.stopping.wait(), 0.2)
+
+    async def _offsets_done(self, store: RedisStore) -> int:
+        """Offsets finished so far: the markers, or the cut-off of the rebuild where there is no marker yet."""
+        seeded = await store.read_seeded()
+        done = 0
+        for partition in range(PARTITIONS):
+            marker = await store.read_marker(partition)
+            done += seeded.get(partition, 0) if marker is None else marker.origin
+        return done
+
+    async def _drained(
+        self, client: httpx.AsyncClient, updater: Service, store: RedisStore, before: int
+    ) -> dict[str, Any]:
+        """Wait until every event sent is finished (or the deadline passes: then lag says so); the updater's last figures."""
+        deadline_s = time.monotonic() + DRAIN_DEADLINE_S
+        while time.monotonic() < deadline_s:
+            markers = [m for p in range(PARTITIONS) if (m := await store.read_marker(p)) is not None]
+            if sum(m.next_offset - m.origin for m in markers) >= self.sent:
+                break
+            updater.require_running()
+            await asyncio.sleep(0.02)
+        return await get_json(client, updater.url + "/stats")
+
+    async def _report(
+        self,
+        settings: Settings,
+        sandbox: Sandbox,
+        store: RedisStore,
+        stats: dict[str, Any],
+        before: int,
+        generation_id: str,
+    ) -> int:
+        markers = [m for p in range(PARTITIONS) if (m := await store.read_marker(p)) is not None]
+        finished = sum(m.next_offset - m.origin for m in markers)
+        # Two independent questions: does every finished offset have a fate, and was every event we sent finished?
+        unaccounted = sum(abs(m.unaccounted) for m in markers) + abs(self.sent - finished)
+        viewers = 0
+        async for batch in store.scan_viewers():
+            viewers += len(batch)
+        freshness = {name: round(stats["freshness_s"][name] * 1000, 2) for name in ("p50", "p95", "p99", "max")}
+        result = {
+            "events": self.sent,
+            "rows_written": stats["rows_written"],
+            "viewers": viewers,
+            "lag_records": max(0, self.sent - finished),
+            "freshness_ms": freshness,
+            "dead_letters": sum(m.dead for m in markers),
+            "private": sum(m.private for m in markers),
+            "unaccounted": unaccounted,
+            "generation_id": stats["generation_id"] or generation_id,
+            "kafka_version": sandbox.kafka.version,
+            "valkey_version": sandbox.valkey.version,
+        }
+        if self.options.json_output:
+            print(json.dumps(result), flush=True)
+        else:
+            self.progress.say(
+                f"[bold]{self.sent:,} events, {stats['rows_written']:,} rows rewritten for {viewers:,} viewers[/bold]; event → row p50 "
+                f"{freshness['p50']:.0f} ms, p95 {freshness['p95']:.0f} ms, p99 {freshness['p99']:.0f} ms; "
+                f"{result['private']} private, {result['dead_letters']} dead letters, [bold]{unaccounted} unaccounted[/bold]"
+            )
+        return 0 if unaccounted == 0 else 1
+
+
+def make_demo_store(settings: Settings) -> RedisStore:
+    """A client of the demo's store."""
+    from updater.service import make_store
+
+    return make_store(settings)
+
+
+async def _cancelled(*tasks: asyncio.Task[None]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _given_servers(settings: Settings) -> dict[str, str]:
+    """Addresses that the environment gives; without one the sandbox starts a server of its own."""
+    given = {}
+    if "NEARLINE_KAFKA__BOOTSTRAP_SERVERS" in os.environ:
+        given["bootstrap"] = settings.kafka.bootstrap_servers
+    if "NEARLINE_STORE__URL" in os.environ:
+        given["url"] = settings.store.url.get_secret_value()
+    return given
+
+
+def _in_use(folder: Path) -> bool:
+    """True if a live server holds the folder's claim."""
+    import fcntl
+
+    try:
+        with (folder / "in-use").open("a+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False

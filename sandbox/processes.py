@@ -1,0 +1,86 @@
+"""Nearline's own services as child processes of the demo, with the same settings an operator would give them."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import httpx
+
+from contracts.errors import NearlineError
+from sandbox.children import Child, SandboxError, find_free_port, read_tail
+
+ROOT = Path(__file__).resolve().parent.parent
+READY_DEADLINE_S = 30.0
+
+
+class Service:
+    """One verb of the command line as a process that cannot outlive this one."""
+
+    def __init__(self, verb: str, environment: Mapping[str, str], folder: Path, *, port_setting: str) -> None:
+        self.verb = verb
+        self.port = find_free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log = folder / f"{verb}.log"
+        values = {**environment, port_setting: str(self.port), "NEARLINE_LOG_FORMAT": "json", "PYTHONPATH": str(ROOT)}
+        command = [
+            "env",
+            *(f"{name}={value}" for name, value in values.items()),
+            sys.executable,
+            str(ROOT / "nearline.py"),
+            verb,
+        ]
+        self._child = Child(verb, command, folder=folder / verb, log=self.log)
+
+    def start(self) -> None:
+        """Start; returns before it is ready."""
+        self._child.start()
+
+    @property
+    def pid(self) -> int | None:
+        return self._child.pid
+
+    def require_running(self) -> None:
+        """Errors: `SandboxError` with the end of its log if the process has ended."""
+        if not self._child.running:
+            raise SandboxError(
+                f"nearline {self.verb} has ended unexpectedly; the end of {self.log}:\n{read_tail(self.log)}"
+            )
+
+    async def wait_ready(self) -> None:
+        """Poll `/health/ready`. Errors: `SandboxError` if the process ends or the deadline passes."""
+        deadline = asyncio.get_running_loop().time() + READY_DEADLINE_S
+        async with httpx.AsyncClient(timeout=2) as client:
+            while True:
+                self.require_running()
+                try:
+                    if (await client.get(self.url + "/health/ready")).status_code == 200:
+                        return
+                except httpx.HTTPError:
+                    pass
+                if asyncio.get_running_loop().time() > deadline:
+                    raise SandboxError(
+                        f"nearline {self.verb} is not ready after {READY_DEADLINE_S:g} s; the end of {self.log}:\n{read_tail(self.log)}"
+                    )
+                await asyncio.sleep(0.05)
+
+    def stop(self) -> None:
+        """Ask to stop cleanly (drain, marker, commit), then insist."""
+        self._child.stop()
+
+
+class ServiceUnavailable(NearlineError):
+    """One of the demo's own services did not answer."""
+
+
+async def get_json(client: httpx.AsyncClient, url: str) -> dict[str, object]:
+    """GET a JSON object. Errors: `ServiceUnavailable`."""
+    try:
+        answer = await client.get(url)
+        answer.raise_for_status()
+        found: dict[str, object] = answer.json()
+    except (httpx.HTTPError, ValueError) as error:
+        raise ServiceUnavailable(f"{url}: {type(error).__name__}") from error
+    return found

@@ -1,0 +1,392 @@
+"""The updater on a real Kafka and a real Valkey: nothing lost, nothing doubled, whatever happens in between.
+
+Every test ends in the same question, asked by `assert_consistent`: is each viewer's state, to the bit, what a separate and
+simple path computes from the log, and is each vector and row what the rewrite gives for that state?
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import shutil
+from collections.abc import AsyncIterator, Callable, Iterable
+from pathlib import Path
+
+import pytest
+
+from contracts.codec import Codec
+from contracts.errors import Halted, HaltError
+from contracts.events import Kind, PlaybackEvent
+from contracts.registry import Registry
+from embeddings.files import GenerationsFolder
+from runtime.kafka import TopicPartition, make_consumer, make_producer
+from runtime.settings import Settings
+from sandbox.servers import KafkaServer, ValkeyServer
+from tests.conftest import TopicFactory
+from tests.worlds import T0, make_generation, play_event, wait_until, write_generation_folder
+from updater.consumer import Updater
+from updater.service import make_store
+from viewers.packing import unpack
+from viewers.redis_store import RedisStore
+from viewers.rewrite import Rewriter
+from viewers.state import Limits, state_of
+from tests.unit.test_state import oracle
+
+CODEC = Codec(Registry.load())
+PARTITIONS = 3
+
+
+@dataclasses.dataclass
+class Stage:
+    """One topic, one namespace, one generations folder."""
+
+    settings: Settings
+    store: RedisStore
+    sent: list[PlaybackEvent] = dataclasses.field(default_factory=list)
+
+    async def send(self, events: Iterable[PlaybackEvent], *, raw: Iterable[tuple[bytes, bytes | None]] = ()) -> None:
+        """Produce events (and raw key/value pairs) and wait for their acknowledgements."""
+        producer = await make_producer(self.settings)
+        topic, acks = self.settings.kafka.topic, []
+        for event in events:
+            acks.append(
+                await producer.send(
+                    topic,
+                    CODEC.encode_event(event),
+                    key=event.viewer.encode(),
+                    timestamp_ms=event.event_time_ms,
+                    headers=[("private", b"1" if event.private else b"0")],
+                )
+            )
+            self.sent.append(event)
+        for key, value in raw:
+            acks.append(await producer.send(topic, value, key=key, headers=[("private", b"0")], timestamp_ms=T0))
+        await asyncio.gather(*acks)
+        await producer.stop()
+
+    @contextlib.asynccontextmanager
+    async def updater(self, **changes: object) -> AsyncIterator[Updater]:
+        """An updater running beside the test; stopped cleanly at the end."""
+        settings = self.settings.model_copy(update=changes)
+        store = make_store(settings)
+        updater = Updater(settings, store, CODEC, instance=f"u{id(store)}")
+        task = asyncio.create_task(updater.run())
+        try:
+            yield updater
+        finally:
+            updater.stop()
+            await asyncio.wait_for(task, 30)
+            await store.close()
+
+    async def finished(self) -> int:
+        """Offsets accounted for in all partitions."""
+        markers = [await self.store.read_marker(p) for p in range(PARTITIONS)]
+        assert all(m is None or m.unaccounted == 0 for m in markers)
+        return sum(m.next_offset for m in markers if m is not None)
+
+    async def drained(self, count: int) -> None:
+        """Wait until this many offsets are finished."""
+
+        async def done() -> bool:
+            return await self.finished() >= count
+
+        await wait_until(done, f"{count} offsets finished")
+
+    async def assert_consistent(self, generation_id: str | None = "g1") -> None:
+        """I1 and I2: state from the oracle, row and vector from the rewrite of that state at the row's own time."""
+        current = GenerationsFolder(self.settings.generations_path).read_current()
+        by_viewer: dict[str, list[PlaybackEvent]] = {}
+        for event in self.sent:
+            if not event.private:
+                by_viewer.setdefault(event.viewer, []).append(event)
+        limits = Limits(**self.settings.state.model_dump())
+        for viewer, history in by_viewer.items():
+            stored = await self.store.read_viewer(viewer)
+            assert unpack(stored.state) == oracle(history, limits), viewer
+            if generation_id is None:
+                assert stored.row == b""
+                continue
+            row = CODEC.decode_row(stored.row)
+            assert current is not None
+            assert (
+                (row.generation_id, row.activation)
+                == (current.generation_id, current.activation)
+                == (generation_id, stored.activation)
+            )
+            rewriter = Rewriter(GENERATIONS[generation_id], stored.activation, CODEC.encode_row, limits)
+            again = rewriter.rewrite(
+                unpack(stored.state), computed_at_ms=row.computed_at_ms, event_time_ms=row.event_time_ms
+            )
+            assert (again.vector_bytes, again.row_bytes) == (stored.vector, stored.row), viewer
+        found = {viewer async for batch in self.store.scan_viewers() for viewer in batch}
+        assert found == set(by_viewer)
+
+
+GENERATIONS = {
+    "g1": make_generation(120, 8, 1, generation_id="g1"),
+    "g2": make_generation(140, 8, 2, generation_id="g2"),
+}
+
+
+@pytest.fixture
+async def stage(
+    kafka: KafkaServer, valkey: ValkeyServer, topic: TopicFactory, namespace: str, tmp_path: Path
+) -> AsyncIterator[Stage]:
+    name = await topic(PARTITIONS)
+    await topic(1, name=name + ".dlq")
+    yield await make_stage(kafka.bootstrap, valkey.url, name, namespace, tmp_path)
+
+
+async def make_stage(bootstrap: str, url: str, topic: str, namespace: str, tmp_path: Path) -> Stage:
+    settings = Settings(
+        kafka={"bootstrap_servers": bootstrap, "topic": topic, "group_id": topic, "max_batch_records": 64},
+        store={"url": url, "namespace": namespace},
+        state={"max_plays": 20},
+        generations_path=str(tmp_path / "generations"),
+    )
+    store = make_store(settings)
+    await store.connect()
+    return Stage(settings, store)
+
+
+def publish(stage: Stage, generation_id: str) -> int:
+    """Write the generation's folder and activate it; the activation."""
+    folder = GenerationsFolder(stage.settings.generations_path)
+    if generation_id not in [m.generation_id for m in folder.list()]:
+        write_generation_folder(stage.settings.generations_path, GENERATIONS[generation_id])
+    return folder.activate(generation_id, floor=0).activation
+
+
+def plays(viewers: int, count: int, *, start: int = 0) -> list[PlaybackEvent]:
+    """Plays of several viewers, some private, some of items that no generation knows."""
+    events = []
+    for i in range(start, start + count):
+        item: int | str = f"new{i % 7}" if i % 11 == 0 else (i * 7) % 120
+        events.append(play_event(f"v{i % viewers}", item, i, private=i % 13 == 5, share=(i % 10) / 10 + 0.1))
+    return events
+
+
+async def test_every_play_is_applied_once_and_every_row_follows_from_its_state(stage: Stage) -> None:
+    publish(stage, "g1")
+    async with stage.updater() as updater:
+        await stage.send(plays(17, 400))
+        await stage.drained(400)
+    await stage.assert_consistent()
+    markers = [m for p in range(PARTITIONS) if (m := await stage.store.read_marker(p))]
+    assert sum(m.private for m in markers) == sum(e.private for e in stage.sent)
+    assert sum(m.applied + m.noop for m in markers) == sum(not e.private for e in stage.sent)
+    assert updater.metrics.rows_written > 0
+
+
+async def test_a_stop_commits_exactly_the_markers(stage: Stage) -> None:
+    publish(stage, "g1")
+    async with stage.updater():
+        await stage.send(plays(5, 90))
+        await stage.drained(90)
+    consumer = await make_consumer(stage.settings, group_id=stage.settings.kafka.group_id)
+    for p in range(PARTITIONS):
+        marker = await stage.store.read_marker(p)
+        assert marker is not None
+        assert await consumer.committed(TopicPartition(stage.settings.kafka.topic, p)) == marker.next_offset
+    await consumer.stop()
+
+
+async def test_plays_sent_twice_shuffled_and_replayed_from_the_start_change_nothing(stage: Stage) -> None:
+    publish(stage, "g1")
+    first = plays(9, 200)
+    async with stage.updater():
+        await stage.send([*first, *reversed(first)])
+        await stage.drained(400)
+    await stage.assert_consistent()
+    before = {v: await stage.store.read_viewer(v) for v in (f"v{i}" for i in range(9))}
+    # the markers are lost: everything is read again from the earliest record
+    await stage.store._command("DEL", *(stage.store.keys.marker(p) for p in range(PARTITIONS)))
+    async with stage.updater():
+        await stage.drained(400)
+    assert {v: await stage.store.read_viewer(v) for v in before} == before
+    assert sum(m.noop for p in range(PARTITIONS) if (m := await stage.store.read_marker(p))) > 350
+
+
+async def test_on_the_first_day_plays_are_kept_and_the_first_generation_counts_them(stage: Stage) -> None:
+    async with stage.updater() as updater:
+        await stage.send(plays(6, 60))
+        await stage.drained(60)
+        await stage.assert_consistent(generation_id=None)
+        activation = publish(stage, "g1")
+        await wait_until(lambda: updater.swap.rewriter.activation == activation, "the generation is taken up")
+        await stage.send(plays(6, 60, start=60))
+        await stage.drained(120)
+    await stage.assert_consistent()
+
+
+async def test_a_generation_swap_in_mid_stream_loses_nothing_and_no_row_mixes_two(stage: Stage) -> None:
+    publish(stage, "g1")
+    async with stage.updater() as updater:
+        await stage.send(plays(8, 100))
+        await stage.drained(60)
+        activation = publish(stage, "g2")
+        for start in range(100, 400, 50):
+            await stage.send(plays(8, 50, start=start))
+        await wait_until(lambda: updater.swap.rewriter.activation == activation, "the swap")
+        await stage.send(plays(8, 100, start=400))
+        await stage.drained(500)
+    await stage.assert_consistent("g2")
+
+
+async def test_a_write_of_an_older_activation_is_refused_and_the_batch_redone_with_the_newer(stage: Stage) -> None:
+    publish(stage, "g1")
+    async with stage.updater() as updater:
+        await stage.send(plays(4, 40))
+        await stage.drained(40)
+        # somebody else is already further: rows of the next activation appear before this updater knows of it
+        newer = updater.swap.rewriter.activation + 1
+        for v in range(4):
+            await stage.store._command("HSET", stage.store.keys.viewer(f"v{v}"), "c", b"othertok" + str(newer).encode())
+        await stage.send(plays(4, 40, start=40))
+        await wait_until(lambda: updater.metrics.retries.labels("stale_activation")._value.get() > 0, "the refusal")
+        assert await stage.finished() == 40
+        assert publish(stage, "g2") == newer
+        await stage.drained(80)
+    await stage.assert_consistent("g2")
+
+
+async def test_a_bad_generation_is_refused_and_the_old_one_stays(stage: Stage) -> None:
+    publish(stage, "g1")
+    async with stage.updater() as updater:
+        await wait_until(lambda: updater.swap.generation_id == "g1", "the first generation")
+        publish(stage, "g2")
+        broken = Path(stage.settings.generations_path) / "g2" / "item_factors.npy"
+        broken.write_bytes(broken.read_bytes()[:-100])
+        folder = Path(stage.settings.generations_path)
+        shutil.copytree(folder / "g2", folder / "g3")
+        await wait_until(lambda: updater.swap.refusals > 0 or updater.swap.generation_id == "g2", "a decision")
+        await stage.send(plays(4, 40))
+        await stage.drained(40)
+        assert updater.ready
+
+
+async def test_poison_is_dead_lettered_and_passed(stage: Stage) -> None:
+    publish(stage, "g1")
+    good = plays(5, 50)
+    async with stage.updater():
+        await stage.send(good[:25], raw=[(b"v1", b"not avro"), (b"v2", None), (b"v3", CODEC.encode_event(good[0]))])
+        await stage.send(good[25:])
+        await stage.drained(53)
+    await stage.assert_consistent()
+    consumer = await make_consumer(stage.settings)
+    dead = TopicPartition(stage.settings.kafka.dead_letter_topic, 0)
+    consumer.assign([dead])
+    consumer.seek(dead, 0)
+    letters = []
+    while len(letters) < 3:
+        letters += [r for records in (await consumer.getmany(timeout_ms=500)).values() for r in records]
+    await consumer.stop()
+    assert sorted((r.key, r.value) for r in letters if r.value) == [
+        (b"v1", b"not avro"),
+        (b"v3", CODEC.encode_event(good[0])),
+    ]
+    assert {dict(r.headers)["__connect.errors.topic"] for r in letters} == {stage.settings.kafka.topic.encode()}
+
+
+async def test_a_flood_of_poison_halts_the_stream_until_a_person_clears_it(stage: Stage) -> None:
+    publish(stage, "g1")
+    await stage.send(plays(3, 9), raw=[(b"v1", b"not avro")] * 40)
+    with pytest.raises(HaltError, match="nearline resume"):
+        async with stage.updater():
+            await wait_until(lambda: halted(stage), "the halt")
+    with pytest.raises(Halted, match="40 of the last"):
+        async with stage.updater() as updater:
+            await wait_until(lambda: updater.consumer is not None, "the start")
+            await asyncio.wait([t for t in asyncio.all_tasks() if "Updater.run" in repr(t)], timeout=20)
+    await stage.store.write_halt(None)
+    async with stage.updater():
+        await stage.drained(49)
+    await stage.assert_consistent()
+
+
+async def halted(stage: Stage) -> bool:
+    return await stage.store.read_halt() is not None
+
+
+async def test_an_erasure_empties_the_viewer_and_replays_do_not_bring_them_back(stage: Stage) -> None:
+    publish(stage, "g1")
+    history = plays(3, 60)
+    erase = PlaybackEvent("erase-1", Kind.ERASE, "v1", T0 + 1_000_000)
+    async with stage.updater():
+        await stage.send([*history, erase, *history])
+        await stage.drained(121)
+    stored = await stage.store.read_viewer("v1")
+    assert unpack(stored.state).is_empty
+    assert (stored.row, stored.vector) == (b"", b"")
+    assert b"tt0" not in stored.state
+    async with stage.updater():
+        await stage.send([play_event("v1", 5, 2000)])
+        await stage.drained(122)
+    assert [p.item_id for p in unpack((await stage.store.read_viewer("v1")).state).plays] == ["tt0000005"]
+
+
+async def test_two_updaters_share_the_partitions_and_a_third_joins_and_leaves(stage: Stage) -> None:
+    publish(stage, "g1")
+    async with stage.updater() as one, stage.updater() as two:
+        await wait_until(
+            lambda: one.ready and two.ready and all(u.checkpoint.progress for u in (one, two)), "both have work"
+        )
+        await stage.send(plays(20, 200))
+        async with stage.updater() as three:
+            await stage.send(plays(20, 200, start=200))
+            await wait_until(lambda: three.ready and bool(three.checkpoint.progress), "the third has work")
+            await stage.send(plays(20, 200, start=400))
+        await stage.send(plays(20, 200, start=600))
+        await stage.drained(800)
+    await stage.assert_consistent()
+
+
+async def test_a_store_restarted_from_an_older_copy_is_brought_back_to_the_same_rows(
+    kafka: KafkaServer, fresh_valkey: ValkeyServer, topic: TopicFactory, namespace: str, tmp_path: Path
+) -> None:
+    name = await topic(PARTITIONS)
+    stage = await make_stage(kafka.bootstrap, fresh_valkey.url, name, namespace, tmp_path)
+    publish(stage, "g1")
+    copy = tmp_path / "older"
+    async with stage.updater() as updater:
+        await stage.send(plays(10, 150))
+        await stage.drained(150)
+        fresh_valkey.stop()
+        shutil.copytree(fresh_valkey.data_dir, copy)
+        fresh_valkey.start()
+        await stage.store.connect()
+        await stage.send(plays(10, 150, start=150))
+        await stage.drained(300)
+        fresh_valkey.stop(kill=True)
+        shutil.rmtree(fresh_valkey.data_dir)
+        shutil.copytree(copy, fresh_valkey.data_dir)
+        fresh_valkey.start()
+        await stage.store.connect()
+        assert await stage.finished() == 150
+        await stage.drained(300)
+        await stage.send(plays(10, 50, start=300))
+        await stage.drained(350)
+        assert updater.metrics.retries.labels("StoreChanged")._value.get() > 0
+    await stage.assert_consistent()
+    await stage.store.close()
+
+
+async def test_a_store_away_for_a_while_pauses_the_stream_and_nothing_is_lost(
+    kafka: KafkaServer, fresh_valkey: ValkeyServer, topic: TopicFactory, namespace: str, tmp_path: Path
+) -> None:
+    name = await topic(PARTITIONS)
+    stage = await make_stage(kafka.bootstrap, fresh_valkey.url, name, namespace, tmp_path)
+    publish(stage, "g1")
+    async with stage.updater() as updater:
+        await stage.send(plays(10, 100))
+        await stage.drained(100)
+        fresh_valkey.stop(kill=True)
+        await stage.send(plays(10, 100, start=100))
+        await wait_until(lambda: not updater.ready, "not ready while the store is away")
+        fresh_valkey.start()
+        await stage.store.connect()
+        await stage.drained(200)
+        await wait_until(lambda: updater.ready, "ready again")
+    await stage.assert_consistent()
+    await stage.store.close()

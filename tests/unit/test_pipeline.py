@@ -1,0 +1,222 @@
+"""The pure pipeline: every offset gets exactly one fate, and no private byte goes anywhere."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from contracts.codec import Codec
+from contracts.errors import HaltError, InvalidEvent, UndecodableRecord, UnknownSchema
+from contracts.events import Kind, PlaybackEvent
+from contracts.registry import Registry
+from tests.worlds import T0, play_event
+from updater.checkpoint import resume_point
+from updater.deadletter import STAGE_OF_ERROR, FloodGuard, headers
+from updater.pipeline import DeadLetter, Plan, Position, plan, tallies
+from viewers.rewrite import Outcome, RewriteResult
+from viewers.state import Limits
+from viewers.store import Marker, Tally
+
+CODEC = Codec(Registry.load())
+LIMITS = Limits()
+
+
+@dataclass(frozen=True)
+class FakeRecord:
+    offset: int
+    value: bytes | None
+    key: bytes | None = b"ana"
+    partition: int = 0
+    timestamp: int = T0 + 60_000
+    headers: Sequence[tuple[str, bytes]] = (("private", b"0"),)
+
+
+def record(offset: int, event: PlaybackEvent, **changes: object) -> FakeRecord:
+    return dataclasses.replace(FakeRecord(offset, CODEC.encode_event(event), event.viewer.encode()), **changes)
+
+
+def decide(records: Sequence[FakeRecord], position: Position | None = None) -> Plan:
+    return plan({0: records}, {0: position or Position(0, 0)}, CODEC.decode_event, LIMITS)
+
+
+def test_plays_of_one_viewer_become_one_job_with_all_facts_and_the_newest_time() -> None:
+    decided = decide(
+        [record(0, play_event("ana", 1, 5)), record(1, play_event("ben", 1, 6)), record(2, play_event("ana", 2, 9))]
+    )
+    assert [job.viewer for job in decided.jobs] == ["ana", "ben"]
+    assert [p.item_id for p in decided.jobs[0].facts.plays] == ["tt0000002", "tt0000001"]
+    assert decided.jobs[0].event_time_ms == T0 + 9000
+    assert decided.event_times_ms == [[T0 + 5000, T0 + 9000], [T0 + 6000]]
+
+
+def test_a_private_play_is_only_counted_even_if_it_could_not_be_applied() -> None:
+    decided = decide(
+        [
+            record(0, play_event("ana", 1, 5, private=True), headers=()),
+            record(1, play_event("ana", 1, 5), headers=(("private", b"1"),)),
+            FakeRecord(2, b"\x00garbage", headers=(("private", b"1"),)),
+            record(3, play_event("ana", 1, 5, private=True), key=b"ben"),
+        ]
+    )
+    assert decided.jobs == []
+    assert decided.dead_letters == []
+    assert decided.partitions[0].private == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        ({"value": b"\x00garbage"}, UndecodableRecord),
+        ({"value": None}, UndecodableRecord),
+        ({"key": b"ben"}, InvalidEvent),
+        ({"key": None}, InvalidEvent),
+        ({"timestamp": T0 - 600_000}, InvalidEvent),
+    ],
+)
+def test_what_can_never_be_applied_is_dead_lettered_with_its_cause(change: dict[str, object], cause: type) -> None:
+    decided = decide([record(0, play_event("ana", 1, 5), **change)])
+    (letter,) = decided.dead_letters
+    assert isinstance(letter.cause, cause)
+    assert letter.quotable
+    assert decided.partitions[0].dead == 1
+    named = dict(headers(letter, "playback"))
+    assert named["__connect.errors.topic"] == b"playback"
+    assert named["__connect.errors.offset"] == b"0"
+    assert named["__connect.errors.stage"].decode() in STAGE_OF_ERROR.values()
+
+
+@pytest.mark.parametrize("said", [(), (("private", b"yes"),), (("private", b"1 "),)])
+def test_an_undecodable_record_that_may_be_private_is_dead_lettered_by_its_coordinates_alone(said: tuple) -> None:
+    (letter,) = decide([FakeRecord(7, b"\x00garbage", headers=said)]).dead_letters
+    assert not letter.quotable
+    assert b"garbage" not in b"".join(value for _, value in headers(letter, "t"))
+
+
+@pytest.mark.parametrize(
+    ("event", "why"),
+    [
+        (dataclasses.replace(play_event("ana", 1, 5), kind=Kind.UNKNOWN), "unknown kind"),
+        (dataclasses.replace(play_event("ana", 1, 5), item_id="a{b}"), "item_id"),
+        (dataclasses.replace(play_event("ana", 1, 5), event_id=""), "event_id"),
+        (dataclasses.replace(play_event("ana", 1, 5), play_started_at_ms=None), "play_started_at"),
+        (dataclasses.replace(play_event("ana", 1, 5), watched_ms=1_000_001), "10 times"),
+        (dataclasses.replace(play_event("ana", 1, 5), event_time_ms=T0 // 1000), "seconds"),
+        (dataclasses.replace(play_event("ana", 1, 5), event_time_ms=T0 + 86_400_000), "five minutes"),
+        (PlaybackEvent("e", Kind.RATE, "ana", T0, item_id="tt1", value=101), "value"),
+        (PlaybackEvent("e", Kind.PREFER, "ana", T0, preference="a b", value=1), "preference"),
+    ],
+)
+def test_an_event_that_breaks_the_contract_is_dead_lettered_and_the_reason_named(
+    event: PlaybackEvent, why: str
+) -> None:
+    (letter,) = decide([record(0, event)]).dead_letters
+    assert why in str(letter.cause)
+
+
+def test_an_unknown_schema_leaves_the_whole_batch_undecided() -> None:
+    with pytest.raises(UnknownSchema):
+        decide([record(0, play_event("ana", 1, 5)), FakeRecord(1, b"\x00\x00\x0f\x42\x40rest")])
+
+
+def test_offsets_that_hold_no_record_are_absent_and_records_before_the_marker_are_applied_but_not_counted_again() -> (
+    None
+):
+    records = [
+        record(3, play_event("ana", 1, 1)),
+        record(4, play_event("ana", 2, 2)),
+        record(8, play_event("ben", 3, 3)),
+    ]
+    decided = decide(records, Position(next_offset=3, uncounted_from=6))
+    todo = decided.partitions[0]
+    assert len(decided.jobs) == 2
+    assert (todo.next_offset, todo.absent, len(todo.jobs)) == (9, 2, 1)
+    counted = tallies(decided, [RewriteResult(Outcome.NOOP), RewriteResult(Outcome.APPLIED)])[0]
+    assert counted == Tally(applied=1, absent=2)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 4), st.sampled_from(["play", "private", "poison"])), max_size=20),
+    st.integers(0, 30),
+)
+def test_the_fates_of_a_batch_always_sum_to_the_offsets_it_passes(
+    steps: list[tuple[int, str]], uncounted_from: int
+) -> None:
+    offset, records = -1, []
+    for gap, what in steps:
+        offset += gap
+        event = play_event(f"v{offset % 3}", offset % 5, offset, private=what == "private")
+        records.append(record(offset, event, **({"value": b"?"} if what == "poison" else {})))
+    decided = decide(records, Position(0, uncounted_from))
+    results = [RewriteResult(Outcome.APPLIED if i % 2 else Outcome.NOOP) for i in range(len(decided.jobs))]
+    total = tallies(decided, results)[0].total
+    assert total == max(0, decided.partitions[0].next_offset - uncounted_from)
+
+
+def test_records_of_partitions_that_are_not_ours_are_left_alone() -> None:
+    decided = plan({3: [record(0, play_event("ana", 1, 5))]}, {0: Position(0, 0)}, CODEC.decode_event, LIMITS)
+    assert decided.jobs == []
+    assert decided.partitions == {}
+
+
+def test_nineteen_poison_records_are_dead_letters_and_a_flood_halts() -> None:
+    guard = FloodGuard()
+    guard.observe(100, 19)
+    with pytest.raises(HaltError, match="nearline resume"):
+        guard.observe(1, 1)
+
+
+def test_a_trickle_of_poison_below_one_percent_never_halts() -> None:
+    guard = FloodGuard()
+    for _ in range(500):
+        guard.observe(512, 5)
+
+
+def test_poison_long_ago_is_forgotten() -> None:
+    guard = FloodGuard()
+    guard.observe(100, 19)
+    for _ in range(40):
+        guard.observe(500, 0)
+    guard.observe(100, 19)
+
+
+def resume(**changes: int | Marker | None):
+    arguments: dict = {"marker": None, "committed": None, "seeded": None, "beginning": 0, "end": 100, "where": "t[0]"}
+    return resume_point(**(arguments | changes))
+
+
+def test_a_partition_resumes_at_the_lower_of_commit_and_marker() -> None:
+    assert resume(marker=Marker(50, 0, applied=50), committed=40).position == 40
+    assert resume(marker=Marker(50, 0, applied=50), committed=60).position == 50
+    assert resume(marker=Marker(50, 0, applied=50)).position == 50
+
+
+def test_without_a_marker_a_partition_starts_at_the_lakes_cut_off_or_the_earliest_never_at_the_commit() -> None:
+    assert resume(committed=90, beginning=7).position == 7
+    seeded = resume(committed=90, seeded=30)
+    assert (seeded.position, seeded.origin, seeded.absent) == (30, 30, 0)
+
+
+def test_what_retention_deleted_is_declared_exactly() -> None:
+    start = resume(marker=Marker(50, 0, applied=50), committed=50, beginning=70)
+    assert (start.position, start.absent) == (70, 20)
+    start = resume(marker=Marker(50, 0, applied=50), committed=30, beginning=40)
+    assert (start.position, start.absent) == (40, 0)
+    start = resume(seeded=50, beginning=70)
+    assert (start.position, start.origin, start.absent) == (70, 50, 20)
+
+
+def test_a_log_that_ends_before_what_was_finished_was_recreated_and_halts() -> None:
+    with pytest.raises(HaltError, match="stream_epoch"):
+        resume(marker=Marker(101, 0, applied=101))
+
+
+def test_every_record_error_has_a_stage() -> None:
+    letter = DeadLetter(FakeRecord(0, b""), UndecodableRecord("x"), quotable=True)  # type: ignore[arg-type]
+    assert dict(headers(letter, "t"))["__connect.errors.stage"] == b"VALUE_CONVERTER"
+    assert set(STAGE_OF_ERROR) == {"UndecodableRecord", "InvalidEvent"}
