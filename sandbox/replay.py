@@ -1,0 +1,173 @@
+"""Sends events through the real topic, in time order: history at full speed, or an evening at its own pace."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from contracts.codec import Codec
+from contracts.errors import DataError, KafkaUnavailable
+from contracts.events import PlaybackEvent
+from runtime.kafka import AIOKafkaProducer, kafka_errors, make_producer
+from runtime.settings import Settings
+
+LINGER_MS = 5
+"""Longest wait for a fuller batch at full speed, ms; a paced replay sends at once."""
+
+CHECK_EVERY = 500
+"""Events between two looks at the clock and at failed sends: some 10 ms of work, so that the loop stays responsive."""
+
+PROGRESS_EVERY_S = 0.2
+"""How often progress is told, seconds."""
+
+MIN_PAUSE_S = 0.001
+"""A paced replay that is ahead by less than this goes on: shorter pauses cost more than they wait."""
+
+PRIVATE_HEADERS = {False: [("private", b"0")], True: [("private", b"1")]}
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """So far: events handed over, the last one's time, and how long it took."""
+
+    sent: int
+    event_time_ms: int
+    elapsed_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayReport:
+    """What was sent and acknowledged. `behind_s`: how far a paced replay fell behind its schedule at worst."""
+
+    sent: int
+    elapsed_s: float
+    first_event_ms: int | None
+    last_event_ms: int | None
+    behind_s: float
+
+    @property
+    def rate(self) -> float:
+        """Acknowledged events per second."""
+        return self.sent / self.elapsed_s if self.elapsed_s > 0 else 0.0
+
+
+async def replay(
+    settings: Settings,
+    events: Iterable[PlaybackEvent],
+    *,
+    speed: float | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    codec: Codec | None = None,
+) -> ReplayReport:
+    """Send `events` (in time order) to the playback topic and wait until every one is acknowledged.
+
+    `speed` None: as fast as the broker takes them; 1.0: as fast as they happened; 60: an hour a minute. Keyed by viewer, with
+    the header `private`. A record's timestamp is the latest event time so far, so no event is dated past its record.
+
+    Raises `DataError` if the events are not in time order, `KafkaUnavailable` if the broker does not acknowledge one. A crash
+    or a cancellation leaves a prefix of the events (per partition) in the topic; sending them again changes nothing.
+    """
+    if speed is not None and not speed > 0:
+        raise DataError(f"speed {speed}: must be above 0 (or None for as fast as possible)")
+    producer = await make_producer(settings, linger_ms=LINGER_MS if speed is None else 0)
+    try:
+        return await _Replay(settings, producer, codec or Codec.load(settings.registry_path), speed, progress).run(
+            events
+        )
+    finally:
+        with kafka_errors("closing the producer", settings):
+            await producer.stop()
+
+
+class _Replay:
+    """One replay under way."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        producer: AIOKafkaProducer,
+        codec: Codec,
+        speed: float | None,
+        progress: Callable[[Progress], None] | None,
+    ) -> None:
+        self._settings = settings
+        self._producer = producer
+        self._codec = codec
+        self._speed = speed
+        self._progress = progress
+        self._failure: BaseException | None = None
+        self._acknowledged = 0
+        self._started_s = 0.0
+        self._told_s = 0.0
+
+    async def run(self, events: Iterable[PlaybackEvent]) -> ReplayReport:
+        """Send all, flush, and report."""
+        topic, encode, send = self._settings.kafka.topic, self._codec.encode_event, self._producer.send
+        self._started_s = self._told_s = time.monotonic()
+        sent, first_ms, last_ms, behind_s = 0, None, None, 0.0
+        with kafka_errors("replaying", self._settings):
+            for event in events:
+                time_ms = event.event_time_ms
+                if first_ms is None:
+                    first_ms = time_ms
+                elif last_ms is not None and time_ms < last_ms:
+                    raise DataError(
+                        f"event {sent + 1}: {last_ms - time_ms} ms before the one ahead of it; sort by time"
+                    )
+                last_ms = time_ms
+                if self._speed is not None:
+                    behind_s = max(behind_s, await self._wait_until_due((time_ms - first_ms) / 1000 / self._speed))
+                acknowledgement = await send(
+                    topic,
+                    encode(event),
+                    key=event.viewer.encode(),
+                    timestamp_ms=time_ms,
+                    headers=PRIVATE_HEADERS[event.private],
+                )
+                acknowledgement.add_done_callback(self._settle)
+                sent += 1
+                if sent % CHECK_EVERY == 0:
+                    await asyncio.sleep(0)
+                    self._check()
+                    self._tell(sent, time_ms)
+            await self._producer.flush()
+        await asyncio.sleep(0)  # the last acknowledgements' callbacks are due in this turn of the loop
+        self._check()
+        if self._acknowledged != sent:
+            raise KafkaUnavailable(
+                f"{sent - self._acknowledged} of {sent} events were not acknowledged; send them again"
+            )
+        self._tell(sent, last_ms or 0, last=True)
+        return ReplayReport(sent, time.monotonic() - self._started_s, first_ms, last_ms, behind_s)
+
+    async def _wait_until_due(self, due_s: float) -> float:
+        """Pause until `due_s` seconds after the start; returns by how much that has passed already."""
+        ahead_s = due_s - (time.monotonic() - self._started_s)
+        if ahead_s >= MIN_PAUSE_S:
+            await asyncio.sleep(ahead_s)
+            self._check()
+        return max(0.0, -ahead_s)
+
+    def _settle(self, acknowledgement: asyncio.Future[Any]) -> None:
+        if acknowledgement.cancelled():
+            return
+        error = acknowledgement.exception()
+        if error is None:
+            self._acknowledged += 1
+        else:
+            self._failure = self._failure or error
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise KafkaUnavailable(
+                f"an event was not acknowledged ({type(self._failure).__name__}); send them again: nothing doubles"
+            ) from self._failure
+
+    def _tell(self, sent: int, time_ms: int, *, last: bool = False) -> None:
+        now_s = time.monotonic()
+        if self._progress is not None and (last or now_s - self._told_s >= PROGRESS_EVERY_S):
+            self._told_s = now_s
+            self._progress(Progress(sent, time_ms, now_s - self._started_s))

@@ -1,0 +1,36 @@
+"""The topics that the program needs, made if they are not there yet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from contracts.errors import KafkaUnavailable
+from runtime.kafka import NewTopic, kafka_errors, make_admin
+from runtime.settings import Settings
+
+KEEP_FOR_EVER = {"retention.ms": "-1"}
+"""A sandbox's log is its history: imported plays are years old, and any retention would delete them at once."""
+
+_TOPIC_EXISTS = 36
+"""Kafka's error code: somebody made it first, which is as good."""
+
+
+async def ensure_topics(settings: Settings, partitions: int = 4) -> Mapping[str, int]:
+    """Make the playback, dead-letter and impressions topics where missing; returns topic → partitions as they are now.
+
+    Topics that exist are left as they are. Raises `KafkaUnavailable`."""
+    kafka = settings.kafka
+    wanted = {kafka.topic: partitions, kafka.dead_letter_topic: 1, kafka.impressions_topic: partitions}
+    admin = await make_admin(settings)
+    try:
+        with kafka_errors("creating topics", settings):
+            response = await admin.create_topics(
+                [NewTopic(name, count, 1, topic_configs=KEEP_FOR_EVER) for name, count in wanted.items()]
+            )
+            for name, code, *message in response.topic_errors:
+                if code not in (0, _TOPIC_EXISTS):
+                    raise KafkaUnavailable(f"topic {name}: not created (Kafka error {code}: {message or 'no message'})")
+            described = await admin.describe_topics(list(wanted))
+    finally:
+        await admin.close()
+    return {topic["topic"]: len(topic["partitions"]) for topic in described}
