@@ -26,7 +26,7 @@ from sandbox.children import SandboxError
 
 KAFKA_VERSION = "4.1.2"
 KAFKA = f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}"
-LOGGING = "org.apache.logging.log4j:log4j-slf4j-impl:2.24.3"
+LOGGING = "org.apache.logging.log4j:log4j-slf4j-impl:2.25.3"
 """Kafka logs through slf4j 1.7 and leaves the binding to its distribution; the version is that of Kafka's log4j-core."""
 
 LOCK_FILE = Path(__file__).with_name("kafka_jars.lock")
@@ -34,8 +34,9 @@ MAVEN_CENTRAL = "https://repo1.maven.org/maven2"
 CONNECTIONS = 6
 """Enough to fill a home line with small files, and polite."""
 TIMEOUT_S = 30.0
-ATTEMPTS = 4
+ATTEMPTS = 3
 CHUNK_BYTES = 1 << 16
+PART_PREFIX = ".part-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +63,12 @@ def read_lock(text: str) -> list[Jar]:
     return [Jar(sha256=sha256, size_bytes=int(size), path=path) for sha256, size, path in lines]
 
 
-def ensure_jars(env: Mapping[str, str] = os.environ) -> list[Path]:
+def ensure_jars(env: Mapping[str, str] = os.environ, lock_file: Path = LOCK_FILE) -> list[Path]:
     """The jars on this machine, in class-path order; those not cached yet are fetched and checked.
 
     Raises SandboxError when one cannot be had.
     """
-    jars = read_lock(LOCK_FILE.read_text())
+    jars = read_lock(lock_file.read_text())
     root = cache_dir(env) / f"kafka-{KAFKA_VERSION}"
     paths = [root / jar.path for jar in jars]
     if all(_is_complete(jar, root) for jar in jars):
@@ -75,6 +76,8 @@ def ensure_jars(env: Mapping[str, str] = os.environ) -> list[Path]:
     with exclusive(root / "fetching", waiting="another process is fetching Kafka; waiting for it"):
         missing = [jar for jar in jars if not _is_complete(jar, root)]
         if missing:
+            for part in root.rglob(f"{PART_PREFIX}*"):  # of one that was killed; nobody else fetches now
+                part.unlink(missing_ok=True)
             _fetch_all(missing, root, env.get("MAVEN_MIRROR_URL", MAVEN_CENTRAL).rstrip("/"))
     return paths
 
@@ -159,7 +162,10 @@ def _fetch(jar: Jar, root: Path, repository: str, on_bytes: Callable[[int], None
             _fetch_once(jar, root, url, on_bytes)
             return
         except (OSError, urllib.error.URLError, EOFError) as error:
-            final = isinstance(error, urllib.error.HTTPError) and error.code in (401, 403, 404, 407)
+            final = False
+            if isinstance(error, urllib.error.HTTPError):
+                error.close()  # it holds the connection
+                final = error.code in (401, 403, 404, 407)
             if final or attempt == ATTEMPTS:
                 reason = getattr(error, "reason", None) or error
                 raise SandboxError(
@@ -178,7 +184,7 @@ def _fetch_once(jar: Jar, root: Path, url: str, on_bytes: Callable[[int], None])
         raise SandboxError(f"MAVEN_MIRROR_URL must be an http(s) address, not {url}")
     digest = hashlib.sha256()
     size_bytes = 0
-    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".part-", delete=False) as part:
+    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=PART_PREFIX, delete=False) as part:
         try:
             with urllib.request.urlopen(url, timeout=TIMEOUT_S) as response:  # noqa: S310 - the scheme is checked above
                 while chunk := response.read(CHUNK_BYTES):

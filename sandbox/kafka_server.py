@@ -13,7 +13,7 @@ from typing import Self
 
 from sandbox.children import Child, SandboxError, find_free_port, port_is_free, read_tail, wait_until
 from sandbox.java import Java, find_java
-from sandbox.kafka_jars import KAFKA_VERSION, cache_dir, ensure_jars, exclusive, say
+from sandbox.kafka_jars import KAFKA_VERSION, LOCK_FILE, cache_dir, ensure_jars, exclusive, say
 
 START_DEADLINE_S = 90.0
 """2 to 5 s on two busy cores; longer where logs must be recovered after a kill."""
@@ -295,8 +295,8 @@ def _bootstrap_checkpoint(java: Java, jars: list[Path]) -> Path:
 
 
 def shared_classes_path(java: Java) -> Path:
-    """Where the archive of Kafka's loaded classes for this Java is kept."""
-    key = hashlib.sha256(f"{java.path.resolve()} {java.banner}".encode()).hexdigest()[:12]
+    """Where the archive of the classes that these jars and this Java load is kept."""
+    key = hashlib.sha256(f"{java.path.resolve()} {java.banner}".encode() + LOCK_FILE.read_bytes()).hexdigest()[:12]
     return cache_dir() / f"kafka-{KAFKA_VERSION}" / f"classes-{key}.jsa"
 
 

@@ -151,8 +151,8 @@ OWNER = """
     from pathlib import Path
     from sandbox.servers import Sandbox
     with Sandbox(Path(sys.argv[1])) as sandbox:
-        print(sandbox.kafka.pid, sandbox.valkey.pid, flush=True)
         try:
+            print(sandbox.kafka.pid, sandbox.valkey.pid, flush=True)
             time.sleep(600)
         except KeyboardInterrupt:
             alive = [Path(f"/proc/{pid}").exists() for pid in (sandbox.kafka.pid, sandbox.valkey.pid)]
