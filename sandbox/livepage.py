@@ -211,10 +211,10 @@ class Streams:
     def open_count(self) -> int:
         return len(self._queues)
 
-    async def run(self, backend: LiveBackend, viewer: str | None, request: Request) -> AsyncIterator[bytes]:
+    async def run(self, backend: LiveBackend, viewer: str | None) -> AsyncIterator[bytes]:
         """Server-sent events until the client leaves or `close` is called."""
         queue: asyncio.Queue[bytes | None] = asyncio.Queue(maxsize=64)
-        tasks = [asyncio.create_task(_put_stats(backend, queue, request))]
+        tasks = [asyncio.create_task(_put_stats(backend, queue))]
         if viewer is not None:
             tasks.append(asyncio.create_task(_put_rows(backend, viewer, queue)))
         self._queues.add(queue)
@@ -275,7 +275,7 @@ def make_app(backend: LiveBackend) -> Starlette:
             return _error(400, "viewer: not an id")
         if who is not None:
             await backend.viewer_view(who)  # an unknown viewer is told now, not by an empty stream
-        return StreamingResponse(streams.run(backend, who, request), media_type="text/event-stream")
+        return StreamingResponse(streams.run(backend, who), media_type="text/event-stream")
 
     app = Starlette(
         routes=[
@@ -313,15 +313,13 @@ class _Headers:
         await self._app(scope, receive, with_headers)
 
 
-async def _put_stats(backend: LiveBackend, queue: asyncio.Queue[bytes | None], request: Request) -> None:
-    """Stats once a second; also notices a client that has left, and then ends the stream."""
-    while not await request.is_disconnected():
+async def _put_stats(backend: LiveBackend, queue: asyncio.Queue[bytes | None]) -> None:
+    while True:
         try:
             await queue.put(_event("stats", await backend.stats()))
         except TransientError as error:
             await queue.put(_event("away", {"error": str(error)}))
         await asyncio.sleep(STATS_PERIOD_S)
-    await queue.put(None)
 
 
 async def _put_rows(backend: LiveBackend, viewer: str, queue: asyncio.Queue[bytes | None]) -> None:

@@ -3,26 +3,26 @@
 
 import { element, svg } from "./dom.js";
 
-// topic → [hue of the ground, hue of the light, motif, type style, mood]
+// topic → [hue of the ground, hue of the light, motifs, type styles, mood]
 const TOPICS = {
-  drama: [28, 62, "horizon", "serif", "dusk"],
-  comedy: [68, 25, "confetti", "condensed", "day"],
-  thriller: [235, 30, "beams", "condensed", "night"],
-  crime: [255, 85, "skyline", "wide", "night"],
-  "science-fiction": [275, 200, "planet", "wide", "night"],
-  fantasy: [305, 170, "peaks", "italic", "dusk"],
-  romance: [8, 45, "embrace", "italic", "day"],
-  horror: [20, 25, "thorns", "condensed", "black"],
-  adventure: [45, 220, "dunes", "condensed", "day"],
-  nature: [155, 110, "waves", "serif", "dusk"],
-  history: [75, 55, "columns", "serif", "sepia"],
-  "true-crime": [240, 95, "rings", "sans", "black"],
-  music: [330, 290, "bars", "condensed", "night"],
-  sport: [145, 95, "lanes", "condensed", "day"],
-  food: [40, 120, "plate", "italic", "day"],
-  travel: [215, 60, "road", "wide", "dusk"],
-  family: [190, 75, "hills", "sans", "day"],
-  animation: [175, 350, "bubbles", "sans", "day"],
+  drama: [28, 62, "horizon hills embrace", "serif italic", "dusk"],
+  comedy: [68, 25, "confetti bubbles plate", "condensed sans", "day"],
+  thriller: [235, 30, "beams skyline rings", "condensed wide", "night"],
+  crime: [255, 85, "skyline beams horizon", "wide serif condensed", "night"],
+  "science-fiction": [275, 200, "planet lanes waves", "wide sans", "night"],
+  fantasy: [305, 170, "peaks thorns planet", "italic serif", "dusk"],
+  romance: [8, 45, "embrace horizon waves", "italic serif", "day"],
+  horror: [20, 25, "thorns rings embrace", "condensed serif", "black"],
+  adventure: [45, 220, "dunes peaks road", "condensed wide", "day"],
+  nature: [155, 110, "waves horizon peaks", "serif sans", "dusk"],
+  history: [75, 55, "columns horizon dunes", "serif wide", "sepia"],
+  "true-crime": [240, 95, "rings beams skyline", "sans condensed", "black"],
+  music: [330, 290, "bars waves embrace planet", "condensed wide sans", "night"],
+  sport: [145, 95, "lanes confetti bars", "condensed sans", "day"],
+  food: [40, 120, "plate bubbles hills", "italic sans", "day"],
+  travel: [215, 60, "road dunes skyline", "wide serif", "dusk"],
+  family: [190, 75, "hills bubbles confetti", "sans serif", "day"],
+  animation: [175, 350, "bubbles hills planet", "sans condensed", "day"],
 };
 const OTHER = [280, 60, "horizon", "serif", "dusk"];
 
@@ -56,6 +56,7 @@ function dice(seed) {
 
 const W = 200;
 const H = 300;
+const choice = (options, seed) => { const all = options.split(" "); return all[seed % all.length]; };
 const between = (roll, low, high) => low + (high - low) * roll();
 const circle = (cx, cy, r, rest) => svg("circle", { cx, cy, r, ...rest });
 const path = (d, rest) => svg("path", { d, ...rest });
@@ -192,7 +193,7 @@ function art(tile) {
   const topic = TOPICS[tile.topics[0]] ?? OTHER;
   const seed = seedOf(tile.item_id);
   const roll = dice(seed);
-  const turn = between(roll, -22, 22);
+  const turn = between(roll, -30, 30);
   const tones = MOODS[topic[4]].map(([light, chroma], i) => `oklch(${light} ${chroma} ${((i < 3 ? topic[0] : topic[1]) + turn + 360) % 360})`);
   drawn += 1;
   const [ground, veil] = [`g${drawn}`, `v${drawn}`];
@@ -203,7 +204,7 @@ function art(tile) {
       svg("linearGradient", { id: ground, x1: 0, y1: 0, x2: between(roll, -0.3, 0.3), y2: 1 }, stop(0, tones[1]), stop(0.55, tones[2]), stop(1, tones[0])),
       svg("linearGradient", { id: veil, x1: 0, y1: top ? 1 : 0, x2: 0, y2: top ? 0 : 1 }, stop(0.3, "#0b0910", 0), stop(0.66, "#0b0910", 0.46), stop(1, "#0b0910", 0.84))),
     svg("rect", { width: W, height: H, fill: `url(#${ground})` }),
-    svg("g", top ? { transform: "translate(0 72)" } : {}, ...MOTIFS[topic[2]](roll, tones)),
+    svg("g", top ? { transform: "translate(0 72)" } : {}, ...MOTIFS[choice(topic[2], seed >>> 8)](roll, tones)),
     svg("rect", { width: W, height: H, fill: `url(#${veil})` }));
 }
 
@@ -211,7 +212,7 @@ export function poster(tile, { mini = false } = {}) {
   const topic = TOPICS[tile.topics[0]] ?? OTHER;
   const seed = seedOf(tile.item_id);
   const longest = Math.max(...tile.title.split(" ").map((word) => word.length));
-  const classes = ["poster", `type-${topic[3]}`, mini && "mini", (tile.title.length > 22 || longest > 9) && "long"];
+  const classes = ["poster", `type-${choice(topic[3], seed >>> 16)}`, mini && "mini", (tile.title.length > 22 || longest > 9) && "long"];
   const place = seed % 5 === 0 ? "top" : seed % 3 === 0 ? "centre" : "";
   const node = element("span", { className: classes.filter(Boolean).join(" ") }, art(tile));
   if (!mini) {

@@ -11,7 +11,7 @@ const places = (row) => new Map(row.tiles.map((tile, index) => [tile.item_id, in
 
 function shift(before, now) {
   if (before === undefined) return ["new", "New", "new tonight"];
-  if (before === now) return ["", "–", "same place as last night"];
+  if (before === now) return ["", "", "same place as last night"];
   const by = Math.abs(before - now);
   return before > now ? ["up", `▲ ${by}`, `up ${by} since last night`] : ["down", `▼ ${by}`, `down ${by} since last night`];
 }
