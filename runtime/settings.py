@@ -59,6 +59,11 @@ class KafkaSettings(_Section):
         return f"{self.topic}.impressions"
 
     @property
+    def catalogue_topic(self) -> str:
+        """Catalogue items, keyed by item id, the latest wins: make it with `cleanup.policy=compact`."""
+        return f"{self.topic}.catalogue"
+
+    @property
     def stream(self) -> str:
         """`topic@epoch`: names the log that offsets belong to."""
         return f"{self.topic}@{self.stream_epoch}"
@@ -164,6 +169,9 @@ class Settings(BaseSettings):
     health: HealthSettings = HealthSettings()
     generations_path: str = Field(".nearline/generations", description="folder or URL of the generations")
     lake_path: str = Field(".nearline/lake", description="folder of the lake")
+    lake_key: SecretStr | None = Field(
+        None, description="key of the erasure ledger's hashes, ≥ 16 characters; made and kept in the lake if unset"
+    )
     registry_path: str | None = Field(
         None, description="folder of the schema registry; the schemas in contracts/ if unset"
     )

@@ -13,13 +13,13 @@ Duplicates, retries, reordering, re-driven dead letters and replays therefore ca
 
 from __future__ import annotations
 
-import functools
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import NamedTuple
 
+from contracts.digests import id_digest as id_digest
+from contracts.digests import item_digest as item_digest
 from contracts.events import PLAY_KINDS, Kind, PlaybackEvent
 
 COMPLETED = 1
@@ -105,17 +105,6 @@ class ViewerState:
 
 
 EMPTY = ViewerState()
-
-
-@functools.lru_cache(maxsize=1 << 17)
-def item_digest(item_id: str) -> int:
-    """48 bits of BLAKE2b: what `seen` keeps of an item. Two of a million titles share one with probability 0.002."""
-    return int.from_bytes(hashlib.blake2b(item_id.encode(), digest_size=6).digest(), "little")
-
-
-def id_digest(text: str) -> int:
-    """32 bits of BLAKE2b of an event or play id."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "little")
 
 
 def watched_share(watched_ms: int, duration_ms: int) -> int:
