@@ -1,8 +1,9 @@
 """Avro in Confluent's framing: `0x00`, the writer's schema id as four big-endian bytes, the body. Alone imports fastavro.
 
 fastavro accepts what no honest writer sends (trailing bytes, index −1 of an enum or a union, over-long numbers). So a value counts
-only if the writer's schema is registered for its subject, the record is short, and encoding the decoded value again
-gives the same bytes. Whatever goes wrong inside is one error, `UndecodableRecord`, which never quotes the payload.
+only if the writer's schema is registered for its subject, the record is short, and encoding the decoded value again would
+give the same bytes. `contracts/flat.py` checks that while it reads; for a schema that it cannot read, the value is encoded again
+and compared. Whatever goes wrong inside is one error, `UndecodableRecord`, which never quotes the payload.
 
 Records of older (or newer) registered schemas are read by schema resolution into the schema that this code was written for.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from io import BytesIO
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +21,7 @@ from fastavro import parse_schema, schemaless_reader, schemaless_writer
 from contracts.catalogue import CatalogueItem
 from contracts.errors import ContractError, UndecodableRecord, UnknownSchema
 from contracts.events import Kind, PlaybackEvent
+from contracts.flat import compile_flat
 from contracts.registry import SCHEMAS_PATH, Registry, Schema, read_json, subject_for
 from contracts.rows import Entry, HomeRow, Impression, Reason
 
@@ -91,7 +94,7 @@ class Codec:
 class _Subject:
     """The schemas of one subject: the one this code writes and reads into, and every registered writer's."""
 
-    __slots__ = ("header", "name", "reader", "registry", "schema_id", "writers")
+    __slots__ = ("flat", "flats", "header", "name", "registry", "schema_id", "writers")
 
     def __init__(self, registry: Registry, name: str, schemas: Path) -> None:
         self.name = subject_for(name)
@@ -105,12 +108,15 @@ class _Subject:
         self.schema_id = version.schema_id
         self.header = MAGIC + version.schema_id.to_bytes(4, "big")
         self.writers = {one.schema_id: _parse(one.schema) for one in registry.versions(self.name)}
-        self.reader = self.writers[version.schema_id]
+        self.flats = {one.schema_id: compile_flat(one.schema) for one in registry.versions(self.name)}
+        self.flat = self.flats[version.schema_id]
 
     def encode(self, record: Record) -> bytes:
         """Frame and body; raises `ContractError` if the value does not fit the schema or is too long."""
         try:
-            data = _write(self.header, self.reader, record)
+            data = self.header + (
+                self.flat.encode(record) if self.flat is not None else _write(self.writers[self.schema_id], record)
+            )
         except Exception as error:
             raise ContractError(f"{self.name}: a value does not fit the schema ({type(error).__name__})") from error
         if len(data) > MAX_RECORD_BYTES:
@@ -125,24 +131,29 @@ class _Subject:
         if length > MAX_RECORD_BYTES or length < HEADER_BYTES or data[0] != 0:
             raise UndecodableRecord(self._framing_problem(data))
         schema_id = int.from_bytes(data[1:HEADER_BYTES], "big")
-        writer = self.writers.get(schema_id)
-        if writer is None:
+        if schema_id not in self.writers:
             raise self._unknown(schema_id)
+        problem = "not the canonical bytes of its value"
         try:
-            source = BytesIO(data)
-            source.seek(HEADER_BYTES)
-            record: Any = schemaless_reader(source, writer, None)
-            if _write(data[:HEADER_BYTES], writer, record) != data:
-                problem = "not the canonical bytes of its value"
-            else:
-                if writer is not self.reader:
-                    source.seek(HEADER_BYTES)
-                    record = schemaless_reader(source, writer, self.reader)
+            record = self._read(data, schema_id)
+            if record is not None:
                 return build(record)
         except Exception as error:  # noqa: BLE001 - decoding errors are of any class; all mean the same
             # Only the class is told: the texts of decoding errors quote values, and so would the chained cause.
             problem = f"{type(error).__name__} while decoding"
         raise UndecodableRecord(f"{self.name}: schema id {schema_id}: {problem}")
+
+    def _read(self, data: bytes, schema_id: int) -> Record | None:
+        """The record as this code's schema has it; None if its bytes are not canonical."""
+        body = data[HEADER_BYTES:]
+        writer, flat = self.writers[schema_id], self.flats[schema_id]
+        if flat is not None:
+            record = flat.decode(data, HEADER_BYTES)
+        else:
+            record = _read(body, writer, None)
+            if _write(writer, record) != body:
+                return None
+        return record if schema_id == self.schema_id else _read(body, writer, self.writers[self.schema_id])
 
     def _framing_problem(self, data: bytes) -> str:
         if len(data) > MAX_RECORD_BYTES:
@@ -178,9 +189,12 @@ def _without_logical_types(schema: Any) -> Any:
     return schema
 
 
-def _write(header: bytes, schema: Any, record: Any) -> bytes:
+def _read(body: bytes, writer: Any, reader: Any) -> Any:
+    return schemaless_reader(BytesIO(body), writer, reader)
+
+
+def _write(schema: Any, record: Any) -> bytes:
     sink = BytesIO()
-    sink.write(header)
     schemaless_writer(sink, schema, record)
     return sink.getvalue()
 
@@ -228,19 +242,18 @@ def _read_event(record: Record) -> PlaybackEvent:
     )
 
 
+_ENTRY_FIELDS = attrgetter("item_id", "score", "source", "reasons", "available_from_ms", "available_until_ms")
+
+
 def _row_record(row: HomeRow) -> Record:
     """Rows of entries to columns."""
-    entries = row.entries
-    names = dict.fromkeys(entry.source for entry in entries)
-    sources = {name: index for index, name in enumerate(names)}  # in order of first use
-    with_reasons = max((place for place, entry in enumerate(entries, 1) if entry.reasons), default=0)
-    reasons = [reason for entry in entries[:with_reasons] for reason in entry.reasons]
-    starts = [
-        (place, entry.available_from_ms) for place, entry in enumerate(entries) if entry.available_from_ms is not None
-    ]
-    ends = [
-        (place, entry.available_until_ms) for place, entry in enumerate(entries) if entry.available_until_ms is not None
-    ]
+    columns = zip(*map(_ENTRY_FIELDS, row.entries), strict=True) if row.entries else iter([()] * 6)
+    items, scores, sources, why, starts, ends = columns
+    names = {name: index for index, name in enumerate(dict.fromkeys(sources))}  # in order of first use
+    with_reasons = max((place for place, reasons in enumerate(why, 1) if reasons), default=0)
+    reasons = [reason for some in why[:with_reasons] for reason in some]
+    from_positions = [place for place, time_ms in enumerate(starts) if time_ms is not None]
+    until_positions = [place for place, time_ms in enumerate(ends) if time_ms is not None]
     return {
         "row_id": row.row_id,
         "generation_id": row.generation_id,
@@ -248,17 +261,17 @@ def _row_record(row: HomeRow) -> Record:
         "trends_snapshot": row.trends_snapshot,
         "computed_at": row.computed_at_ms,
         "event_time": row.event_time_ms,
-        "items": [entry.item_id for entry in entries],
-        "scores": [entry.score for entry in entries],
-        "sources": list(sources),
-        "source_indexes": bytes([sources[entry.source] for entry in entries]),
-        "reason_counts": bytes([len(entry.reasons) for entry in entries[:with_reasons]]),
+        "items": items,
+        "scores": scores,
+        "sources": list(names),
+        "source_indexes": bytes([names[name] for name in sources]),
+        "reason_counts": bytes([len(some) for some in why[:with_reasons]]),
         "reason_items": [reason.item_id for reason in reasons],
         "reason_contributions": [reason.contribution for reason in reasons],
-        "from_positions": bytes([place for place, _ in starts]),
-        "available_from": [time_ms for _, time_ms in starts],
-        "until_positions": bytes([place for place, _ in ends]),
-        "available_until": [time_ms for _, time_ms in ends],
+        "from_positions": bytes(from_positions),
+        "available_from": [starts[place] for place in from_positions],
+        "until_positions": bytes(until_positions),
+        "available_until": [ends[place] for place in until_positions],
     }
 
 
