@@ -280,12 +280,14 @@ def test_every_layout_fits_its_window_and_is_readable(open_page, viewport: Viewp
         """() => {
           const pen = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
           const light = (colour) => { pen.fillStyle = colour; pen.fillRect(0, 0, 1, 1);
-            const [r, g, b] = [...pen.getImageData(0, 0, 1, 1).data].map((v) => (v / 255 <= 0.04045 ? v / 255 / 12.92 : ((v / 255 + 0.055) / 1.055) ** 2.4));
+            const [r, g, b] = [...pen.getImageData(0, 0, 1, 1).data].map((v) => v / 255).map((v) =>
+              (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
             return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
           const style = getComputedStyle(document.documentElement);
           const against = (a, b) => { const [x, y] = [light(a), light(b)].sort((p, q) => q - p); return (x + 0.05) / (y + 0.05); };
           const grounds = ["--ground", "--raised"].map((name) => style.getPropertyValue(name));
-          return ["--ink", "--ink-2", "--ink-3", "--accent", "--up", "--down", "--bad"].flatMap((name) => grounds.map((ground) => against(style.getPropertyValue(name), ground)));
+          const inks = ["--ink", "--ink-2", "--ink-3", "--accent", "--up", "--down", "--bad"].map((name) => style.getPropertyValue(name));
+          return inks.flatMap((ink) => grounds.map((ground) => against(ink, ground)));
         }"""
     )
     assert min(contrasts) >= 4.5

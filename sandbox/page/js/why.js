@@ -15,6 +15,13 @@ const SOURCES = {
 
 const signed = (value) => `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(3)}`;
 
+// The score is the plays' contributions plus, for a viewer with few plays, a share for what everybody watches.
+function whole(sum, score) {
+  const rest = score - sum;
+  if (Math.abs(rest) < 0.0005) return `These contributions sum to the score, ${score.toFixed(3)}.`;
+  return `These contributions sum to ${signed(sum)} of the score ${score.toFixed(3)}; other plays and popularity make ${signed(rest)}.`;
+}
+
 export function showWhy(dialog, body, explanation) {
   const { tile, position, reasons, note } = explanation;
   const [heading, sentence] = SOURCES[tile.source] ?? [words(tile.source || "Not in the row"), ""];
@@ -34,7 +41,7 @@ export function showWhy(dialog, body, explanation) {
       return element("li", { className: reason.contribution < 0 ? "against" : "" }, poster(reason.tile, { mini: true }),
         element("span", { text: reason.tile.title }), element("span", { className: "amount", text: signed(reason.contribution) }),
         element("span", { className: "track", "aria-hidden": "true" }, bar));
-    })), element("p", { className: "sum", text: `These contributions sum to ${signed(sum)}; the score is ${tile.score.toFixed(3)}.` }));
+    })), element("p", { className: "sum", text: whole(sum, tile.score) }));
   }
   if (!dialog.open) dialog.showModal();
   dialog.scrollTop = 0;

@@ -1,0 +1,383 @@
+"""The live page's backend over the real thing: Kafka in front of the updater, the store behind it, the updater's own numbers.
+
+It owns no connection. The store, how to send an event, how to ask the updater and what was the row last night are given to
+it, so that a test can stand in for any of them. A play is timed on this machine's wall clock, which sandbox, broker and
+updater share:
+
+    event time → acknowledged by Kafka → fetched by the updater → the viewer's state read → row computed and written
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from contracts.codec import Codec
+from contracts.errors import TransientError
+from contracts.events import Kind, PlaybackEvent
+from contracts.rows import Entry, HomeRow
+from homepage.catalogue import CatalogueView
+from homepage.render import Audience, default_keys, select_entries
+from sandbox.audience import Viewer
+from sandbox.livepage import (
+    Explanation,
+    NotFound,
+    Part,
+    PlayKind,
+    PlayOutcome,
+    RecentPlay,
+    RowView,
+    Stats,
+    Tile,
+    ViewerSummary,
+    ViewerView,
+    WhyReason,
+)
+from updater.metrics import RowTiming
+from viewers import packing
+from viewers.state import COMPLETED, SKIPPED, STOPPED
+from viewers.store import Store, StoredViewer
+
+ROW_DEADLINE_S = 5.0
+"""A row that takes longer is told as missing."""
+ROW_POLL_S = 0.002
+"""How often the store is looked at for the row that answers a play; it bounds the error of a missing timing."""
+TIMING_DEADLINE_S = 0.5
+"""The updater remembers a row's timing just after the write; it may need a moment more than the row."""
+WATCH_PERIOD_S = 0.15
+"""How often a viewer whom somebody looks at is read again."""
+PROBE_TIMEOUT_S = 2.0
+SEARCH_LIMIT = 30
+RECENT_PLAYS = 10
+DEFAULT_DURATION_MS = 45 * 60_000
+"""Of a title without a length."""
+SKIPPED_SHARE = 0.02
+ENDINGS = ((COMPLETED, "complete"), (STOPPED, "stop"), (SKIPPED, "skip"))
+
+Send = Callable[[PlaybackEvent], Awaitable[None]]
+"""Sends an event to the playback topic and returns once Kafka has acknowledged it; raises `KafkaUnavailable`."""
+
+LastNight = Callable[[str], Awaitable[bytes]]
+"""A viewer's encoded row as the nightly rebuild wrote it; empty if they had none."""
+
+Contributions = Callable[[str], Awaitable[Mapping[str, Sequence[tuple[str, float]]]]]
+"""Viewer → item in the row → (played item, contribution), recomputed from state and generation."""
+
+
+class UpdaterUnavailable(TransientError):
+    """The updater's health port does not answer."""
+
+
+class UpdaterProbe:
+    """Asks an updater's health port for its numbers. Blocking requests, so on a thread.
+
+    With several updaters the numbers are those of the one that is asked: its partitions, its rows.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url.rstrip("/")
+
+    async def stats(self) -> Mapping[str, Any]:
+        """The updater's `/stats`."""
+        found = await asyncio.to_thread(self._get, "/stats")
+        if not isinstance(found, dict):
+            raise UpdaterUnavailable(f"the updater at {self._url} told no numbers; is this its health port?")
+        return found
+
+    async def timing(self, row_id: str) -> RowTiming | None:
+        """When a recent row was fetched, computed and written; None if this updater did not write it."""
+        found = await asyncio.to_thread(self._get, f"/timing/{row_id}")
+        return RowTiming(**found) if isinstance(found, dict) else None
+
+    def _get(self, path: str) -> Any:
+        try:
+            with urllib.request.urlopen(self._url + path, timeout=PROBE_TIMEOUT_S) as answer:  # noqa: S310 - our own address
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            if error.code == 404:
+                return None
+            raise UpdaterUnavailable(f"the updater at {self._url} answered {error.code}") from error
+        except (OSError, ValueError) as error:
+            raise UpdaterUnavailable(f"the updater at {self._url} does not answer; is it running?") from error
+
+
+class NightSnapshot:
+    """Everybody's encoded rows as they were when `capture` ran: right after the nightly rebuild they are last night's."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, bytes] = {}
+
+    async def capture(self, store: Store) -> int:
+        """Read every viewer's row; returns how many there are. About a second for ten thousand viewers."""
+        rows: dict[str, bytes] = {}
+        async for viewers in store.scan_viewers():
+            for start in range(0, len(viewers), 64):
+                batch = viewers[start : start + 64]
+                found = await asyncio.gather(*(store.read_row(viewer) for viewer in batch))
+                rows |= dict(zip(batch, found, strict=True))
+        self._rows = rows
+        return len(rows)
+
+    async def __call__(self, viewer: str) -> bytes:
+        return self._rows.get(viewer, b"")
+
+
+@dataclass(frozen=True, slots=True)
+class Versions:
+    """What runs behind the page, e.g. `Kafka 4.1.0` and `Valkey 9.1.2`."""
+
+    kafka: str
+    store: str
+
+
+class StoreBackend:
+    """`LiveBackend` over a store, a Kafka producer and an updater's numbers."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        codec: Codec,
+        send: Send,
+        viewers: Sequence[Viewer],
+        catalogue: CatalogueView,
+        last_night: LastNight,
+        probe: UpdaterProbe,
+        versions: Versions,
+        contributions: Contributions | None = None,
+        now_ms: Callable[[], float] = lambda: time.time() * 1000,
+    ) -> None:
+        self._store, self._codec, self._send = store, codec, send
+        self._viewers = {viewer.viewer: viewer for viewer in viewers}
+        self._catalogue, self._last_night, self._probe, self._versions = catalogue, last_night, probe, versions
+        self._contributions, self._now_ms = contributions, now_ms
+        self._counted: tuple[float, int] | None = None  # (when, events) of the last look at the updater
+        self._rate = 0.0
+
+    async def search_viewers(self, q: str) -> list[ViewerSummary]:
+        """Viewers whose name, id or taste contains `q`; anybody for an empty `q`."""
+        wanted = q.casefold()
+        if not wanted:
+            chosen = random.sample(list(self._viewers.values()), min(SEARCH_LIMIT, len(self._viewers)))
+            return [_summary(viewer) for viewer in chosen]
+        found = [v for v in self._viewers.values() if wanted in f"{v.name} {v.taste} {v.viewer}".casefold()]
+        found.sort(key=lambda v: (not v.name.casefold().startswith(wanted), v.name))
+        return [_summary(viewer) for viewer in found[:SEARCH_LIMIT]]
+
+    async def viewer_view(self, viewer: str) -> ViewerView:
+        """The viewer with the row now, the row last night and what was played."""
+        who = self._known(viewer)
+        stored, before = await asyncio.gather(self._store.read_viewer(viewer), self._last_night(viewer))
+        live = await self._row_view(who, stored.row)
+        last_night = await self._row_view(who, before)
+        return ViewerView(_summary(who), live, last_night, self._recent(stored))
+
+    async def play(self, viewer: str, item_id: str, kind: PlayKind) -> PlayOutcome:
+        """Send one event that tells the whole play, wait for the row that has it, and ask the updater where the time went.
+
+        One event, not a start and an end, so that exactly one rewrite answers it.
+        """
+        who = self._known(viewer)
+        duration_ms = self._item_duration(item_id)
+        event_ms = int(self._now_ms())
+        event = PlaybackEvent(
+            event_id=uuid.uuid4().hex,
+            kind=Kind.SKIP if kind == "skip" else Kind.COMPLETE,
+            viewer=viewer,
+            event_time_ms=event_ms,
+            private=kind == "private",
+            item_id=item_id,
+            play_id=uuid.uuid4().hex,
+            play_started_at_ms=event_ms,
+            watched_ms=int(duration_ms * SKIPPED_SHARE) if kind == "skip" else duration_ms,
+            duration_ms=duration_ms,
+        )
+        await self._send(event)
+        acknowledged_ms = self._now_ms()
+        if kind == "private":
+            took = f"{acknowledged_ms - event_ms:.0f} ms"
+            message = f"Private: sent in {took}, counted and then forgotten. Neither state nor row has changed."
+            return PlayOutcome(kind, item_id, None, (), None, message=message)
+        answered = await self._wait_for_row(viewer, event_ms)
+        if answered is None:
+            message = f"No new row within {ROW_DEADLINE_S:g} s. The event is safe in Kafka; is the updater running?"
+            return PlayOutcome(kind, item_id, None, (), None, message=message)
+        row, seen_ms = answered
+        timing, stored = await asyncio.gather(self._wait_for_timing(row.row_id), self._store.read_viewer(viewer))
+        parts = _parts(event_ms, acknowledged_ms, timing, seen_ms)
+        view = self._view_of(who, row, default=False)
+        return PlayOutcome(kind, item_id, sum(part.ms for part in parts), parts, view, self._recent(stored))
+
+    async def explain(self, viewer: str, item_id: str) -> Explanation:
+        """The entry's plays: all of them if they can be recomputed, else the strongest that the row carries."""
+        who = self._known(viewer)
+        row, default = await self._home_row(who, await self._store.read_row(viewer))
+        shown = [] if row is None else self._shown(who, row)
+        position = next((place for place, entry in enumerate(shown, 1) if entry.item_id == item_id), None)
+        if position is None:
+            self._item_duration(item_id)  # unknown titles are not found
+            return Explanation(self._tile(item_id), None, (), "This title is not in the row now.")
+        entry = shown[position - 1]
+        plays: Sequence[tuple[str, float]] = [(reason.item_id, reason.contribution) for reason in entry.reasons]
+        if self._contributions is not None and not default:
+            plays = (await self._contributions(viewer)).get(item_id, plays)
+        strongest = sorted(plays, key=lambda play: -abs(play[1]))
+        reasons = tuple(WhyReason(self._tile(played), contribution) for played, contribution in strongest)
+        return Explanation(self._tile(item_id, entry), position, reasons)
+
+    async def stats(self) -> Stats:
+        """The updater's numbers; the event rate is what it has decided since the last look."""
+        told = await self._probe.stats()
+        totals = {name: int(told[name]) for name in ("applied", "noop", "private", "dead", "absent")}
+        now_s, events = time.monotonic(), sum(totals.values())
+        if self._counted is not None and now_s - self._counted[0] > 0.5:  # several pages may look at once
+            self._rate = max(0.0, (events - self._counted[1]) / (now_s - self._counted[0]))
+        if self._counted is None or now_s - self._counted[0] > 0.5:
+            self._counted = (now_s, events)
+        recent = told["freshness_recent_s"]
+        fresh = {name: recent[name] * 1000 if recent.get("count", 1) else None for name in ("p50", "p95", "p99")}
+        return Stats(
+            events_per_s=self._rate,
+            freshness_p50_ms=fresh["p50"],
+            freshness_p95_ms=fresh["p95"],
+            freshness_p99_ms=fresh["p99"],
+            lag_records=int(told["lag_records"]),
+            unaccounted=int(told["unaccounted"]),
+            totals=totals,
+            generation_id=str(told["generation_id"] or ""),
+            activation=int(told["activation"]),
+            kafka_version=self._versions.kafka,
+            store_version=self._versions.store,
+            viewers=len(self._viewers),
+        )
+
+    async def watch_row(self, viewer: str) -> AsyncIterator[RowView]:
+        """The row now, and again whenever the store holds another one."""
+        who, last = self._known(viewer), None
+        while True:
+            data = await self._store.read_row(viewer)
+            if data != last:
+                last = data
+                yield await self._row_view(who, data)
+            await asyncio.sleep(WATCH_PERIOD_S)
+
+    async def _wait_for_row(self, viewer: str, event_ms: int) -> tuple[HomeRow, float] | None:
+        """The first row that has an event as new as `event_ms` folded in, and when it was seen."""
+        deadline = time.monotonic() + ROW_DEADLINE_S
+        last = b""
+        while time.monotonic() < deadline:
+            data = await self._store.read_row(viewer)
+            if data and data != last:
+                last = data
+                row = self._codec.decode_row(data)
+                if row.event_time_ms is not None and row.event_time_ms >= event_ms:
+                    return row, self._now_ms()
+            await asyncio.sleep(ROW_POLL_S)
+        return None
+
+    async def _wait_for_timing(self, row_id: str) -> RowTiming | None:
+        deadline = time.monotonic() + TIMING_DEADLINE_S
+        while time.monotonic() < deadline:
+            try:
+                if (timing := await self._probe.timing(row_id)) is not None:
+                    return timing
+            except UpdaterUnavailable:
+                return None  # several updaters, or none that tells: the whole is still known
+            await asyncio.sleep(ROW_POLL_S)
+        return None
+
+    async def _row_view(self, who: Viewer, data: bytes) -> RowView:
+        row, default = await self._home_row(who, data)
+        if row is None:
+            return RowView(who.viewer, "", "", 0, 0, (), default=True)
+        return self._view_of(who, row, default=default)
+
+    async def _home_row(self, who: Viewer, data: bytes) -> tuple[HomeRow | None, bool]:
+        """The viewer's own row, else the most fitting default row (and True), else None."""
+        if data:
+            return self._codec.decode_row(data), False
+        rows = await self._store.read_default_rows()
+        for key in default_keys(Audience(who.territory, who.maturity)):
+            if rows.get(key):
+                return self._codec.decode_row(rows[key]), True
+        return None, True
+
+    def _view_of(self, who: Viewer, row: HomeRow, *, default: bool) -> RowView:
+        tiles = tuple(self._tile(entry.item_id, entry) for entry in self._shown(who, row))
+        return RowView(
+            who.viewer, row.row_id, row.generation_id, row.activation, row.computed_at_ms, tiles, default=default
+        )
+
+    def _shown(self, who: Viewer, row: HomeRow) -> list[Entry]:
+        """Entries that the home page would show now, by its own rules."""
+        audience = Audience(who.territory, who.maturity)
+        now_ms = int(self._now_ms())
+        selection = select_entries(row, self._catalogue, audience, now_ms=now_ms, limit=len(row.entries))
+        return [shown.entry for shown in selection.shown]
+
+    def _tile(self, item_id: str, entry: Entry | None = None) -> Tile:
+        item = self._catalogue.get(item_id)
+        source, score = ("", 0.0) if entry is None else (entry.source, entry.score)
+        if item is None:
+            return Tile(item_id, item_id, (), (), None, source, score)
+        return Tile(
+            item_id, item.title, item.topics, item.creators, item.duration_ms, source, score, item.available_until_ms
+        )
+
+    def _recent(self, stored: StoredViewer) -> tuple[RecentPlay, ...]:
+        return tuple(
+            RecentPlay(
+                self._tile(play.item_id),
+                next((name for flag, name in ENDINGS if play.flags & flag), "start"),
+                play.started_at_ms,
+            )
+            for play in packing.unpack(stored.state).plays[:RECENT_PLAYS]
+        )
+
+    def _known(self, viewer: str) -> Viewer:
+        try:
+            return self._viewers[viewer]
+        except KeyError:
+            raise NotFound(f"no viewer {viewer}") from None
+
+    def _item_duration(self, item_id: str) -> int:
+        item = self._catalogue.get(item_id)
+        if item is None:
+            raise NotFound(f"no title {item_id} in the catalogue")
+        return item.duration_ms or DEFAULT_DURATION_MS
+
+
+def _summary(viewer: Viewer) -> ViewerSummary:
+    return ViewerSummary(viewer.viewer, viewer.name, viewer.taste, viewer.territory)
+
+
+def _parts(event_ms: int, acknowledged_ms: float, timing: RowTiming | None, seen_ms: float) -> tuple[Part, ...]:
+    """The legs from event to row; they follow one another and sum to the whole.
+
+    The updater may have fetched the record before the producer hears of the acknowledgement: then that leg ends there.
+    """
+    if timing is None:
+        return (
+            Part("produced", max(0.0, acknowledged_ms - event_ms)),
+            Part("row seen in the store", max(0.0, seen_ms - acknowledged_ms)),
+        )
+    produced_ms = max(float(event_ms), min(acknowledged_ms, timing.fetched_at_ms))
+    legs = (
+        ("produced", produced_ms),
+        ("fetched", max(produced_ms, timing.fetched_at_ms)),
+        ("state read", max(produced_ms, timing.computed_at_ms)),
+        ("computed, written", max(produced_ms, timing.written_at_ms)),
+    )
+    parts, before_ms = [], float(event_ms)
+    for name, at_ms in legs:
+        parts.append(Part(name, max(0.0, at_ms - before_ms)))
+        before_ms = max(before_ms, at_ms)
+    return tuple(parts)
