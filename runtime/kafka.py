@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError, NoOffsetForPartitionError
+from aiokafka.partitioner import murmur2
 from aiokafka.structs import ConsumerRecord, OffsetAndMetadata
 
 from contracts.errors import KafkaUnavailable
@@ -31,6 +32,7 @@ __all__ = [
     "NoOffsetForPartitionError",
     "OffsetAndMetadata",
     "TopicPartition",
+    "choose_partition",
     "kafka_errors",
     "make_admin",
     "make_consumer",
@@ -48,6 +50,11 @@ def kafka_errors(what: str, settings: Settings) -> Iterator[None]:
     except (KafkaError, OSError, TimeoutError) as error:
         where = settings.kafka.bootstrap_servers
         raise KafkaUnavailable(f"{what}: Kafka at {where}: {type(error).__name__}: {error}") from error
+
+
+def choose_partition(key: bytes, partitions: int) -> int:
+    """The partition of a key: Java's murmur2 rule, which this client's producers follow too."""
+    return int((murmur2(key) & 0x7FFFFFFF) % partitions)
 
 
 async def make_consumer(settings: Settings, *, group_id: str | None = None) -> AIOKafkaConsumer:

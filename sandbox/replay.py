@@ -6,16 +6,14 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from contracts.codec import Codec
 from contracts.errors import DataError, KafkaUnavailable
 from contracts.events import PlaybackEvent
-from runtime.kafka import AIOKafkaProducer, kafka_errors, make_producer
+from runtime.kafka import AIOKafkaProducer, choose_partition, kafka_errors, make_producer
 from runtime.settings import Settings
-
-LINGER_MS = 5
-"""Longest wait for a fuller batch at full speed, ms; a paced replay sends at once."""
 
 CHECK_EVERY = 500
 """Events between two looks at the clock and at failed sends: some 10 ms of work, so that the loop stays responsive."""
@@ -72,7 +70,7 @@ async def replay(
     """
     if speed is not None and not speed > 0:
         raise DataError(f"speed {speed}: must be above 0 (or None for as fast as possible)")
-    producer = await make_producer(settings, linger_ms=LINGER_MS if speed is None else 0)
+    producer = await make_producer(settings)
     try:
         return await _Replay(settings, producer, codec or Codec.load(settings.registry_path), speed, progress).run(
             events
@@ -94,10 +92,16 @@ class _Replay:
         progress: Callable[[Progress], None] | None,
     ) -> None:
         self._settings = settings
+        self._topic = settings.kafka.topic
         self._producer = producer
-        self._codec = codec
+        self._encode = codec.encode_event
         self._speed = speed
         self._progress = progress
+        self._open: dict[int, Any] = {}  # partition → batch being filled
+        self._places: dict[
+            str, tuple[int, bytes]
+        ] = {}  # viewer → partition and key: hashing a key costs more than sending
+        self._partitions = 0
         self._failure: BaseException | None = None
         self._acknowledged = 0
         self._started_s = 0.0
@@ -105,10 +109,10 @@ class _Replay:
 
     async def run(self, events: Iterable[PlaybackEvent]) -> ReplayReport:
         """Send all, flush, and report."""
-        topic, encode, send = self._settings.kafka.topic, self._codec.encode_event, self._producer.send
-        self._started_s = self._told_s = time.monotonic()
         sent, first_ms, last_ms, behind_s = 0, None, None, 0.0
         with kafka_errors("replaying", self._settings):
+            self._partitions = len(await self._producer.partitions_for(self._topic))
+            self._started_s = self._told_s = time.monotonic()
             for event in events:
                 time_ms = event.event_time_ms
                 if first_ms is None:
@@ -118,21 +122,18 @@ class _Replay:
                         f"event {sent + 1}: {last_ms - time_ms} ms before the one ahead of it; sort by time"
                     )
                 last_ms = time_ms
-                if self._speed is not None:
+                if self._speed is None:
+                    await self._collect(event)
+                else:
                     behind_s = max(behind_s, await self._wait_until_due((time_ms - first_ms) / 1000 / self._speed))
-                acknowledgement = await send(
-                    topic,
-                    encode(event),
-                    key=event.viewer.encode(),
-                    timestamp_ms=time_ms,
-                    headers=PRIVATE_HEADERS[event.private],
-                )
-                acknowledgement.add_done_callback(self._settle)
+                    await self._send(event)
                 sent += 1
                 if sent % CHECK_EVERY == 0:
                     await asyncio.sleep(0)
                     self._check()
                     self._tell(sent, time_ms)
+            for partition in list(self._open):
+                await self._submit(partition)
             await self._producer.flush()
         await asyncio.sleep(0)  # the last acknowledgements' callbacks are due in this turn of the loop
         self._check()
@@ -143,6 +144,44 @@ class _Replay:
         self._tell(sent, last_ms or 0, last=True)
         return ReplayReport(sent, time.monotonic() - self._started_s, first_ms, last_ms, behind_s)
 
+    async def _send(self, event: PlaybackEvent) -> None:
+        """One event at once."""
+        acknowledgement = await self._producer.send(
+            self._topic,
+            self._encode(event),
+            key=event.viewer.encode(),
+            timestamp_ms=event.event_time_ms,
+            headers=PRIVATE_HEADERS[event.private],
+        )
+        acknowledgement.add_done_callback(partial(self._settle, 1))
+
+    async def _collect(self, event: PlaybackEvent) -> None:
+        """One event into its partition's batch, which is submitted when it is full."""
+        place = self._places.get(event.viewer)
+        if place is None:
+            key = event.viewer.encode()
+            place = self._places[event.viewer] = choose_partition(key, self._partitions), key
+        partition, key = place
+        record = {
+            "timestamp": event.event_time_ms,
+            "key": key,
+            "value": self._encode(event),
+            "headers": PRIVATE_HEADERS[event.private],
+        }
+        batch = self._open.get(partition)
+        if batch is None or batch.append(**record) is None:
+            if batch is not None:
+                await self._submit(partition)
+            batch = self._open[partition] = self._producer.create_batch()
+            if batch.append(**record) is None:
+                raise DataError(f"event {event.event_id}: too large for a batch")
+
+    async def _submit(self, partition: int) -> None:
+        """Hand a batch over; waits while the one before it is not under way yet, so order holds and memory is bounded."""
+        batch = self._open.pop(partition)
+        acknowledgement = await self._producer.send_batch(batch, self._topic, partition=partition)
+        acknowledgement.add_done_callback(partial(self._settle, batch.record_count()))
+
     async def _wait_until_due(self, due_s: float) -> float:
         """Pause until `due_s` seconds after the start; returns by how much that has passed already."""
         ahead_s = due_s - (time.monotonic() - self._started_s)
@@ -151,12 +190,12 @@ class _Replay:
             self._check()
         return max(0.0, -ahead_s)
 
-    def _settle(self, acknowledgement: asyncio.Future[Any]) -> None:
+    def _settle(self, count: int, acknowledgement: asyncio.Future[Any]) -> None:
         if acknowledgement.cancelled():
             return
         error = acknowledgement.exception()
         if error is None:
-            self._acknowledged += 1
+            self._acknowledged += count
         else:
             self._failure = self._failure or error
 

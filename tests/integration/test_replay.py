@@ -100,6 +100,20 @@ async def test_events_out_of_order_and_senseless_speeds_are_refused(settings: Se
         await replay(settings, make_events(1), speed=0)
 
 
+async def test_both_ways_of_sending_put_a_viewer_into_the_same_partition(settings: Settings) -> None:
+    """Sent at full speed or paced, a viewer's records stay in one partition, or their order would be lost."""
+    await ensure_topics(settings, partitions=3)
+    events = make_events(40, step_ms=1)
+    await replay(settings, events)
+    await replay(settings, events, speed=100)
+    places: dict[bytes | None, set[int]] = {}
+    for record in await read_all(settings, settings.kafka.topic, 3):
+        places.setdefault(record.key, set()).add(record.partition)
+    assert len(places) == 7
+    assert all(len(partitions) == 1 for partitions in places.values())
+    assert len(set.union(*places.values())) > 1
+
+
 async def test_a_broker_that_is_away_is_told_as_such() -> None:
     """Nothing listens there: the error says what and where."""
     away = Settings(kafka=KafkaSettings(bootstrap_servers="127.0.0.1:1"))
