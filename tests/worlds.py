@@ -5,11 +5,16 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 
+from contracts.catalogue import CatalogueItem
 from contracts.events import Kind, PlaybackEvent
+from contracts.manifest import CONFIDENCE_RULE, Confidence, Decision, Manifest
 from embeddings.generation import NEVER_MS, FoldInParameters, Generation
+from embeddings.publishing import Contents, write_generation
 from viewers.state import item_digest
 
 T0 = 1_700_000_000_000
@@ -79,3 +84,33 @@ async def wait_until(condition: Callable[[], object], what: str, deadline_s: flo
         if asyncio.get_running_loop().time() > ends:
             raise AssertionError(f"not within {deadline_s:g} s: {what}")
         await asyncio.sleep(0.02)
+
+
+def write_generation_folder(root: str | Path, generation: Generation) -> None:
+    """Publish a made-up generation as the nightly job would; titles are their ids."""
+    write_generation(
+        root,
+        Manifest(
+            generation_id=generation.generation_id,
+            created_at_ms=T0,
+            k=generation.k,
+            n_items=generation.n_items,
+            n_users=0,
+            confidence=Confidence(rule=CONFIDENCE_RULE, **asdict(generation.parameters)),
+            stream="playback@1",
+            cutoffs={},
+            inputs="0" * 64,
+            trainer="made up",
+            versions={},
+            metrics={},
+            decision=Decision("unchecked", "made up"),
+            files={},
+        ),
+        Contents(
+            [CatalogueItem(item_id, f"Title of {item_id}") for item_id in generation.item_ids],
+            generation.item_factors,
+            generation.popularity,
+            [],
+            np.zeros((0, generation.k), dtype=np.float32),
+        ),
+    )

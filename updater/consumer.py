@@ -18,8 +18,17 @@ from typing import TypeVar
 import structlog
 
 from contracts.codec import Codec
-from contracts.errors import Halted, HaltError, StaleActivation, StoreChanged, TransientError
+from contracts.errors import (
+    ContractError,
+    Halted,
+    HaltError,
+    StaleActivation,
+    StoreChanged,
+    TransientError,
+    UnknownSchema,
+)
 from contracts.keys import TOKEN_BYTES
+from contracts.registry import Registry
 from runtime.kafka import (
     AIOKafkaConsumer,
     ConsumerRebalanceListener,
@@ -119,6 +128,7 @@ class Updater:
                         if fetched:
                             await self._process(checkpoint, dead_letters, fetched, fetched_at_ms)
                         else:
+                            await self.store.check_identity()
                             await self._pass_control_records(consumer, checkpoint)
                     failures, self.failing_since = 0, None
                 except StaleActivation as stale:
@@ -126,8 +136,7 @@ class Updater:
                     await self._wait_for_generation(stale.stored_activation)
                 except TransientError as error:
                     self._again(type(error).__name__, error)
-                    if isinstance(error, StoreChanged):
-                        await self._reconnect()
+                    await self._mend(error)
                     self.failing_since = self.failing_since or time.monotonic()
                     await self._pause(BACKOFF_S[min(failures, len(BACKOFF_S) - 1)])
                     failures += 1
@@ -221,9 +230,14 @@ class Updater:
         self.metrics.retries.labels(cause).inc()
         self._resumed_epoch = -1
 
-    async def _reconnect(self) -> None:
-        with contextlib.suppress(TransientError):
-            await self.store.connect()
+    async def _mend(self, error: TransientError) -> None:
+        """What can be done about it before trying again."""
+        if isinstance(error, StoreChanged):
+            with contextlib.suppress(TransientError):
+                await self.store.connect()
+        elif isinstance(error, UnknownSchema):
+            with contextlib.suppress(ContractError):  # half written: the next try sees it whole
+                self._codec = Codec(Registry.load(self.settings.registry_path))
 
     async def _wait_for_generation(self, activation: int) -> None:
         """Load the generation that the store already knows of; look again until CURRENT names it."""

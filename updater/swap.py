@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
+from typing import TypeVar
 
 import structlog
 
@@ -19,6 +20,8 @@ from viewers.store import Store
 log = structlog.get_logger()
 
 POLL_S = 1.0
+
+T = TypeVar("T")
 
 
 class Swap:
@@ -50,31 +53,27 @@ class Swap:
         return "" if generation is None else generation.generation_id
 
     async def check(self) -> bool:
-        """Load what CURRENT names if its activation is newer. True if swapped. A bad generation is refused once."""
-        loop = asyncio.get_running_loop()
-        current = await loop.run_in_executor(self._executor, self._folder.read_current)
+        """Load what CURRENT names if its activation is newer. True if swapped.
+
+        A bad generation is refused, once per activation, and the old one stays in force.
+        """
+        try:
+            current = await self._off_loop(self._folder.read_current)
+        except GenerationError as error:
+            self._refuse(0, error)
+            return False
         if current is None or current.activation <= self.rewriter.activation or current.activation == self._refused:
             return False
         started = time.monotonic()
         try:
-            if current.generation_id == self.generation_id:
-                generation = self.rewriter.generation
-            else:
-                generation = await loop.run_in_executor(
-                    self._executor, load_generation, self._path, current.generation_id
-                )
+            generation = self.rewriter.generation
+            if generation is None or current.generation_id != generation.generation_id:
+                generation = await self._off_loop(load_generation, self._path, current.generation_id)
+            self.created_at_s = await self._off_loop(self._folder.created_at_s, current.generation_id)
         except GenerationError as error:
-            self.refusals += 1
-            self._refused = current.activation
-            log.error(
-                "generation_refused",
-                error=str(error),
-                in_force=self.generation_id,
-                remedy="mend or nearline generations rollback",
-            )
+            self._refuse(current.activation, error)
             return False
         self.rewriter = Rewriter(generation, current.activation, self._encode_row, self._limits)
-        self.created_at_s = self._folder.created_at_s(current.generation_id)
         self.swaps += 1
         log.info(
             "generation_swapped",
@@ -83,6 +82,18 @@ class Swap:
             load_s=round(time.monotonic() - started, 3),
         )
         return True
+
+    def _refuse(self, activation: int, error: GenerationError) -> None:
+        if activation == self._refused:
+            return
+        self._refused = activation
+        self.refusals += 1
+        log.error(
+            "generation_refused", error=str(error), in_force=self.generation_id, remedy="nearline generations rollback"
+        )
+
+    async def _off_loop(self, action: Callable[..., T], *arguments: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, action, *arguments)
 
     async def watch(self, store: Store, now_ms: Callable[[], float]) -> None:
         """Check and report for ever; ends by cancellation."""

@@ -53,6 +53,9 @@ class MemoryStore:
         self._identity = self.server.identity
         return self._identity
 
+    async def check_identity(self) -> None:
+        self._check()
+
     async def close(self) -> None:
         return None
 

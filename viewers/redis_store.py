@@ -81,6 +81,9 @@ class RedisStore:
         self._identity = await self._call(load)
         return self._identity
 
+    async def check_identity(self) -> None:
+        await self._pipeline([], checked=True)
+
     async def close(self) -> None:
         await self._redis.aclose()
         await self._pool.disconnect()

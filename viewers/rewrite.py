@@ -188,9 +188,9 @@ async def rewrite_viewers(
                 rewritten.row_bytes,
             )
             writes.append((i, write, rewritten.row_id))
+        pending = []
         if not writes:
             break
-        pending = []
         answers = await store.write_viewers([write for _, write, _ in writes])
         timing = Timing(computed_at_ms, now_ms())
         for (i, _, row_id), answer in zip(writes, answers, strict=True):

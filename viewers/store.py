@@ -123,6 +123,9 @@ class Store(Protocol):
     async def connect(self) -> str:
         """Connect (again), load the scripts, remember and return the server's identity (`run_id:replid`)."""
 
+    async def check_identity(self) -> None:
+        """Raise `StoreChanged` if another server answers than at `connect`: an idle stream must notice a fallback too."""
+
     async def close(self) -> None:
         """Close every connection."""
 

@@ -192,6 +192,8 @@ async def test_a_restarted_valkey_is_noticed_by_reads_writes_and_markers(
         await store.read_viewers(["ana"])
     fresh_valkey.start()
     with pytest.raises(StoreChanged):
+        await store.check_identity()
+    with pytest.raises(StoreChanged):
         await store.write_viewers([write(b"token--1", b"token--2")])
     with pytest.raises(StoreChanged):
         await store.write_markers([MarkerWrite(0, None, 5, 0, Tally(applied=5))])
