@@ -92,6 +92,14 @@ RATINGS = PlayRule(threshold=4.0)
 EVERY_ROW = PlayRule(threshold=None)
 
 
+def plays(dataset: Dataset, rule: PlayRule | None = None) -> npt.NDArray[np.bool_]:
+    """(n,) bool: which rows are plays (None: ratings from 4 on, or every row where values are no ratings)."""
+    chosen = rule or (RATINGS if dataset.is_rating else EVERY_ROW)
+    if chosen.threshold is None:
+        return np.ones(len(dataset), np.bool_)
+    return dataset.value >= np.float32(chosen.threshold)  # NaN is below any threshold
+
+
 def to_events(dataset: Dataset, rule: PlayRule | None = None) -> Iterator[PlaybackEvent]:
     """The events of the plays, in time order (None: ratings from 4 on, or every row where values are no ratings).
 

@@ -20,7 +20,9 @@ import pyarrow.parquet as pq
 from contracts.catalogue import CatalogueItem
 from contracts.errors import DataError
 from contracts.events import valid_id
-from sandbox.datasets import DURATION_MS, Dataset, RowCollector
+from sandbox.datasets import DURATION_MS, Dataset, PlayRule, RowCollector, plays, to_events
+
+__all__ = ["EVENT_COLUMNS", "Dataset", "PlayRule", "read_events", "read_movielens", "to_events", "write_dataset"]
 
 EVENT_COLUMNS: Mapping[str, str] = {"user": "user_id", "item": "item_id", "time": "timestamp", "value": "value"}
 """Column names that `read_events` looks for; `value` may be absent."""
@@ -73,6 +75,33 @@ def read_events(
         value = cells.get(names["value"])
         rows.add(file, line, cells[names["user"]], cells[names["item"]], cells[names["time"]], value, scale_ms=1)
     return rows.dataset(file, known, is_rating=is_rating)
+
+
+def write_dataset(dataset: Dataset, folder: Path | str, rule: PlayRule | None = None) -> int:
+    """Write the plays as `events.parquet` and the titles as `items.parquet`, as `read_events` reads them.
+
+    Ratings below the rule's threshold are left out, so every row written is a play; returns how many. Each file is replaced
+    whole; a crash in between leaves one old and one new file, and writing again mends it."""
+    target = Path(folder)
+    chosen = plays(dataset, rule)
+    viewers, ids = pa.array(dataset.viewers), pa.array([item.item_id for item in dataset.items])
+    events = {
+        "user_id": viewers.take(pa.array(dataset.viewer[chosen])),
+        "item_id": ids.take(pa.array(dataset.item[chosen])),
+        "timestamp": pa.array(dataset.time_ms[chosen]),
+        "value": pa.array(dataset.value[chosen], from_pandas=True),
+    }
+    items = {
+        "item_id": ids,
+        "title": [item.title for item in dataset.items],
+        "topics": [list(item.topics) for item in dataset.items],
+    }
+    target.mkdir(parents=True, exist_ok=True)
+    for name, columns in (("items", items), ("events", events)):
+        temporary = target / f"{name}.parquet.tmp"
+        pq.write_table(pa.table(columns), temporary, compression="zstd")
+        temporary.replace(target / f"{name}.parquet")
+    return len(events["timestamp"])
 
 
 # MovieLens. A rating reader yields (line, user, item, seconds, value) as text; a title reader yields items.

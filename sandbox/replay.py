@@ -9,11 +9,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from contracts.catalogue import CatalogueItem
 from contracts.codec import Codec
 from contracts.errors import DataError, KafkaUnavailable
 from contracts.events import PlaybackEvent
 from runtime.kafka import AIOKafkaProducer, choose_partition, kafka_errors, make_producer
 from runtime.settings import Settings
+
+LINGER_MS = 5
+"""Longest wait for a fuller batch of titles, ms."""
 
 CHECK_EVERY = 500
 """Events between two looks at the clock and at failed sends: some 10 ms of work, so that the loop stays responsive."""
@@ -40,16 +44,59 @@ class Progress:
 class ReplayReport:
     """What was sent and acknowledged. `behind_s`: how far a paced replay fell behind its schedule at worst."""
 
-    sent: int
+    events: int
+    items: int
     elapsed_s: float
     first_event_ms: int | None
     last_event_ms: int | None
     behind_s: float
 
     @property
-    def rate(self) -> float:
+    def events_per_s(self) -> float:
         """Acknowledged events per second."""
-        return self.sent / self.elapsed_s if self.elapsed_s > 0 else 0.0
+        return self.events / self.elapsed_s if self.elapsed_s > 0 else 0.0
+
+    def summary(self) -> str:
+        """One line for a person."""
+        late = f", at worst {self.behind_s:.1f} s behind its schedule" if self.behind_s >= 1 else ""
+        titles = f"{self.items:,} titles and " if self.items else ""
+        return (
+            f"{titles}{self.events:,} events sent in {self.elapsed_s:.1f} s ({self.events_per_s:,.0f} events/s){late}"
+        )
+
+
+async def publish_items(settings: Settings, items: Iterable[CatalogueItem], codec: Codec | None = None) -> int:
+    """Send titles to the catalogue topic, keyed by item, and wait until all are acknowledged; returns how many.
+
+    Raises `KafkaUnavailable` if one is not."""
+    encode = (codec or Codec.load(settings.registry_path)).encode_item
+    producer = await make_producer(settings, linger_ms=LINGER_MS)
+    try:
+        with kafka_errors("publishing titles", settings):
+            sent = [
+                await producer.send(settings.kafka.catalogue_topic, encode(item), key=item.item_id.encode())
+                for item in items
+            ]
+            await asyncio.gather(*sent)
+    finally:
+        with kafka_errors("closing the producer", settings):
+            await producer.stop()
+    return len(sent)
+
+
+async def send_event(
+    producer: AIOKafkaProducer, codec: Codec, settings: Settings, event: PlaybackEvent
+) -> asyncio.Future[Any]:
+    """Hand one event to the producer as players do: keyed, dated, with the header. The future is the acknowledgement."""
+    with kafka_errors("sending an event", settings):
+        acknowledgement: asyncio.Future[Any] = await producer.send(
+            settings.kafka.topic,
+            codec.encode_event(event),
+            key=event.viewer.encode(),
+            timestamp_ms=event.event_time_ms,
+            headers=PRIVATE_HEADERS[event.private],
+        )
+    return acknowledgement
 
 
 async def replay(
@@ -59,22 +106,24 @@ async def replay(
     speed: float | None = None,
     progress: Callable[[Progress], None] | None = None,
     codec: Codec | None = None,
+    items: Iterable[CatalogueItem] = (),
 ) -> ReplayReport:
     """Send `events` (in time order) to the playback topic and wait until every one is acknowledged.
 
-    `speed` None: as fast as the broker takes them; 1.0: as fast as they happened; 60: an hour a minute. Keyed by viewer, with
-    the header `private`. A record's timestamp is the latest event time so far, so no event is dated past its record.
+    `speed` None: as fast as the broker takes them; 1.0: as fast as they happened; 60: an hour a minute. `items` are published
+    first, to the catalogue topic. Keyed by viewer, with the header `private`; a record is dated like its event, so that checks
+    against the record's time hold for history too.
 
     Raises `DataError` if the events are not in time order, `KafkaUnavailable` if the broker does not acknowledge one. A crash
     or a cancellation leaves a prefix of the events (per partition) in the topic; sending them again changes nothing.
     """
     if speed is not None and not speed > 0:
         raise DataError(f"speed {speed}: must be above 0 (or None for as fast as possible)")
+    codec = codec or Codec.load(settings.registry_path)
+    titles = await publish_items(settings, items, codec)
     producer = await make_producer(settings)
     try:
-        return await _Replay(settings, producer, codec or Codec.load(settings.registry_path), speed, progress).run(
-            events
-        )
+        return await _Replay(settings, producer, codec, speed, progress, titles).run(events)
     finally:
         with kafka_errors("closing the producer", settings):
             await producer.stop()
@@ -90,10 +139,13 @@ class _Replay:
         codec: Codec,
         speed: float | None,
         progress: Callable[[Progress], None] | None,
+        items: int,
     ) -> None:
         self._settings = settings
+        self._items = items
         self._topic = settings.kafka.topic
         self._producer = producer
+        self._codec = codec
         self._encode = codec.encode_event
         self._speed = speed
         self._progress = progress
@@ -142,17 +194,11 @@ class _Replay:
                 f"{sent - self._acknowledged} of {sent} events were not acknowledged; send them again"
             )
         self._tell(sent, last_ms or 0, last=True)
-        return ReplayReport(sent, time.monotonic() - self._started_s, first_ms, last_ms, behind_s)
+        return ReplayReport(sent, self._items, time.monotonic() - self._started_s, first_ms, last_ms, behind_s)
 
     async def _send(self, event: PlaybackEvent) -> None:
         """One event at once."""
-        acknowledgement = await self._producer.send(
-            self._topic,
-            self._encode(event),
-            key=event.viewer.encode(),
-            timestamp_ms=event.event_time_ms,
-            headers=PRIVATE_HEADERS[event.private],
-        )
+        acknowledgement = await send_event(self._producer, self._codec, self._settings, event)
         acknowledgement.add_done_callback(partial(self._settle, 1))
 
     async def _collect(self, event: PlaybackEvent) -> None:

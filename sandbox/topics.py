@@ -11,21 +11,29 @@ from runtime.settings import Settings
 KEEP_FOR_EVER = {"retention.ms": "-1"}
 """A sandbox's log is its history: imported plays are years old, and any retention would delete them at once."""
 
+NEWEST_PER_KEY = KEEP_FOR_EVER | {"cleanup.policy": "compact"}
+"""The catalogue: the newest state of each title."""
+
 _TOPIC_EXISTS = 36
 """Kafka's error code: somebody made it first, which is as good."""
 
 
 async def ensure_topics(settings: Settings, partitions: int = 4) -> Mapping[str, int]:
-    """Make the playback, dead-letter and impressions topics where missing; returns topic → partitions as they are now.
+    """Make the playback, dead-letter, impressions and catalogue topics where missing; returns topic → partitions now.
 
     Topics that exist are left as they are. Raises `KafkaUnavailable`."""
     kafka = settings.kafka
-    wanted = {kafka.topic: partitions, kafka.dead_letter_topic: 1, kafka.impressions_topic: partitions}
+    wanted = {
+        kafka.topic: (partitions, KEEP_FOR_EVER),
+        kafka.dead_letter_topic: (1, KEEP_FOR_EVER),
+        kafka.impressions_topic: (partitions, KEEP_FOR_EVER),
+        kafka.catalogue_topic: (1, NEWEST_PER_KEY),
+    }
     admin = await make_admin(settings)
     try:
         with kafka_errors("creating topics", settings):
             response = await admin.create_topics(
-                [NewTopic(name, count, 1, topic_configs=KEEP_FOR_EVER) for name, count in wanted.items()]
+                [NewTopic(name, count, 1, topic_configs=config) for name, (count, config) in wanted.items()]
             )
             for name, code, *message in response.topic_errors:
                 if code not in (0, _TOPIC_EXISTS):

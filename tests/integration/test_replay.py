@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from contracts.catalogue import CatalogueItem
 from contracts.codec import Codec
 from contracts.errors import DataError, KafkaUnavailable
 from contracts.events import Kind, PlaybackEvent
@@ -66,7 +67,7 @@ async def test_a_replay_sends_every_event_once_keyed_and_dated(settings: Setting
     events = make_events(1200)
     seen: list[Progress] = []
     report = await replay(settings, events, progress=seen.append)
-    assert (report.sent, report.first_event_ms, report.last_event_ms) == (1200, START_MS, events[-1].event_time_ms)
+    assert (report.events, report.first_event_ms, report.last_event_ms) == (1200, START_MS, events[-1].event_time_ms)
     assert seen[-1].sent == 1200
     records = await read_all(settings, settings.kafka.topic, 3)
     assert len(records) == 1200
@@ -87,7 +88,7 @@ async def test_a_paced_replay_takes_as_long_as_its_speed_says(settings: Settings
     """Ten seconds at forty times their speed take a quarter of a second, and not less."""
     await ensure_topics(settings, partitions=1)
     report = await replay(settings, make_events(11), speed=40)
-    assert report.sent == 11
+    assert report.events == 11
     assert 0.25 <= report.elapsed_s < 10
 
 
@@ -98,6 +99,18 @@ async def test_events_out_of_order_and_senseless_speeds_are_refused(settings: Se
         await replay(settings, reversed(make_events(2)))
     with pytest.raises(DataError, match="speed 0"):
         await replay(settings, make_events(1), speed=0)
+
+
+async def test_titles_are_published_before_the_events_that_name_them(settings: Settings) -> None:
+    """Each title is on the catalogue topic, keyed by its id, and counted in the report."""
+    await ensure_topics(settings, partitions=1)
+    titles = [CatalogueItem("i", "One", ("drama",)), CatalogueItem("j", "Two")]
+    report = await replay(settings, make_events(3), items=titles)
+    assert (report.events, report.items) == (3, 2)
+    assert report.summary().startswith("2 titles and 3 events sent")
+    records = await read_all(settings, settings.kafka.catalogue_topic, 1)
+    assert [CODEC.decode_item(record.value) for record in records] == titles
+    assert [record.key for record in records] == [b"i", b"j"]
 
 
 async def test_both_ways_of_sending_put_a_viewer_into_the_same_partition(settings: Settings) -> None:

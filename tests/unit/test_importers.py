@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from contracts.errors import DataError
 from contracts.events import Kind, PlaybackEvent, valid_id, validate
 from sandbox.datasets import Dataset, PlayRule, Rejected, sanitise_id, to_events
-from sandbox.importers import read_events, read_movielens
+from sandbox.importers import read_events, read_movielens, write_dataset
 
 SHARED_DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 
@@ -169,6 +169,17 @@ def test_a_table_of_plays_is_read_from_parquet_and_from_csv_alike(tmp_path: Path
         ("8", "b", Kind.START), ("8", "b", Kind.COMPLETE), ("7", "a", Kind.START), ("7", "a", Kind.COMPLETE),
     ]  # fmt: skip
     assert [(one.viewer, one.event_time_ms) for one in read[0]] == [(one.viewer, one.event_time_ms) for one in read[1]]
+
+
+def test_what_is_written_is_read_again_as_the_same_plays(tmp_path: Path) -> None:
+    """An imported set replays as the original does: same viewers, items, times and titles; ratings below 4 are gone."""
+    dataset = read_movielens(make_1m(tmp_path / "ml"))
+    assert write_dataset(dataset, tmp_path / "out") == 2
+    again = read_events(tmp_path / "out")
+    fields = [(one.kind, one.viewer, one.item_id, one.event_time_ms) for one in to_events(dataset)]
+    assert [(one.kind, one.viewer, one.item_id, one.event_time_ms) for one in to_events(again)] == fields
+    assert {item.item_id: item for item in again.items} == {item.item_id: item for item in dataset.items}
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["events.parquet", "items.parquet"]
 
 
 def test_a_folder_of_tables_brings_its_titles_along(tmp_path: Path) -> None:
