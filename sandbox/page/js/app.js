@@ -64,6 +64,7 @@ function draw(live) {
   const { view } = state;
   view.live = live;
   const changes = row.show(live, view.last_night);
+  state.drawn = { row_id: live.row_id, at: performance.now() };
   const [a, b] = hues(live.tiles[0]);
   document.documentElement.style.setProperty("--hue-a", a);
   document.documentElement.style.setProperty("--hue-b", b);
@@ -90,10 +91,11 @@ async function press(tile, kind) {
     const before = state.view.live;
     const outcome = await api.play(viewer, tile.item_id, kind);
     if (state.view.viewer.viewer !== viewer) return;
-    stopwatch.finish(outcome, tile.title);
     state.view.recent = outcome.recent.length ? outcome.recent : state.view.recent;
     const old = new Map(before.tiles.map((each, index) => [each.item_id, index]));
     if (outcome.row) take(outcome.row);
+    // The stream may have brought the row before this answer did.
+    stopwatch.finish(outcome, tile.title, outcome.row?.row_id === state.drawn.row_id ? state.drawn.at : performance.now());
     ladder();
     problem(null);
     const changes = { fresh: 0, moved: 0 };

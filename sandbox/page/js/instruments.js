@@ -3,6 +3,7 @@
 import { element, milliseconds, number } from "./dom.js";
 
 const KEPT = 120; // one point a second
+const FIRST = 30;
 
 const GAUGES = [
   { name: "Events a second", lines: (s) => [s.events_per_s], read: (s) => [[number(s.events_per_s), ""]] },
@@ -60,7 +61,8 @@ export class Instruments {
       pen.scale(ratio, ratio);
       const series = this.points.map((stats) => gauge.lines(stats));
       const top = Math.max(1e-9, ...series.flat().filter((value) => value !== null)) * 1.12;
-      const x = (index) => width - 3 - ((series.length - 1 - index) * (width - 6)) / (KEPT - 1);
+      const span = Math.max(FIRST, series.length) - 1; // the first half minute fills the width, later points move closer
+      const x = (index) => width - 3 - ((series.length - 1 - index) * (width - 6)) / span;
       const y = (value) => height - 2 - (Math.min(value, top) / top) * (height - 6);
       (series[0] ?? []).forEach((_, line) => {
         const dots = series.map((values, index) => [x(index), values[line]]).filter(([, value]) => value !== null);

@@ -28,8 +28,8 @@ export class Stopwatch {
     tick();
   }
 
-  // `outcome` as the server measured it; the last leg, until the page has it, is measured here.
-  finish(outcome, title) {
+  // `outcome` as the server measured it; the last leg, until the row stood on the page at `seenAt`, is measured here.
+  finish(outcome, title, seenAt) {
     cancelAnimationFrame(this.frame);
     if (outcome.total_ms === null) {
       this.root.dataset.state = "idle";
@@ -37,7 +37,7 @@ export class Stopwatch {
       this.note.textContent = outcome.message || "No new row came.";
       return;
     }
-    const seen = Math.max(0, performance.now() - this.begun - outcome.total_ms);
+    const seen = Math.max(0, seenAt - this.begun - outcome.total_ms);
     const legs = [...outcome.parts, { name: "on this page", ms: seen }];
     const whole = legs.reduce((sum, leg) => sum + leg.ms, 0) || 1;
     this.root.dataset.state = "done";
