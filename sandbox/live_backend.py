@@ -10,23 +10,26 @@ updater share:
 from __future__ import annotations
 
 import asyncio
-import json
+import itertools
 import random
 import time
-import urllib.error
-import urllib.request
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import httpx
+
 from contracts.codec import Codec
-from contracts.errors import TransientError
 from contracts.events import Kind, PlaybackEvent
 from contracts.rows import Entry, HomeRow
-from homepage.catalogue import CatalogueView
+from homepage.catalogue import Catalogue, CatalogueView
+from homepage.inspect import explain_viewer
 from homepage.render import Audience, default_keys, select_entries
+from runtime.kafka import AIOKafkaProducer, kafka_errors
+from runtime.settings import Settings
 from sandbox.audience import Viewer
+from sandbox.live_sources import NightSnapshot, UpdaterProbe, UpdaterUnavailable
 from sandbox.livepage import (
     Explanation,
     NotFound,
@@ -41,6 +44,8 @@ from sandbox.livepage import (
     ViewerView,
     WhyReason,
 )
+from sandbox.replay import send_event
+from sandbox.world import World
 from updater.metrics import RowTiming
 from viewers import packing
 from viewers.state import COMPLETED, SKIPPED, STOPPED
@@ -54,7 +59,8 @@ TIMING_DEADLINE_S = 0.5
 """The updater remembers a row's timing just after the write; it may need a moment more than the row."""
 WATCH_PERIOD_S = 0.15
 """How often a viewer whom somebody looks at is read again."""
-PROBE_TIMEOUT_S = 2.0
+NEW_TITLES_KNOWN = 2_000
+"""Releases of the evening whose names the page knows: some eleven hours of them."""
 SEARCH_LIMIT = 30
 RECENT_PLAYS = 10
 DEFAULT_DURATION_MS = 45 * 60_000
@@ -70,64 +76,6 @@ LastNight = Callable[[str], Awaitable[bytes]]
 
 Contributions = Callable[[str], Awaitable[Mapping[str, Sequence[tuple[str, float]]]]]
 """Viewer → item in the row → (played item, contribution), recomputed from state and generation."""
-
-
-class UpdaterUnavailable(TransientError):
-    """The updater's health port does not answer."""
-
-
-class UpdaterProbe:
-    """Asks an updater's health port for its numbers. Blocking requests, so on a thread.
-
-    With several updaters the numbers are those of the one that is asked: its partitions, its rows.
-    """
-
-    def __init__(self, url: str) -> None:
-        self._url = url.rstrip("/")
-
-    async def stats(self) -> Mapping[str, Any]:
-        """The updater's `/stats`."""
-        found = await asyncio.to_thread(self._get, "/stats")
-        if not isinstance(found, dict):
-            raise UpdaterUnavailable(f"the updater at {self._url} told no numbers; is this its health port?")
-        return found
-
-    async def timing(self, row_id: str) -> RowTiming | None:
-        """When a recent row was fetched, computed and written; None if this updater did not write it."""
-        found = await asyncio.to_thread(self._get, f"/timing/{row_id}")
-        return RowTiming(**found) if isinstance(found, dict) else None
-
-    def _get(self, path: str) -> Any:
-        try:
-            with urllib.request.urlopen(self._url + path, timeout=PROBE_TIMEOUT_S) as answer:  # noqa: S310 - our own address
-                return json.load(answer)
-        except urllib.error.HTTPError as error:
-            if error.code == 404:
-                return None
-            raise UpdaterUnavailable(f"the updater at {self._url} answered {error.code}") from error
-        except (OSError, ValueError) as error:
-            raise UpdaterUnavailable(f"the updater at {self._url} does not answer; is it running?") from error
-
-
-class NightSnapshot:
-    """Everybody's encoded rows as they were when `capture` ran: right after the nightly rebuild they are last night's."""
-
-    def __init__(self) -> None:
-        self._rows: dict[str, bytes] = {}
-
-    async def capture(self, store: Store) -> int:
-        """Read every viewer's row; returns how many there are. About a second for ten thousand viewers."""
-        rows: dict[str, bytes] = {}
-        async for viewers in store.scan_viewers():
-            for start in range(0, len(viewers), 64):
-                batch = viewers[start : start + 64]
-                found = await asyncio.gather(*(store.read_row(viewer) for viewer in batch))
-                rows |= dict(zip(batch, found, strict=True))
-        self._rows = rows
-        return len(rows)
-
-    async def __call__(self, viewer: str) -> bytes:
-        return self._rows.get(viewer, b"")
 
 
 @dataclass(frozen=True, slots=True)
@@ -381,3 +329,54 @@ def _parts(event_ms: int, acknowledged_ms: float, timing: RowTiming | None, seen
         parts.append(Part(name, max(0.0, at_ms - before_ms)))
         before_ms = max(before_ms, at_ms)
     return tuple(parts)
+
+
+def open_backend(
+    *,
+    settings: Settings,
+    store: Store,
+    codec: Codec,
+    producer: AIOKafkaProducer,
+    world: World,
+    client: httpx.AsyncClient,
+    updater_url: str,
+    on_sent: Callable[[int], None],
+    versions: tuple[str, str],
+    last_night: LastNight | None = None,
+) -> StoreBackend:
+    """The backend over what the demo has open. `versions`: of Kafka and of the store. `on_sent` is told of every event sent.
+
+    `last_night`: by default what the rows are when the first viewer is looked at; a `NightSnapshot` captured right after
+    the nightly job is exact.
+    """
+
+    async def send(event: PlaybackEvent) -> None:
+        acknowledgement = await send_event(producer, codec, settings, event)
+        with kafka_errors("sending a play", settings):
+            await acknowledgement
+        on_sent(1)
+
+    async def contributions(viewer: str) -> Mapping[str, Sequence[tuple[str, float]]]:
+        told = (await explain_viewer(settings, store, codec, viewer)).data
+        return {
+            entry["item_id"]: [(play["item_id"], play["contribution"]) for play in entry["plays"]]
+            for entry in told["entries"]
+        }
+
+    titles = [*world.catalogue, *(item for _, item in itertools.islice(world.new_titles(), NEW_TITLES_KNOWN))]
+    kafka, kept = (
+        version if version[:1].isalpha() else f"{name} {version}"
+        for name, version in zip(("Kafka", "Valkey"), versions, strict=True)
+    )
+    return StoreBackend(
+        store=store,
+        codec=codec,
+        send=send,
+        viewers=world.viewers,
+        # Activation 0: the world is not a generation, so a title that it does not know is shown rather than dropped.
+        catalogue=Catalogue({item.item_id: item for item in titles}),
+        last_night=last_night or NightSnapshot(store),
+        probe=UpdaterProbe(client, updater_url),
+        versions=Versions(kafka, kept),
+        contributions=contributions,
+    )

@@ -9,7 +9,8 @@ Everything that is not HTTP lies behind `LiveBackend`; `sandbox/live_backend.py`
     GET  /api/explain/{viewer}/{item}  Explanation
     GET  /api/stream?viewer=           server-sent events: `stats` (Stats) once a second, `row` (RowView) on every change
 
-Errors are JSON `{"error": …}`: 400 for what is malformed, 404 for what does not exist, 503 while a server behind is away.
+Errors are JSON `{"error": …}`: 400 for what is malformed, 404 for what does not exist, 503 while a server behind is away,
+500 for anything else that this program says on purpose.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from contracts.errors import TransientError, UserError
+from contracts.errors import NearlineError, TransientError, UserError
 from contracts.events import valid_id
 
 PAGE = Path(__file__).parent / "page"
@@ -291,6 +292,7 @@ def make_app(backend: LiveBackend) -> Starlette:
         exception_handlers={
             NotFound: lambda request, error: _error(404, str(error)),
             TransientError: lambda request, error: _error(503, str(error)),
+            NearlineError: lambda request, error: _error(500, str(error)),
         },
     )
     app.state.streams = streams

@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import httpx
 import pytest
 
 from contracts.catalogue import CatalogueItem
@@ -16,7 +17,8 @@ from contracts.events import Kind, PlaybackEvent, validate
 from homepage.catalogue import Catalogue
 from sandbox import live_backend
 from sandbox.audience import Viewer
-from sandbox.live_backend import NightSnapshot, StoreBackend, UpdaterProbe, UpdaterUnavailable, Versions
+from sandbox.live_backend import StoreBackend, Versions
+from sandbox.live_sources import NightSnapshot, UpdaterProbe, UpdaterUnavailable
 from sandbox.livepage import NotFound
 from tests.worlds import make_generation
 from updater.metrics import RowTiming
@@ -40,7 +42,7 @@ class Bench:
         self.timings: dict[str, RowTiming] = {}
         self.running = True
         self.tokens = (i.to_bytes(8, "big") for i in itertools.count(1))
-        self.night = NightSnapshot()
+        self.night = NightSnapshot(self.store)
         items = {
             item_id: CatalogueItem(item_id, f"Title {item_id}", ("crime",), duration_ms=5_400_000)
             for item_id in self.rewriter.generation.item_ids  # type: ignore[union-attr]
@@ -136,7 +138,7 @@ async def test_without_an_updater_the_play_says_so(bench: Bench, monkeypatch: py
 async def test_last_night_stays_while_tonight_moves(bench: Bench) -> None:
     """The snapshot is what the rows were when it was taken."""
     await bench.backend.play("ana-0000", "tt0000001", "play")
-    assert await bench.night.capture(bench.store) == 1
+    assert await bench.night.capture() == 1
     await bench.backend.play("ana-0000", "tt0000002", "play")
     view = await bench.backend.viewer_view("ana-0000")
     assert view.last_night.row_id != view.live.row_id
@@ -202,5 +204,6 @@ async def test_search_finds_names_first_and_anybody_for_nothing(bench: Bench) ->
 
 async def test_a_probe_without_an_updater_is_a_transient_error() -> None:
     """Nothing listens there: the page shows it and asks again."""
-    with pytest.raises(UpdaterUnavailable, match="is it running"):
-        await UpdaterProbe("http://127.0.0.1:9").stats()
+    async with httpx.AsyncClient() as client:
+        with pytest.raises(UpdaterUnavailable, match="is it running"):
+            await UpdaterProbe(client, "http://127.0.0.1:9").stats()
