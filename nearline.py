@@ -14,7 +14,7 @@ for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
 import asyncio
 import json
 import sys
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict, is_dataclass
 from enum import Enum
 from pathlib import Path
@@ -26,6 +26,7 @@ from contracts.errors import HaltError, NearlineError, TransientError, UserError
 
 if TYPE_CHECKING:
     from runtime.settings import Settings
+    from viewers.redis_store import RedisStore
 
 T = TypeVar("T")
 
@@ -52,8 +53,21 @@ def _settings(**overrides: Any) -> Settings:
     return settings
 
 
-def _run(coroutine: Coroutine[Any, Any, T]) -> T:
-    return asyncio.run(coroutine)
+def _with_store(work: Callable[[Settings, RedisStore], Awaitable[T]]) -> T:
+    """Run something with the settings and a connected store."""
+    from updater.service import make_store
+
+    settings = _settings()
+
+    async def connected() -> T:
+        store = make_store(settings)
+        try:
+            await store.connect()
+            return await work(settings, store)
+        finally:
+            await store.close()
+
+    return asyncio.run(connected())
 
 
 def _plain(value: Any) -> Any:
@@ -102,7 +116,7 @@ def updater() -> None:
     """
     from updater.service import run_updater
 
-    _run(run_updater(_settings()))
+    asyncio.run(run_updater(_settings()))
 
 
 @app.command()
@@ -134,19 +148,10 @@ def nightly(
     Example: nearline nightly --json
     """
     from batch.nightly import run_nightly
-    from updater.service import make_store
 
-    settings = _settings()
-
-    async def work() -> Any:
-        store = make_store(settings)
-        await store.connect()
-        try:
-            return await run_nightly(settings, store, force=force, skip_evaluation=skip_evaluation, seed=seed)
-        finally:
-            await store.close()
-
-    report = _run(work())
+    report = _with_store(
+        lambda settings, store: run_nightly(settings, store, force=force, skip_evaluation=skip_evaluation, seed=seed)
+    )
     if json_output:
         _print_json(report)
     else:
@@ -163,7 +168,7 @@ def doctor(json_output: Json = False) -> None:
     """
     from runtime import doctor as checks
 
-    findings = _run(checks.diagnose(_settings()))
+    findings = asyncio.run(checks.diagnose(_settings()))
     if json_output:
         _print_json(findings)
     else:
@@ -216,22 +221,12 @@ def explain(viewer: Annotated[str, typer.Argument(help="the viewer's id")], json
 
 def _print_view(look: Any, viewer: str, json_output: bool) -> None:
     from contracts.events import valid_id
-    from updater.service import make_codec, make_store
     from homepage import inspect
+    from updater.service import make_codec
 
     if not valid_id(viewer):
         raise UserError(f"{viewer!r} is not a viewer id (1-128 characters of A-Z a-z 0-9 . _ : | @ ~ -)")
-    settings = _settings()
-
-    async def work() -> Any:
-        store = make_store(settings)
-        await store.connect()
-        try:
-            return await look(settings, store, make_codec(settings), viewer)
-        finally:
-            await store.close()
-
-    view = _run(work())
+    view = _with_store(lambda settings, store: look(settings, store, make_codec(settings), viewer))
     if json_output:
         _print_json(view)
     else:
@@ -244,21 +239,13 @@ def resume() -> None:
 
     Example: nearline resume
     """
-    from updater.service import make_store
 
-    settings = _settings()
+    async def clear(_: Settings, store: RedisStore) -> str | None:
+        reason = await store.read_halt()
+        await store.write_halt(None)
+        return reason
 
-    async def work() -> str | None:
-        store = make_store(settings)
-        await store.connect()
-        try:
-            reason = await store.read_halt()
-            await store.write_halt(None)
-            return reason
-        finally:
-            await store.close()
-
-    reason = _run(work())
+    reason = _with_store(clear)
     typer.echo("nothing was halted" if reason is None else f"cleared: {reason}")
 
 
@@ -272,12 +259,13 @@ def replay(
 
     Example: nearline replay data/ml-1m --speed max
     """
-    from sandbox.importers import read_events, to_events
+    from sandbox.datasets import to_events
+    from sandbox.importers import read_events
     from sandbox.replay import replay as send
 
     factor = None if speed == "max" else _positive(speed)
     dataset = read_events(path)
-    report = _run(send(_settings(), to_events(dataset), speed=factor, items=dataset.items))
+    report = asyncio.run(send(_settings(), to_events(dataset), speed=factor, items=dataset.items))
     if json_output:
         _print_json(report)
     else:
@@ -292,6 +280,178 @@ def _positive(text: str) -> float:
     if not value > 0:
         raise UserError(f"--speed {text}: give `max` or a number above 0")
     return value
+
+
+@import_app.command("movielens")
+def import_movielens(
+    path: Annotated[Path, typer.Argument(help="an unpacked MovieLens folder (100K, 1M, 10M, 20M or later, latest)")],
+    out: Annotated[Path, typer.Option("--out", help="folder to write events.parquet and items.parquet to")],
+    json_output: Json = False,
+) -> None:
+    """Read a MovieLens folder; bad lines are counted and shown.
+
+    Example: nearline import movielens ml-1m --out data/ml-1m
+    """
+    from sandbox.importers import read_movielens
+
+    _write_dataset(read_movielens(path), out, json_output)
+
+
+@import_app.command("events")
+def import_events(
+    path: Annotated[Path, typer.Argument(help="a folder with events.parquet (or .csv) and items, or one such file")],
+    out: Annotated[Path, typer.Option("--out", help="folder to write events.parquet and items.parquet to")],
+    items: Annotated[Path | None, typer.Option(help="table of titles: item_id, title, genres or topics")] = None,
+    user: Annotated[str, typer.Option(help="column of the viewer's id")] = "user_id",
+    item: Annotated[str, typer.Option(help="column of the item's id")] = "item_id",
+    time: Annotated[str, typer.Option(help="column of the time, ms since 1970 UTC")] = "timestamp",
+    value: Annotated[str, typer.Option(help="column of the rating, if there is one")] = "value",
+    ratings: Annotated[
+        bool, typer.Option("--ratings", help="the values are ratings: only those from 4 on are plays")
+    ] = False,
+    json_output: Json = False,
+) -> None:
+    """Read a table of plays, Parquet or CSV, with columns mapped by options.
+
+    Example: nearline import events plays.csv --user customer --time ts_ms --out data/mine
+    """
+    from sandbox.importers import read_events
+
+    columns = {"user": user, "item": item, "time": time, "value": value}
+    _write_dataset(read_events(path, items=items, columns=columns, is_rating=ratings), out, json_output)
+
+
+def _write_dataset(dataset: Any, out: Path, json_output: bool) -> None:
+    from sandbox.importers import write_dataset
+
+    write_dataset(dataset, out)
+    report = {
+        "out": out,
+        "plays": len(dataset),
+        "viewers": len(dataset.viewers),
+        "items": len(dataset.items),
+        "rejected": dict(dataset.rejected.counts),
+        "examples": dataset.rejected.examples,
+    }
+    if json_output:
+        _print_json(report)
+        return
+    typer.echo(
+        f"{report['plays']:,} plays of {report['items']:,} titles by {report['viewers']:,} viewers written to {out}"
+    )
+    for reason, count in dataset.rejected.counts.items():
+        typer.echo(f"  not used: {count:,} × {reason}")
+    for example in dataset.rejected.examples:
+        typer.echo(f"    {example}")
+    typer.echo(f"next: nearline replay {out} --speed max")
+
+
+@contracts_app.command("check")
+def contracts_check(
+    schemas: Annotated[Path | None, typer.Option(help="folder of .avsc files (default: this program's)")] = None,
+    json_output: Json = False,
+) -> None:
+    """Can yesterday's readers and writers live with these schemas?
+
+    Example: nearline contracts check --schemas contracts/schemas
+    """
+    from contracts.check import check
+    from contracts.registry import Registry
+
+    report = check(schemas, Registry.load(_settings().registry_path))
+    if json_output:
+        _print_json(report)
+    else:
+        for one in report.subjects:
+            typer.echo(f"{one.status:<13} {one.subject}" + (f" (id {one.schema_id})" if one.schema_id else ""))
+            for line in (*one.problems, *([one.hint] if one.hint else [])):
+                typer.echo(f"              {line}")
+    raise SystemExit(0 if report.ok else 1)
+
+
+@contracts_app.command("register")
+def contracts_register(
+    schema: Annotated[Path, typer.Argument(help="the .avsc file, named after its subject")],
+    registry: Annotated[
+        Path | None, typer.Option(help="folder of the registry (default: the one in the settings)")
+    ] = None,
+) -> None:
+    """Add a compatible schema to the registry.
+
+    Example: nearline contracts register contracts/schemas/playback_event.avsc
+    """
+    from contracts.check import open_or_create, register
+    from contracts.registry import Registry
+
+    path = registry or _settings().registry_path
+    known = Registry.load() if path is None else open_or_create(path)
+    typer.echo(f"registered in {register(schema, known).path}")
+
+
+@generations_app.command("list")
+def generations_list(json_output: Json = False) -> None:
+    """List the published generations, the one in force marked.
+
+    Example: nearline generations list
+    """
+    from batch.nightly import list_generations
+
+    found = list_generations(_settings())
+    if json_output:
+        _print_json(found)
+        return
+    for one in found:
+        typer.echo(f"{'*' if one.in_force else ' '} {one.generation_id}  {one.summary()}")
+    if not found:
+        typer.echo("no generation yet; make one: nearline nightly")
+
+
+@generations_app.command("activate")
+def generations_activate(
+    generation_id: Annotated[str, typer.Argument(help="as `nearline generations list` prints it")],
+    json_output: Json = False,
+) -> None:
+    """Put a published generation in force, under a new activation, and rebuild every row.
+
+    Example: nearline generations activate 2026-01-31T22-00-00
+    """
+    from batch.nightly import activate
+
+    _print_activation(activate, json_output, generation_id)
+
+
+@generations_app.command("rollback")
+def generations_rollback(json_output: Json = False) -> None:
+    """Put the generation before the one in force back in force, and rebuild every row.
+
+    Example: nearline generations rollback
+    """
+    from batch.nightly import rollback
+
+    _print_activation(rollback, json_output)
+
+
+def _print_activation(action: Any, json_output: bool, *arguments: str) -> None:
+    report = _with_store(lambda settings, store: action(settings, store, *arguments))
+    if json_output:
+        _print_json(report)
+    else:
+        typer.echo(report.summary())
+
+
+@app.command()
+def forget(viewer: Annotated[str, typer.Argument(help="the viewer's id")], json_output: Json = False) -> None:
+    """Erase a viewer everywhere: store, lake, the next generation; prints what was removed where.
+
+    Example: nearline forget ana-0042
+    """
+    from batch.forget import forget as erase
+
+    report = _with_store(lambda settings, store: erase(settings, store, viewer))
+    if json_output:
+        _print_json(report)
+    else:
+        typer.echo(report.summary())
 
 
 def main() -> None:

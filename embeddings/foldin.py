@@ -78,4 +78,4 @@ def fold_in(generation: Generation, rows: I64, c: F64) -> FoldedViewer:
         A = generation.YtY + generation.parameters.regularization * np.eye(k) + (U.T * d) @ U
         S = np.linalg.solve(A, U.T).T
     x = np.maximum(c, 0.0) @ S
-    return FoldedViewer(rows, c, x.astype(np.float32), S)
+    return FoldedViewer(rows, c, x.astype(np.float32), S.astype(np.float64, copy=False))

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +18,10 @@ from contracts.codec import Codec
 from contracts.errors import GenerationError, UserError
 from contracts.rows import HomeRow
 from embeddings.files import load_generation
+from embeddings.generation import F64
 from homepage.catalogue import LiveCatalogue
 from homepage.render import iso_ms
+from ranking.rows import Ranked
 from runtime.settings import Settings
 from viewers.packing import unpack
 from viewers.rewrite import Rewriter
@@ -35,14 +38,14 @@ class View:
 
     title: str
     data: dict[str, Any]
-    tables: tuple[tuple[str, tuple[str, ...], list[tuple[str, ...]]], ...]
+    tables: Sequence[tuple[str, Sequence[str], Sequence[Sequence[str]]]]
 
 
 async def show_viewer(settings: Settings, store: Store, codec: Codec, viewer: str) -> View:
     """Plays, registers, row and freshness of a viewer. Errors: `UserError` if nothing is stored."""
     stored, state, catalogue = await _read(settings, store, viewer)
     row = codec.decode_row(stored.row) if stored.row else None
-    plays = [
+    plays: list[dict[str, Any]] = [
         {
             "item_id": play.item_id,
             "title": _title(catalogue, play.item_id),
@@ -98,19 +101,10 @@ async def show_viewer(settings: Settings, store: Store, codec: Codec, viewer: st
 async def explain_viewer(settings: Settings, store: Store, codec: Codec, viewer: str) -> View:
     """Recompute the row; for every entry, every play's contribution. Errors: `UserError`, `GenerationError`."""
     stored, state, catalogue = await _read(settings, store, viewer)
-    if not stored.row:
-        raise UserError(
-            f"{viewer} has no row of their own: nothing is known of them yet, or no generation is active; the default row serves"
-        )
-    row = codec.decode_row(stored.row)
-    generation = await asyncio.to_thread(load_generation, settings.generations_path, row.generation_id)
-    rewriter = Rewriter(generation, stored.activation, codec.encode_row, Limits(**settings.state.model_dump()))
-    (ranked,) = rewriter.rank([state], computed_at_ms=row.computed_at_ms)
-    if ranked is None:
-        raise GenerationError(f"{viewer}: a row is stored but the state holds nothing; run: nearline nightly")
+    row, rewriter, ranked, contributions, played = await _recompute(settings, codec, viewer, stored, state)
+    generation = rewriter.generation
+    assert generation is not None  # _recompute ranked with it
     again = rewriter.rewrite(state, computed_at_ms=row.computed_at_ms, event_time_ms=row.event_time_ms)
-    contributions = ranked.folded.contributions(generation.item_factors[ranked.rows]) * ranked.weight  # (m, n)
-    played = [generation.item_ids[i] for i in ranked.folded.rows]
     entries = []
     for i, entry in enumerate(ranked.entries):
         order = np.argsort(-np.abs(contributions[i]), kind="stable")
@@ -166,6 +160,24 @@ async def explain_viewer(settings: Settings, store: Store, codec: Codec, viewer:
         data,
         (("entries", ("#", "title", "score", "popularity", "strongest plays"), rows),),
     )
+
+
+async def _recompute(
+    settings: Settings, codec: Codec, viewer: str, stored: StoredViewer, state: ViewerState
+) -> tuple[HomeRow, Rewriter, Ranked, F64, list[str]]:
+    """The stored row, and the same ranked again: contributions (m entries, n plays), and which items the plays are of."""
+    if not stored.row:
+        raise UserError(
+            f"{viewer} has no row of their own: nothing is known of them yet, or no generation is active; the default row serves"
+        )
+    row = codec.decode_row(stored.row)
+    generation = await asyncio.to_thread(load_generation, settings.generations_path, row.generation_id)
+    rewriter = Rewriter(generation, stored.activation, codec.encode_row, Limits(**settings.state.model_dump()))
+    (ranked,) = rewriter.rank([state], computed_at_ms=row.computed_at_ms)
+    if ranked is None:
+        raise GenerationError(f"{viewer}: a row is stored but the state holds nothing; run: nearline nightly")
+    contributions = ranked.folded.contributions(generation.item_factors[ranked.rows]) * ranked.weight
+    return row, rewriter, ranked, contributions, [generation.item_ids[i] for i in ranked.folded.rows]
 
 
 def render(view: View) -> None:

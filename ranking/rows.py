@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from contracts.rows import ENTRIES_KEPT, ENTRIES_WITH_REASONS, Entry, Reason
 from embeddings.foldin import FoldedViewer, confidences, fold_in
-from embeddings.generation import NEVER_MS, F64, I64, Generation
+from embeddings.generation import F64, I64, NEVER_MS, Generation
 from embeddings.retrieval import MARGIN, scores, top_candidates
 
 HALF_EVIDENCE = 2.0

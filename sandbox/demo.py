@@ -15,7 +15,6 @@ import json
 import os
 import shutil
 import signal
-import sys
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -26,11 +25,12 @@ import httpx
 from rich.console import Console
 
 from contracts.codec import Codec
-from contracts.errors import NearlineError
 from runtime.kafka import AIOKafkaProducer, make_producer
 from runtime.logs import configure_logs
 from runtime.settings import Settings, load_settings
-from sandbox.children import SandboxError, find_free_port, port_is_free
+from sandbox.children import find_free_port, port_is_free
+from sandbox.live_backend import open_backend
+from sandbox.live_sources import NightSnapshot
 from sandbox.processes import Service, get_json
 from sandbox.replay import publish_items, replay, send_event
 from sandbox.servers import DEFAULT_FOLDER, Sandbox
@@ -40,8 +40,6 @@ from viewers.redis_store import RedisStore
 
 PARTITIONS = 4
 DRAIN_DEADLINE_S = 30.0
-CALM_RATE = 5_000.0
-"""Events a second above which one Python process that also simulates the audience is no longer a fair measure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +79,7 @@ class _Demo:
         self.progress = Progress()
         self.folder = Path(DEFAULT_FOLDER).absolute() / "demo"
         self.stopping = asyncio.Event()
-        self.sent = 0
+        self.sent = 0  # live events acknowledged by Kafka
 
     async def run(self) -> int:
         loop = asyncio.get_running_loop()
@@ -179,16 +177,16 @@ class _Demo:
         generation_id: str,
     ) -> int:
         from runtime.http import serve
-        from sandbox.live_backend import open_backend
         from sandbox.livepage import make_app
 
         codec = Codec.load(settings.registry_path)
         store = make_demo_store(settings)
         await store.connect()
+        night = NightSnapshot(store)
+        await night.capture()
         producer = await make_producer(settings)
         async with httpx.AsyncClient(timeout=3) as client, contextlib.AsyncExitStack() as stack:
             try:
-                before = await self._offsets_done(store)
                 viewers = asyncio.create_task(self._watchers(producer, codec, settings, world))
                 titles = asyncio.create_task(self._releases(producer, codec, settings, world))
                 stack.push_async_callback(_cancelled, viewers, titles)
@@ -204,6 +202,7 @@ class _Demo:
                         updater_url=updater.url,
                         on_sent=self._count,
                         versions=(sandbox.kafka.version, sandbox.valkey.version),
+                        last_night=night,
                     )
                     app = make_app(backend)
                     port = self.options.port if port_is_free(self.options.port) else find_free_port()
@@ -213,9 +212,9 @@ class _Demo:
                 await self._wait(viewers, titles, updater, homepage)
                 await _cancelled(viewers, titles)
                 await producer.flush()
-                stats = await self._drained(client, updater, store, before)
+                stats = await self._drained(client, updater, store)
                 await asyncio.to_thread(updater.stop)
-                return await self._report(settings, sandbox, store, stats, before, generation_id)
+                return await self._report(sandbox, store, stats, generation_id)
             finally:
                 await producer.stop()
                 await store.close()
@@ -224,7 +223,7 @@ class _Demo:
         self.sent += events
 
     async def _watchers(self, producer: AIOKafkaProducer, codec: Codec, settings: Settings, world: World) -> None:
-        """The simulated audience: send each event when its time has come."""
+        """The simulated audience: send each event when its time has come, many under way at once."""
         stamper, started_s = Stamper(), time.monotonic()
         for due_s, event in world.live(self.options.rate):
             wait_s = started_s + due_s - time.monotonic()
@@ -289,18 +288,7 @@ class _Demo:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self.stopping.wait(), 0.2)
 
-    async def _offsets_done(self, store: RedisStore) -> int:
-        """Offsets finished so far: the markers, or the cut-off of the rebuild where there is no marker yet."""
-        seeded = await store.read_seeded()
-        done = 0
-        for partition in range(PARTITIONS):
-            marker = await store.read_marker(partition)
-            done += seeded.get(partition, 0) if marker is None else marker.origin
-        return done
-
-    async def _drained(
-        self, client: httpx.AsyncClient, updater: Service, store: RedisStore, before: int
-    ) -> dict[str, Any]:
+    async def _drained(self, client: httpx.AsyncClient, updater: Service, store: RedisStore) -> dict[str, Any]:
         """Wait until every event sent is finished (or the deadline passes: then lag says so); the updater's last figures."""
         deadline_s = time.monotonic() + DRAIN_DEADLINE_S
         while time.monotonic() < deadline_s:
@@ -311,15 +299,7 @@ class _Demo:
             await asyncio.sleep(0.02)
         return await get_json(client, updater.url + "/stats")
 
-    async def _report(
-        self,
-        settings: Settings,
-        sandbox: Sandbox,
-        store: RedisStore,
-        stats: dict[str, Any],
-        before: int,
-        generation_id: str,
-    ) -> int:
+    async def _report(self, sandbox: Sandbox, store: RedisStore, stats: dict[str, Any], generation_id: str) -> int:
         markers = [m for p in range(PARTITIONS) if (m := await store.read_marker(p)) is not None]
         finished = sum(m.next_offset - m.origin for m in markers)
         # Two independent questions: does every finished offset have a fate, and was every event we sent finished?

@@ -76,7 +76,7 @@ class RedisStore:
         async def load() -> str:
             for script in _SHA:
                 await self._redis.script_load(script)
-            return (await self._redis.evalsha(_SHA[scripts.READ_IDENTITY], 0)).decode()  # type: ignore[misc]
+            return str((await self._execute("EVALSHA", _SHA[scripts.READ_IDENTITY], 0)).decode())
 
         self._identity = await self._call(load)
         return self._identity
@@ -151,10 +151,8 @@ class RedisStore:
     async def scan_viewers(self) -> AsyncIterator[list[str]]:
         cursor, prefix = 0, self.keys.viewer_prefix
         while True:
-            position = cursor
-            cursor, found = await self._call(
-                lambda: self._redis.scan(position, match=prefix + "*", count=_SCAN_COUNT)  # noqa: B023  awaited at once
-            )
+            reply = await self._command("SCAN", cursor, "MATCH", prefix + "*", "COUNT", _SCAN_COUNT)
+            cursor, found = int(reply[0]), reply[1]
             if found:
                 yield [key.decode()[len(prefix) :] for key in found]
             if cursor == 0:
@@ -212,7 +210,10 @@ class RedisStore:
         return await self._call(lambda: self._redis.hgetall(key))  # type: ignore[arg-type,return-value]
 
     async def _command(self, *command: Any) -> Any:
-        return await self._call(lambda: self._redis.execute_command(*command))
+        return await self._call(lambda: self._execute(*command))
+
+    async def _execute(self, *command: Any) -> Any:
+        return await self._redis.execute_command(*command)  # type: ignore[no-untyped-call]
 
     async def _pipeline(
         self, commands: Sequence[tuple[Any, ...]], *, checked: bool = False, transaction: bool = False
