@@ -49,7 +49,7 @@ export class Stopwatch {
       node.style.setProperty("--at", index);
       return node;
     }));
-    this.note.textContent = `${title}: row rewritten, and on this page after ${milliseconds(outcome.total_ms + seen)} ms.`;
+    this.note.textContent = `${title}: the new row stood here after ${milliseconds(outcome.total_ms + seen)} ms.`;
   }
 
   fail() {
