@@ -73,9 +73,9 @@ async def rebuild(
             return sum(result.outcome is Outcome.APPLIED for result in results)
 
         seeded = rewritten = 0
-        for batch in _batches(seed, BATCH):
-            seeded += len(batch)
-            rewritten += await rewrite([RewriteJob(viewer, state) for viewer, state in batch])
+        for pairs in _batches(seed, BATCH):
+            seeded += len(pairs)
+            rewritten += await rewrite([RewriteJob(viewer, state) for viewer, state in pairs])
         sweeps, left = 0, True
         while left:
             sweeps, left = sweeps + 1, False

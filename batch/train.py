@@ -36,7 +36,7 @@ def train(
     k is cut to the number of items that have interactions. Errors: `DataError` if there is nothing to learn from or the factors
     come out not finite.
     """
-    n_viewers, n_items = Cui.shape
+    n_items = Cui.shape[1]
     played = np.flatnonzero(np.bincount(Cui.indices, minlength=n_items))
     if not len(played) or not (Cui.data > 0).any():
         raise DataError("no interactions to train on: nobody has watched anything to the end; has the lake any plays?")
