@@ -7,129 +7,21 @@ simple path computes from the log, and is each vector and row what the rewrite g
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import dataclasses
 import shutil
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 
-from contracts.codec import Codec
 from contracts.errors import Halted, HaltError
 from contracts.events import Kind, PlaybackEvent
-from contracts.registry import Registry
-from embeddings.files import GenerationsFolder
-from runtime.kafka import TopicPartition, make_consumer, make_producer
-from runtime.settings import Settings
+from runtime.kafka import TopicPartition, make_consumer
 from sandbox.servers import KafkaServer, ValkeyServer
 from tests.conftest import TopicFactory
-from tests.unit.test_state import oracle
-from tests.worlds import T0, make_generation, play_event, wait_until, write_generation_folder
-from updater.consumer import Updater
-from updater.service import make_store
+from tests.consistency import CODEC, PARTITIONS, Stage, make_stage, plays, publish
+from tests.worlds import T0, play_event, wait_until
 from viewers.packing import unpack
-from viewers.redis_store import RedisStore
-from viewers.rewrite import Rewriter
-from viewers.state import Limits
-
-CODEC = Codec(Registry.load())
-PARTITIONS = 3
-
-
-@dataclasses.dataclass
-class Stage:
-    """One topic, one namespace, one generations folder."""
-
-    settings: Settings
-    store: RedisStore
-    sent: list[PlaybackEvent] = dataclasses.field(default_factory=list)
-
-    async def send(self, events: Iterable[PlaybackEvent], *, raw: Iterable[tuple[bytes, bytes | None]] = ()) -> None:
-        """Produce events (and raw key/value pairs) and wait for their acknowledgements."""
-        producer = await make_producer(self.settings)
-        topic, acks = self.settings.kafka.topic, []
-        for event in events:
-            acks.append(
-                await producer.send(
-                    topic,
-                    CODEC.encode_event(event),
-                    key=event.viewer.encode(),
-                    timestamp_ms=event.event_time_ms,
-                    headers=[("private", b"1" if event.private else b"0")],
-                )
-            )
-            self.sent.append(event)
-        for key, value in raw:
-            acks.append(await producer.send(topic, value, key=key, headers=[("private", b"0")], timestamp_ms=T0))
-        await asyncio.gather(*acks)
-        await producer.stop()
-
-    @contextlib.asynccontextmanager
-    async def updater(self, **changes: object) -> AsyncIterator[Updater]:
-        """An updater running beside the test; stopped cleanly at the end."""
-        settings = self.settings.model_copy(update=changes)
-        store = make_store(settings)
-        updater = Updater(settings, store, CODEC, instance=f"u{id(store)}")
-        task = asyncio.create_task(updater.run())
-        try:
-            yield updater
-        finally:
-            updater.stop()
-            try:
-                await asyncio.wait_for(task, 30)
-            finally:
-                await store.close()
-
-    async def finished(self) -> int:
-        """Offsets accounted for in all partitions."""
-        markers = [await self.store.read_marker(p) for p in range(PARTITIONS)]
-        assert all(m is None or m.unaccounted == 0 for m in markers)
-        return sum(m.next_offset for m in markers if m is not None)
-
-    async def drained(self, count: int) -> None:
-        """Wait until this many offsets are finished."""
-
-        async def done() -> bool:
-            return await self.finished() >= count
-
-        await wait_until(done, f"{count} offsets finished")
-
-    async def assert_consistent(self, generation_id: str | None = "g1") -> None:
-        """I1 and I2: state from the oracle, row and vector from the rewrite of that state at the row's own time."""
-        current = GenerationsFolder(self.settings.generations_path).read_current()
-        by_viewer: dict[str, list[PlaybackEvent]] = {}
-        for event in self.sent:
-            if not event.private:
-                by_viewer.setdefault(event.viewer, []).append(event)
-        limits = Limits(**self.settings.state.model_dump())
-        for viewer, history in by_viewer.items():
-            stored = await self.store.read_viewer(viewer)
-            assert unpack(stored.state) == oracle(history, limits), viewer
-            if generation_id is None:
-                assert stored.row == b""
-                continue
-            row = CODEC.decode_row(stored.row)
-            assert current is not None
-            assert (
-                (row.generation_id, row.activation)
-                == (current.generation_id, current.activation)
-                == (generation_id, stored.activation)
-            )
-            rewriter = Rewriter(GENERATIONS[generation_id], stored.activation, CODEC.encode_row, limits)
-            again = rewriter.rewrite(
-                unpack(stored.state), computed_at_ms=row.computed_at_ms, event_time_ms=row.event_time_ms
-            )
-            assert (again.vector_bytes, again.row_bytes) == (stored.vector, stored.row), viewer
-        found = {viewer async for batch in self.store.scan_viewers() for viewer in batch}
-        assert found == set(by_viewer)
-
-
-GENERATIONS = {
-    "g1": make_generation(120, 8, 1, generation_id="g1"),
-    "g2": make_generation(140, 8, 2, generation_id="g2"),
-}
 
 
 @pytest.fixture
@@ -148,35 +40,6 @@ async def closing() -> AsyncIterator[AsyncExitStack]:
     """Closes what a test opened, whatever happens."""
     async with AsyncExitStack() as stack:
         yield stack
-
-
-async def make_stage(bootstrap: str, url: str, topic: str, namespace: str, tmp_path: Path) -> Stage:
-    settings = Settings(
-        kafka={"bootstrap_servers": bootstrap, "topic": topic, "group_id": topic, "max_batch_records": 64},
-        store={"url": url, "namespace": namespace},
-        state={"max_plays": 20},
-        generations_path=str(tmp_path / "generations"),
-    )
-    store = make_store(settings)
-    await store.connect()
-    return Stage(settings, store)
-
-
-def publish(stage: Stage, generation_id: str) -> int:
-    """Write the generation's folder and activate it; the activation."""
-    folder = GenerationsFolder(stage.settings.generations_path)
-    if generation_id not in [m.generation_id for m in folder.list()]:
-        write_generation_folder(stage.settings.generations_path, GENERATIONS[generation_id])
-    return folder.activate(generation_id, floor=0).activation
-
-
-def plays(viewers: int, count: int, *, start: int = 0) -> list[PlaybackEvent]:
-    """Plays of several viewers, some private, some of items that no generation knows."""
-    events = []
-    for i in range(start, start + count):
-        item: int | str = f"new{i % 7}" if i % 11 == 0 else (i * 7) % 120
-        events.append(play_event(f"v{i % viewers}", item, i, private=i % 13 == 5, share=(i % 10) / 10 + 0.1))
-    return events
 
 
 async def test_every_play_is_applied_once_and_every_row_follows_from_its_state(stage: Stage) -> None:
