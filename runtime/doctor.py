@@ -47,8 +47,8 @@ MAX_MEMORY_SHARE = 0.8
 """Above this an append-only rewrite or a busy evening can reach the limit, and then writes are refused."""
 
 DEPENDENCIES = (
-    "aiokafka avro fastavro granian hiredis implicit numpy prometheus-client pyarrow pydantic pydantic-settings redis rich "
-    "scipy stamina starlette structlog threadpoolctl typer"
+    "aiokafka avro fastavro hiredis httptools implicit numpy prometheus-client pyarrow pydantic pydantic-settings redis rich "
+    "scipy stamina starlette structlog threadpoolctl typer uvicorn"
 ).split()
 """Distributions; each one's module has the same name with underscores."""
 

@@ -1,7 +1,7 @@
 """Serve a Starlette app inside an event loop that already runs: the updater's health and metrics, the home page.
 
-Granian's embeddable server does the sockets and the parsing on a thread of its own, so a busy loop delays answers but
-never drops connections. It installs no signal handlers here; whoever owns the loop decides when to leave the block.
+Uvicorn does the HTTP, in this loop. It installs no signal handlers here; whoever owns the loop decides when to leave the block.
+(Granian's embeddable server was tried: its native thread can outlive the interpreter and abort the process at exit.)
 """
 
 from __future__ import annotations
@@ -9,25 +9,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-import sys
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
 from typing import Any
 
 import structlog
-from granian.constants import Interfaces
-from granian.server.embed import Server
+import uvicorn
 
 from contracts.errors import SettingsError
 
-START_DEADLINE_S = 10.0
-"""Listening takes 3 ms on an idle machine; after this something is wrong."""
-
-CONNECT_POLL_S = 0.002
-"""How often the start is looked at."""
-
 GRACE_S = 1.0
 """Requests under way may take this long to finish at a stop; then they are cancelled (event streams never finish)."""
+
+BACKLOG = 1024
+"""Connections that may wait to be accepted."""
+
+POLL_S = 0.002
+"""How often the start is looked at."""
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -37,6 +35,14 @@ AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 log = structlog.get_logger()
 
 
+class _Server(uvicorn.Server):
+    """Leaves the signals to the owner of the loop."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
 @contextlib.asynccontextmanager
 async def serve(app: AsgiApp, host: str, port: int, *, grace_s: float = GRACE_S) -> AsyncIterator[int]:
     """Serve `app` while the block runs; yields the bound port (`port` 0 takes a free one).
@@ -44,28 +50,31 @@ async def serve(app: AsgiApp, host: str, port: int, *, grace_s: float = GRACE_S)
     Raises `SettingsError` if the address cannot be bound. The app's lifespan is not run: its owner starts what
     it needs.
     """
-    address, bound_port, reservation = _reserve(host, port)
     requests = _Requests(app)
-    server = Server(
-        requests,
-        address=address,
-        port=bound_port,
-        interface=Interfaces.ASGINL,
-        websockets=False,
-        log_enabled=False,  # it would write to stdout and name the internals of requests; failures are logged below
-    )
-    running = asyncio.create_task(server.serve(), name="http-server")
-    try:
-        await _wait_until_listening(running, address, bound_port)
-        yield bound_port
-    finally:
-        server.stop()  # type: ignore[no-untyped-call]
-        await requests.finish(grace_s)
-        # Shielded: granian's own future breaks when its task is cancelled. It ends by itself once no request is left.
-        _, pending = await asyncio.wait({asyncio.shield(running)}, timeout=START_DEADLINE_S)
-        reservation.close()
-        if pending:
-            log.error("http_server_did_not_stop", host=host, port=bound_port)
+    with _listen(host, port) as listening:
+        config = uvicorn.Config(
+            requests,
+            http="httptools",
+            loop="none",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,  # paths hold viewers' ids
+            server_header=False,
+            timeout_graceful_shutdown=None,  # ours, below: uvicorn counts in whole seconds
+        )
+        server = _Server(config)
+        running = asyncio.create_task(server.serve(sockets=[listening]), name="http-server")
+        try:
+            while not server.started and not running.done():
+                await asyncio.sleep(POLL_S)
+            if running.done():
+                raise SettingsError(f"the HTTP server on {host}:{port} did not start") from running.exception()
+            yield int(listening.getsockname()[1])
+        finally:
+            server.should_exit = True
+            await requests.finish(grace_s)
+            await asyncio.wait({running})
 
 
 class _Requests:
@@ -98,44 +107,26 @@ class _Requests:
             task.cancel()
 
 
-def _reserve(host: str, port: int) -> tuple[str, int, socket.socket]:
-    """A numeric address, its port, and a bound socket that keeps the port ours until the server listens on it.
-
-    Granian shares its port (SO_REUSEPORT) and cannot tell which free one it took. So it is first bound exclusively,
-    which fails if anybody has it, and then held with SO_REUSEPORT but without listening: the kernel sends it nothing.
-    """
+@contextlib.contextmanager
+def _listen(host: str, port: int) -> Iterator[socket.socket]:
+    """A listening socket, closed at the end. Raises `SettingsError` if the address cannot be had."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-            free_port = probe.getsockname()[1]
-        held = socket.socket(family, socket.SOCK_STREAM)
-        if sys.platform == "linux":
-            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            held.bind((address[0], free_port))
-        # Elsewhere a shared port would not do: it stays unheld for the instant until the server binds it.
-        return str(address[0]), int(free_port), held
+        listening = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind(address)
+            listening.listen(BACKLOG)
+            listening.setblocking(False)
+        except OSError:
+            listening.close()
+            raise
     except OSError as error:
         reason = error.strerror or str(error)
         raise SettingsError(
             f"cannot listen on {host}:{port}: {reason}; choose another port (0 takes a free one)"
         ) from error
-
-
-async def _wait_until_listening(running: asyncio.Task[Any], address: str, port: int) -> None:
-    """Return once a connection succeeds; raise `SettingsError` if the server ends or does not listen in time."""
-    deadline = asyncio.get_running_loop().time() + START_DEADLINE_S
-    while not running.done() and asyncio.get_running_loop().time() < deadline:
-        try:
-            _, writer = await asyncio.open_connection(address, port)
-        except OSError:
-            await asyncio.sleep(CONNECT_POLL_S)
-        else:
-            writer.close()
-            with contextlib.suppress(OSError):
-                await writer.wait_closed()
-            return
-    cause = running.exception() if running.done() and not running.cancelled() else None
-    raise SettingsError(f"the HTTP server on {address}:{port} did not start; is the port allowed?") from cause
+    try:
+        yield listening
+    finally:
+        listening.close()

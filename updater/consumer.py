@@ -143,7 +143,8 @@ class Updater:
                 except Halted:
                     raise
                 except HaltError as halt:
-                    await self.store.write_halt(str(halt))
+                    with contextlib.suppress(TransientError):  # the others will come to the same conclusion
+                        await self.store.write_halt(str(halt))
                     raise
 
     async def _process(

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+import httpx
 import pytest
 
 from contracts.errors import Halted, HaltError
@@ -21,6 +22,7 @@ from sandbox.servers import KafkaServer, ValkeyServer
 from tests.conftest import TopicFactory
 from tests.consistency import CODEC, PARTITIONS, Stage, make_stage, plays, publish
 from tests.worlds import T0, play_event, wait_until
+from updater.service import Watch, make_app
 from viewers.packing import unpack
 
 
@@ -276,3 +278,28 @@ async def test_a_store_away_for_a_while_pauses_the_stream_and_nothing_is_lost(
         await stage.drained(200)
         await wait_until(lambda: updater.ready, "ready again")
     await stage.assert_consistent()
+
+
+async def test_health_metrics_and_stats_tell_what_happened(stage: Stage) -> None:
+    publish(stage, "g1")
+    async with stage.updater() as updater:
+        watch = Watch(updater)
+        transport = httpx.ASGITransport(make_app(updater, watch))
+        async with httpx.AsyncClient(transport=transport, base_url="http://updater") as client:
+            assert (await client.get("/health/live")).status_code == 200
+            await wait_until(lambda: updater.ready and bool(updater.checkpoint.progress), "ready")
+            await stage.send(plays(5, 60), raw=[(b"v1", b"not avro")])
+            await stage.drained(61)
+            assert (await client.get("/health/ready")).json()["generation_id"] == "g1"
+            await wait_until(lambda: updater.metrics.rows_written > 0, "a row")
+            stats = (await client.get("/stats")).json()
+            text = (await client.get("/metrics")).text
+    assert (stats["lag_records"], stats["unaccounted"], stats["dead"]) == (0, 0, 1)
+    assert stats["applied"] + stats["noop"] + stats["private"] == 60
+    lines = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    assert lines['nearline_records_total{decision="dead"}'] == "1.0"
+    labels = f'{{consumergroup="{stage.settings.kafka.group_id}",partition="0",topic="{stage.settings.kafka.topic}"}}'
+    assert lines["nearline_unaccounted" + labels] == "0.0"
+    assert lines["nearline_lag_records" + labels] == "0.0"
+    assert float(lines["nearline_event_to_row_seconds_count"]) > 0
+    assert float(lines["nearline_generation_age_seconds"]) > 0
