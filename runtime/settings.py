@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, StringConstraints, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from contracts.errors import SettingsError
 from contracts.keys import Keys
@@ -181,6 +181,29 @@ class Settings(BaseSettings):
     @property
     def keys(self) -> Keys:
         return Keys(self.store.namespace, self.kafka.stream)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, _Environment(settings_cls), dotenv_settings
+
+
+class _Environment(EnvSettingsSource):
+    """The environment without the `…_FILE` variables, which `load_settings` reads itself."""
+
+    def _load_env_vars(self) -> Mapping[str, str | None]:
+        known = _known_keys()
+        return {
+            name: value
+            for name, value in super()._load_env_vars().items()
+            if not (name.upper().endswith("_FILE") and name.upper() not in known)
+        }
 
 
 # Read by tests and by ./run, not settings of a service.
