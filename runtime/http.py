@@ -66,7 +66,7 @@ async def serve(app: AsgiApp, host: str, port: int, *, grace_s: float = GRACE_S)
         server = _Server(config)
         running = asyncio.create_task(server.serve(sockets=[listening]), name="http-server")
         try:
-            while not server.started and not running.done():
+            while not server.started and not running.done():  # noqa: ASYNC110 - uvicorn offers a flag, no event
                 await asyncio.sleep(POLL_S)
             if running.done():
                 raise SettingsError(f"the HTTP server on {host}:{port} did not start") from running.exception()
