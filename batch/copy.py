@@ -230,6 +230,8 @@ class _Chunk:
         self.counts["erased"] += int(erased.sum())
         table = table.filter(pa.array(~erased))
         self.counts[f"written_{self._kind}"] += table.num_rows
+        if not table.num_rows:
+            return
         name = f"{self._plan.number:06d}-{self._number:05d}.parquet"
         folder = self._lake.path
         if self._kind == "catalogue":

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hmac
 import json
 import os
@@ -121,6 +122,7 @@ class Ledger:
             return 0
         self._mend()
         with self._file.open("a", encoding="utf-8") as out:
+            fcntl.flock(out, fcntl.LOCK_EX)  # beside a nightly job somebody may be forgotten by hand
             for viewer, second in new.items():
                 out.write(json.dumps({"viewer": self.digest(viewer), "erased_through_s": second}) + "\n")
                 self._join(self.digest(viewer), second)

@@ -96,10 +96,11 @@ SCRUBBED = "scrubbed.json"
 
 @dataclass(frozen=True, slots=True)
 class ScrubReport:
-    """What a scrub removed. `rows`: kind → rows. `files`: files rewritten or removed."""
+    """What a scrub removed. `rows`: kind → rows. `files`: files rewritten or removed. `due`: False if no erasure was new."""
 
     rows: dict[str, int]
     files: int
+    due: bool
 
 
 class Lake:
@@ -162,7 +163,7 @@ class Lake:
         rows = dict.fromkeys(TIMES, 0)
         rewritten = 0
         if self.ledger.lines == self._scrubbed_lines():
-            return ScrubReport(rows, 0)
+            return ScrubReport(rows, 0, due=False)
         lines = self.ledger.lines
         for kind in TIMES:
             for file in self.files(kind):
@@ -170,7 +171,7 @@ class Lake:
                 rows[kind] += removed
                 rewritten += removed > 0
         write_atomically(self.path / SCRUBBED, json.dumps({"lines": lines}).encode())
-        return ScrubReport(rows, rewritten)
+        return ScrubReport(rows, rewritten, due=True)
 
     def erased(self, kind: str, batch: Any) -> NDArray[np.bool_]:
         """(n,) bool: rows that an erasure covers. `batch` has the viewer's and the time columns."""

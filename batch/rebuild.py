@@ -1,116 +1,182 @@
-"""Rebuild everyone: the one rewrite for every viewer, with the generation just activated; then a sweep that proves it.
+"""The rebuild: everybody's row through the one rewrite, then a sweep that proves nobody is left behind.
 
-1. default rows                       a crash leaves new default rows beside old viewers' rows: both are valid
-2. every viewer of the lake (seeding) merged into the stored state and rewritten; repeating changes nothing
-3. every viewer of the store          whose row is of an older activation
-4. the sweep                          scans again until nobody is left behind (viewers appear while 3 runs)
-5. `rebuilt` and, after seeding, `seeded`: markers of their own in the store, so that a store that falls back to an older copy
-   loses them with the rows, and the rebuild runs again
+1. Default rows, for viewers without a row of their own
+2. Every viewer of the store (and, seeding, of the lake with all plays merged in) is rewritten with the new activation
+3. Sweep: scan again for viewers of a lower activation, rewrite them, until a whole scan finds none
+4. `rebuilt` (and `seeded`) recorded in the store
+
+Rewriting is a compare-and-set of a join, so updaters run on meanwhile, and a crash at any point is mended by doing it all
+again: who has the activation already is passed over.
 """
 
 from __future__ import annotations
 
-import os
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from contracts.keys import TOKEN_BYTES
+from contracts.errors import StaleActivation, StoreUnavailable, UserError
 from viewers.rewrite import Outcome, RewriteJob, Rewriter, rewrite_viewers
-from viewers.state import ViewerState
+from viewers.state import EMPTY, ViewerState
 from viewers.store import Store
 
 BATCH = 256
-"""Viewers rewritten at once: small enough that the live stream's writes pass between two batches."""
-
-MATURITIES = (0, 6, 12, 16, 18)
-"""Ages in years for which a default row exists, beside the one for everybody."""
+"""Viewers rewritten in one call: some 30 ms of one core."""
+CONCURRENT = 4
+"""Batches under way at once: one computes while others wait for the store."""
+MAX_SWEEPS = 20
+DEFAULT_AGES = tuple(range(22))
+"""A default row for every age that a maturity level may name, and one for everybody."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class RebuildReport:
-    """`seeded`: viewers of the lake; `rewritten`: rows written; `sweeps`: scans until nobody was left behind."""
+class Rebuilt:
+    """What a rebuild did. `viewers`: looked at; `rewritten`: of those, whose row was not of this activation yet or had new facts;
+    `swept`: found behind by the sweeps; `sweeps`: scans until one found nobody."""
 
-    seeded: int
+    viewers: int
     rewritten: int
+    swept: int
     sweeps: int
 
 
-def wall_ms() -> float:
-    """UTC milliseconds."""
-    return time.time() * 1000
+class Rebuild:
+    """One rebuild of one store with one rewriter.
 
-
-async def rebuild(
-    store: Store,
-    rewriter: Rewriter,
-    *,
-    territories: Iterable[str] = (),
-    seed: Iterable[tuple[str, ViewerState]] = (),
-    cutoffs: Mapping[int, int] | None = None,
-    progress: Callable[[int], None] = lambda rewritten: None,
-    now_ms: Callable[[], float] = wall_ms,
-) -> RebuildReport:
-    """Rewrite everyone to `rewriter.activation`. `progress` is told how many viewers a step has looked at.
-
-    `seed`: (viewer, state from the lake), each viewer once; then `cutoffs` (partition → first offset that the lake lacks) says
-    where an updater without a marker starts. Errors: `StaleActivation` if a newer activation appears meanwhile (that one's
-    rebuild takes over); `StoreUnavailable`, `StoreChanged` (run it again).
+    `erased_through_s`: viewer → erased through (second), −1 for never: the ledger is applied to everyone who is rewritten.
+    Errors of every method: `StoreUnavailable`, `StoreChanged` (try again), `UserError` if a newer activation took over.
     """
-    await store.write_default_rows(default_rows(rewriter, territories, now_ms=int(now_ms())))
-    with ThreadPoolExecutor(1, thread_name_prefix="rebuild") as executor:
 
-        async def rewrite(jobs: Sequence[RewriteJob]) -> int:
+    def __init__(
+        self,
+        store: Store,
+        rewriter: Rewriter,
+        *,
+        now_ms: Callable[[], float],
+        draw_token: Callable[[], bytes],
+        erased_through_s: Callable[[str], int] = lambda viewer: -1,
+        advance: Callable[[int], None] = lambda viewers: None,
+    ) -> None:
+        self._store = store
+        self._rewriter = rewriter
+        self._now_ms = now_ms
+        self._draw_token = draw_token
+        self._erased_through_s = erased_through_s
+        self._advance = advance
+        self._executor: ThreadPoolExecutor | None = None
+        self.viewers = 0
+        self.rewritten = 0
+        self.swept = 0
+        self.sweeps = 0
+
+    async def run(
+        self, facts: Iterable[tuple[str, ViewerState]] | None = None, *, seeded: Mapping[int, int] | None = None
+    ) -> Rebuilt:
+        """Rebuild everyone. `facts`: viewers to merge in (the lake's); `seeded`: the cut-offs these facts reach, recorded at the
+        end."""
+        with ThreadPoolExecutor(1, thread_name_prefix="rebuild") as self._executor:
+            await self.write_default_rows()  # 1
+            if facts is not None:  # 2
+                await self._rewrite_all(_batches(self._executor, facts))
+            await self._rewrite_all(self._stored())
+            await self.sweep()  # 3
+        if seeded is not None:  # 4
+            await self._store.write_seeded(seeded)
+        await self._store.write_rebuilt(self._rewriter.activation)
+        return Rebuilt(self.viewers, self.rewritten, self.swept, self.sweeps)
+
+    async def write_default_rows(self) -> None:
+        """`territory:maturity` → row; nothing before the first generation."""
+        now_ms = int(self._now_ms())
+        rows = {f"*:{age}": self._rewriter.default_row(computed_at_ms=now_ms, maturity=age) for age in DEFAULT_AGES}
+        rows["*:*"] = self._rewriter.default_row(computed_at_ms=now_ms)
+        if all(rows.values()):
+            await self._store.write_default_rows(rows)
+
+    async def sweep(self) -> None:
+        """Scan until nobody is behind. Errors: `StoreUnavailable` if somebody always is."""
+        while self.sweeps < MAX_SWEEPS:
+            self.sweeps += 1
+            behind = [viewer async for batch in self._store.scan_viewers() for viewer in await self._behind(batch)]
+            if not behind:
+                return
+            self.swept += len(behind)
+            for start in range(0, len(behind), BATCH):
+                await self._rewrite([(viewer, EMPTY) for viewer in dict.fromkeys(behind[start : start + BATCH])])
+        raise StoreUnavailable(
+            f"after {MAX_SWEEPS} sweeps there still are viewers of an older activation than {self._rewriter.activation}: "
+            "is an updater running that cannot load the generation? See /health/ready of each"
+        )
+
+    async def _behind(self, viewers: list[str]) -> list[str]:
+        stored = await self._store.read_viewers(viewers)
+        return [v for v, one in zip(viewers, stored, strict=True) if one.activation < self._rewriter.activation]
+
+    async def _stored(self) -> AsyncIterator[list[tuple[str, ViewerState]]]:
+        async for viewers in self._store.scan_viewers():
+            yield [(viewer, EMPTY) for viewer in viewers]
+
+    async def _rewrite_all(self, source: AsyncIterator[list[tuple[str, ViewerState]]]) -> None:
+        """Rewrite what comes, `BATCH` at a time, `CONCURRENT` batches at once."""
+        pending: dict[str, ViewerState] = {}
+        under_way: set[asyncio.Task[None]] = set()
+        try:
+            async for found in source:
+                pending.update(found)
+                while len(pending) >= BATCH:
+                    batch = [(viewer, pending.pop(viewer)) for viewer in list(pending)[:BATCH]]
+                    under_way.add(asyncio.create_task(self._rewrite(batch)))
+                    if len(under_way) >= CONCURRENT:
+                        done, under_way = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
+                        for task in done:
+                            task.result()
+            await asyncio.gather(*under_way)
+            await self._rewrite(list(pending.items()))
+        finally:
+            for task in under_way:
+                task.cancel()
+            await asyncio.gather(*under_way, return_exceptions=True)
+
+    async def _rewrite(self, batch: Sequence[tuple[str, ViewerState]]) -> None:
+        jobs = [RewriteJob(viewer, self._with_erasure(viewer, facts)) for viewer, facts in batch]
+        if not jobs:
+            return
+        try:
             results = await rewrite_viewers(
-                store, jobs, rewriter, now_ms=now_ms, draw_token=lambda: os.urandom(TOKEN_BYTES), executor=executor
+                self._store,
+                jobs,
+                self._rewriter,
+                now_ms=self._now_ms,
+                draw_token=self._draw_token,
+                executor=self._executor,
             )
-            progress(len(jobs))
-            return sum(result.outcome is Outcome.APPLIED for result in results)
+        except StaleActivation as stale:
+            raise UserError(
+                f"activation {stale.stored_activation} took over while activation {self._rewriter.activation} was being rebuilt: "
+                "stopped; the newer one's own rebuild covers everybody"
+            ) from stale
+        self.viewers += len(jobs)
+        self.rewritten += sum(result.outcome is Outcome.APPLIED for result in results)
+        self._advance(len(jobs))
 
-        seeded = rewritten = 0
-        for pairs in _batches(seed, BATCH):
-            seeded += len(pairs)
-            rewritten += await rewrite([RewriteJob(viewer, state) for viewer, state in pairs])
-        sweeps, left = 0, True
-        while left:
-            sweeps, left = sweeps + 1, False
-            async for viewers in store.scan_viewers():
-                for batch in _batches(viewers, BATCH):
-                    behind = await _behind(store, batch, rewriter.activation)
-                    progress(len(batch) - len(behind))
-                    if behind:
-                        left = True
-                        rewritten += await rewrite([RewriteJob(viewer) for viewer in behind])
-    if cutoffs is not None:
-        await store.write_seeded(cutoffs)
-    await store.write_rebuilt(rewriter.activation)
-    return RebuildReport(seeded, rewritten, sweeps)
+    def _with_erasure(self, viewer: str, facts: ViewerState) -> ViewerState:
+        through = self._erased_through_s(viewer)
+        return replace(facts, erased_through_s=through) if through > facts.erased_through_s else facts
 
 
-def default_rows(rewriter: Rewriter, territories: Iterable[str], *, now_ms: int) -> dict[str, bytes]:
-    """`territory:maturity` → default row, for everybody (`*`) and for every age."""
-    rows = {}
-    for maturity in (*MATURITIES, None):
-        row = rewriter.default_row(computed_at_ms=now_ms, maturity=99 if maturity is None else maturity)
-        for territory in ("*", *territories):
-            rows[f"{territory}:{'*' if maturity is None else maturity}"] = row
-    return rows
+async def _batches(
+    executor: ThreadPoolExecutor, source: Iterable[tuple[str, ViewerState]]
+) -> AsyncIterator[list[tuple[str, ViewerState]]]:
+    """Pull from a slow iterator off the event loop."""
+    loop = asyncio.get_running_loop()
+    iterator = iter(source)
 
+    def pull() -> list[tuple[str, ViewerState]]:
+        return [pair for _, pair in zip(range(BATCH), iterator, strict=False)]
 
-async def _behind(store: Store, viewers: Sequence[str], activation: int) -> list[str]:
-    """Those whose row is of an older activation."""
-    stored = await store.read_viewers(viewers)
-    return [
-        viewer for viewer, found in zip(viewers, stored, strict=True) if found.token and found.activation < activation
-    ]
-
-
-def _batches(values: Iterable[T], size: int) -> Iterator[list[T]]:
-    iterator = iter(values)
-    while batch := list(islice(iterator, size)):
+    while batch := await loop.run_in_executor(executor, pull):
         yield batch

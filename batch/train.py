@@ -1,64 +1,64 @@
-"""Implicit ALS: interactions in, item factors out. The only module that knows the trainer.
-
-Hu, Koren, Volinsky, "Collaborative Filtering for Implicit Feedback Datasets", ICDM 2008, by the `implicit` library. Its user
-factors are not used: it solves items last and by conjugate gradients, so they are not the solution against the published items;
-`publish.py` folds every viewer in by our own exact solve.
-"""
+"""Training: implicit's ALS on the CPU. Only the item factors are used; viewers' vectors are our own fold-in against them."""
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
-from typing import Any
+from importlib.metadata import version
 
-import implicit
 import numpy as np
+import structlog
 from implicit.cpu.als import AlternatingLeastSquares
-from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
 from threadpoolctl import threadpool_limits
 
-from contracts.errors import DataError
+from contracts.errors import DataError, GenerationError
+from embeddings.generation import F32
 from runtime.settings import TrainSettings
 
-TRAINER = "implicit.cpu.als"
+log = structlog.get_logger()
+
+TRAINER = "implicit-als"
 
 
-def trainer_version() -> str:
-    """Version of the trainer, for the manifest."""
-    return str(implicit.__version__)
+def versions() -> dict[str, str]:
+    """What the factors depend on, for the manifest."""
+    return {"implicit": version("implicit"), "numpy": np.__version__, "python": platform.python_version()}
 
 
-def train(
-    Cui: Any, settings: TrainSettings, *, progress: Callable[[int], None] = lambda iteration: None
-) -> NDArray[np.float32]:
-    """Train on `Cui`: (n_viewers, n_items) csr float32, signed confidences. Returns Y: (n_items, k) float32.
+def train_item_factors(
+    Cui: csr_matrix, settings: TrainSettings, *, on_iteration: Callable[[int], None] = lambda iteration: None
+) -> F32:
+    """(n_viewers, n_items) signed confidences → (n_items, k) float32, one row per column of `Cui`.
 
-    Items without any interaction get a zero row: never retrieved by taste, still there for popularity and availability.
-    k is cut to the number of items that have interactions. Errors: `DataError` if there is nothing to learn from or the factors
-    come out not finite.
+    k is `settings.factors`, or fewer where there are fewer items or viewers than that (implicit then yields NaN). The same data and
+    seed give the same factors. Errors: `DataError` without any positive interaction, `GenerationError` on NaN.
     """
-    n_items = Cui.shape[1]
-    played = np.flatnonzero(np.bincount(Cui.indices, minlength=n_items))
-    if not len(played) or not (Cui.data > 0).any():
-        raise DataError("no interactions to train on: nobody has watched anything to the end; has the lake any plays?")
-    if not np.isfinite(Cui.data).all():
-        raise DataError("interactions hold NaN or infinity; a confidence rule is broken")
-    k = min(settings.factors, len(played))
-    model = AlternatingLeastSquares(
-        factors=k,
-        regularization=settings.regularization,
-        alpha=1.0,  # the stored value already is the confidence
-        iterations=settings.iterations,
-        use_native=True,
-        use_cg=True,
-        num_threads=0,
-        random_state=settings.seed,
-    )
-    with threadpool_limits(1, "blas"):  # or training is up to ten times slower
-        model.fit(
-            Cui[:, played].tocsr(), show_progress=False, callback=lambda iteration, *_: progress(int(iteration) + 1)
+    n_viewers, n_items = Cui.shape
+    if not n_viewers or not n_items or not (Cui.data > 0).any():
+        raise DataError(
+            "nothing to train on: the lake holds no play that says anything about taste; is the copy reading the right topic?"
         )
-    factors = np.zeros((n_items, k), dtype=np.float32)
-    factors[played] = model.item_factors
-    if not np.isfinite(factors).all():
-        raise DataError(f"training gave NaN or infinity (λ = {settings.regularization:g}); raise train.regularization")
-    return factors
+    if not np.isfinite(Cui.data).all() or (np.abs(Cui.data) < 1).any():
+        raise DataError("confidences must be finite and at least 1 in magnitude; is train.alpha sane?")
+    k = min(settings.factors, n_items, n_viewers)
+    if k < settings.factors:
+        log.warning("fewer_factors", wanted=settings.factors, taken=k, items=n_items, viewers=n_viewers)
+    with threadpool_limits(1, "blas"):  # beside ALS's own threads a BLAS pool slows it tenfold
+        model = AlternatingLeastSquares(
+            factors=k,
+            regularization=settings.regularization,
+            alpha=1.0,  # the confidences hold α already
+            dtype=np.float32,
+            use_native=True,
+            iterations=settings.iterations,
+            random_state=settings.seed,
+        )
+        model.fit(Cui, show_progress=False, callback=lambda iteration, elapsed_s, loss: on_iteration(iteration + 1))
+    Y: F32 = np.ascontiguousarray(model.item_factors, dtype=np.float32)
+    if not np.isfinite(Y).all():
+        raise GenerationError(
+            f"training gave NaN or infinity for {int((~np.isfinite(Y)).any(axis=1).sum())} of {n_items} items; "
+            "raise train.regularization or lower train.alpha"
+        )
+    return Y

@@ -285,7 +285,7 @@ class GenerationsFolder:
         1. Take the lock   2. load the generation: what does not load is refused   3. write CURRENT beside, flush, rename.
         A crash before 3 leaves the old one in force. Errors: `GenerationError`.
         """
-        with self._locked():
+        with self.locked():
             verify_generation(self.root, generation_id)
             before = self._current_or_none()
             activation = max(before.activation if before else 0, floor) + 1
@@ -301,7 +301,7 @@ class GenerationsFolder:
 
         Only for whoever may publish (the nightly job, which runs alone): what a crash left half-written goes too.
         """
-        with self._locked():
+        with self.locked():
             current = self.read_current()
             published = [manifest.generation_id for manifest in self.list()]
             kept = set(published[max(0, len(published) - keep) :])
@@ -351,7 +351,7 @@ class GenerationsFolder:
             raise GenerationError(f"{self.root.name}/{CURRENT}: cannot be written ({error})") from error
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
         """One at a time, across threads and processes of this machine; nothing on object storage."""
         local = self.root.local
         if local is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import shutil
 from collections.abc import Sequence
@@ -28,7 +29,9 @@ from embeddings.files import (
     USER_FACTORS,
     USERS,
     USERS_SCHEMA,
+    GenerationsFolder,
     checked_bytes,
+    load_manifest,
     parse_factors,
     parse_generation,
 )
@@ -89,16 +92,20 @@ def write_generation(root: str | Path, manifest: Manifest, contents: Contents) -
 
 
 def _write_files(folder: Path, manifest: Manifest, contents: Contents) -> Manifest:
-    _write_npy(folder / ITEM_FACTORS, contents.item_factors)
-    _write_parquet(folder / ITEMS, items_table(contents.items, contents.popularity))
-    _write_npy(folder / USER_FACTORS, contents.user_factors)
-    _write_parquet(folder / USERS, pa.table({"viewer": pa.array(contents.users, pa.string())}, schema=USERS_SCHEMA))
+    content = {
+        ITEM_FACTORS: _npy_bytes(contents.item_factors),
+        ITEMS: _parquet_bytes(items_table(contents.items, contents.popularity)),
+        USER_FACTORS: _npy_bytes(contents.user_factors),
+        USERS: _parquet_bytes(_users_table(contents.users)),
+    }
+    for name, data in content.items():
+        write_file(folder / name, data)
     whole = replace(
         manifest,
         k=int(contents.item_factors.shape[1]),
         n_items=len(contents.items),
         n_users=len(contents.users),
-        files={name: _entry(folder / name) for name in FILES},
+        files={name: _entry_of(data) for name, data in content.items()},
     )
     write_file(folder / MANIFEST, to_json(whole).encode())
     flush_folder(folder)
@@ -126,23 +133,24 @@ def items_table(items: Sequence[CatalogueItem], popularity: F32 | None = None) -
     return table.set_column(table.schema.get_field_index("popularity"), ITEMS_SCHEMA.field("popularity"), column)
 
 
-def _write_npy(path: Path, matrix: F32) -> None:
-    with path.open("wb") as out:
-        np.lib.format.write_array(out, np.ascontiguousarray(matrix, dtype="<f4"), version=(1, 0), allow_pickle=False)
-        out.flush()
-        os.fsync(out.fileno())
+def _npy_bytes(matrix: F32) -> bytes:
+    out = io.BytesIO()
+    np.lib.format.write_array(out, np.ascontiguousarray(matrix, dtype="<f4"), version=(1, 0), allow_pickle=False)
+    return out.getvalue()
 
 
-def _write_parquet(path: Path, table: Any) -> None:
-    with path.open("wb") as out:
-        pq.write_table(table, out, compression="zstd")
-        out.flush()
-        os.fsync(out.fileno())
+def _parquet_bytes(table: Any) -> bytes:
+    out = io.BytesIO()
+    pq.write_table(table, out, compression="zstd")
+    return out.getvalue()
 
 
-def _entry(path: Path) -> FileEntry:
-    with path.open("rb") as source:
-        return FileEntry(hashlib.file_digest(source, "sha256").hexdigest(), path.stat().st_size)
+def _users_table(users: Sequence[str]) -> Any:
+    return pa.table({"viewer": pa.array(users, pa.string())}, schema=USERS_SCHEMA)
+
+
+def _entry_of(data: bytes) -> FileEntry:
+    return FileEntry(hashlib.sha256(data).hexdigest(), len(data))
 
 
 def _copy(folder: Path, opened: Root, generation_id: str) -> None:
@@ -155,3 +163,47 @@ def _copy(folder: Path, opened: Root, generation_id: str) -> None:
 def _has_manifest(opened: Root, generation_id: str) -> bool:
     info = opened.system.get_file_info(f"{opened.path}/{generation_id}/{MANIFEST}")
     return bool(info.type == fs.FileType.File)
+
+
+def remove_users(folder: GenerationsFolder, generation_id: str, viewers: frozenset[str]) -> int:
+    """Take viewers who asked to be forgotten out of a generation's user vectors; returns how many were in it.
+
+    Their vectors become zero and their ids `~erased~<row>`, so that rows keep their numbers. Written in this order: manifest, vectors,
+    ids. A crash in between leaves user files that do not fit the manifest (serving does not read them) and ids that are still
+    there, so doing it again ends it. Errors: `GenerationError`.
+    """
+    with folder.locked():
+        manifest = load_manifest(folder.root, generation_id)
+        where = f"{folder.root.name}/{generation_id}"
+        try:
+            table = pq.read_table(pa.BufferReader(folder.root.read(f"{generation_id}/{USERS}")))
+            users: list[str] = table.column("viewer").to_pylist()
+            rows = [row for row, viewer in enumerate(users) if viewer in viewers]
+            if not rows:
+                return 0
+            data = folder.root.read(f"{generation_id}/{USER_FACTORS}")
+            factors = parse_factors(data, manifest.n_users, manifest.k, where, USER_FACTORS).copy()
+            factors[rows] = 0
+            for row in rows:
+                users[row] = f"~erased~{row}"
+            content = {USER_FACTORS: _npy_bytes(factors), USERS: _parquet_bytes(_users_table(users))}
+            files = {**manifest.files, **{name: _entry_of(data) for name, data in content.items()}}
+            _replace_file(folder.root, f"{generation_id}/{MANIFEST}", to_json(replace(manifest, files=files)).encode())
+            for name, new in content.items():
+                _replace_file(folder.root, f"{generation_id}/{name}", new)
+        except FOREIGN as error:
+            raise GenerationError(f"{where}: users cannot be rewritten ({error})") from error
+    return len(rows)
+
+
+def _replace_file(root: Root, relative: str, data: bytes) -> None:
+    """Whole or not at all, on a local folder; object storage replaces objects whole by itself."""
+    if root.local is None:
+        with root.system.open_output_stream(f"{root.path}/{relative}") as out:
+            out.write(data)
+        return
+    path = root.local / relative
+    temporary = path.with_name(f"{TEMPORARY}{path.name}")
+    write_file(temporary, data)
+    temporary.replace(path)
+    flush_folder(path.parent)

@@ -1,0 +1,86 @@
+"""`nearline forget ID`: an erasure event for the live side, the ledger and a scrub for the lake, and a receipt of both.
+
+1. The ERASE event, acknowledged by the broker    the updater empties the viewer's state; copies remember it too
+2. The ledger                                     from now on no read of the lake gives the viewer's rows
+3. The files of the lake, and the vectors in published generations
+
+A crash in between is mended by asking again: each step is a join. If a nightly job is at work, it (or the next one) does step 3.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from dataclasses import dataclass
+
+import numpy as np
+
+from batch.lake import Lake, open_lake
+from batch.lock import lake_lock
+from contracts.codec import Codec
+from contracts.errors import UserError
+from contracts.events import Kind, PlaybackEvent, valid_id
+from embeddings.files import GenerationsFolder, load_users
+from embeddings.publishing import remove_users
+from runtime.kafka import kafka_errors, make_producer
+from runtime.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What was removed, and where. `viewer_digest`: the keyed hash in the ledger, which proves the erasure without naming anyone.
+
+    `lake_rows`, `generations`: None if a nightly job was at work; it removes them before it trains.
+    """
+
+    viewer_digest: str
+    erased_through_ms: int
+    partition: int
+    offset: int
+    lake_rows: dict[str, int] | None
+    generations: tuple[str, ...] | None
+
+
+async def forget(settings: Settings, viewer: str, *, now_ms: int) -> Receipt:
+    """Erase everything up to now. A viewer who comes back starts anew.
+
+    Errors: `UserError` if it is no id, `KafkaUnavailable`: nothing is done then.
+    """
+    if not valid_id(viewer):
+        raise UserError("not a viewer id (1-128 characters of A-Z a-z 0-9 . _ : | @ ~ -)")
+    event = PlaybackEvent(f"erase.{uuid.uuid4()}", Kind.ERASE, viewer, now_ms)
+    value = Codec.load(settings.registry_path).encode_event(event)
+    producer = await make_producer(settings)
+    try:
+        with kafka_errors("sending the erasure", settings):  # 1
+            sent = await producer.send_and_wait(
+                settings.kafka.topic, value, key=viewer.encode(), timestamp_ms=now_ms, headers=[("private", b"0")]
+            )
+    finally:
+        await producer.stop()
+    lake = await asyncio.to_thread(open_lake, settings)
+    await asyncio.to_thread(lake.ledger.append, {viewer: now_ms // 1000})  # 2
+    rows: dict[str, int] | None = None
+    generations: tuple[str, ...] | None = None
+    try:
+        with lake_lock(settings.lake_path):  # 3
+            rows = (await asyncio.to_thread(lake.scrub)).rows
+            generations = await asyncio.to_thread(scrub_generations, GenerationsFolder(settings.generations_path), lake)
+    except UserError:
+        pass  # a nightly job is at work: it scrubs before it trains
+    return Receipt(lake.ledger.digest(viewer), now_ms, sent.partition, sent.offset, rows, generations)
+
+
+def scrub_generations(folder: GenerationsFolder, lake: Lake) -> tuple[str, ...]:
+    """Remove the vectors of erased viewers from every generation made before their erasure; returns those that held some.
+
+    Errors: `GenerationError`.
+    """
+    held = []
+    for manifest in folder.list():
+        users, _ = load_users(folder.root, manifest.generation_id)
+        through_ms = (lake.ledger.through_s_of(users) + 1) * 1000
+        erased = frozenset(users[row] for row in np.flatnonzero(through_ms > manifest.created_at_ms))
+        if erased and remove_users(folder, manifest.generation_id, erased):
+            held.append(manifest.generation_id)
+    return tuple(held)

@@ -1,0 +1,373 @@
+"""The nightly job: the steps in order. Each can be done again; a job that was interrupted goes on where it was.
+
+1. copy      new records to the lake, by a plan; then what erasures cover is scrubbed     → the cut-off offsets
+2. train     on the past, and evaluate on the held-out plays: the gate                      (not if inputs did not change)
+3. publish   trained on everything: a generation folder, manifest last
+4. activate  CURRENT moves, the activation is announced, live updaters take it up (or a deadline passes)
+5. rebuild   everybody's row through the one rewrite, then a sweep; with `seed` the lake's plays are merged in
+6. prune     old generations
+
+A crash after 1 is resumed with the same plan; after 2 it is evaluated again; after 3 the published generation is found by its
+inputs; after 4 the activation stays; after 5 everybody has it already and is passed over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import stamina
+import structlog
+
+from batch.activation import Activator, wall_ms
+from batch.copy import copy_records
+from batch.evaluate import Evaluation, choose_holdout, decide, evaluate, make_generation, read_cases
+from batch.forget import scrub_generations
+from batch.interactions import Interactions, read_interactions, states_from_lake
+from batch.lake import ScrubReport, open_lake, write_atomically
+from batch.lock import lake_lock
+from batch.plans import CopyPlan, CopyReport, Plans
+from batch.publish import TRAINING, find_published, fold_in_parameters, inputs_digest, publish
+from batch.rebuild import Rebuilt
+from batch.train import train_item_factors
+from contracts.codec import Codec
+from contracts.errors import StoreChanged, TransientError
+from contracts.manifest import Decision, Manifest
+from embeddings.files import Current, GenerationsFolder, load_generation, load_manifest
+from runtime.kafka import kafka_errors, make_admin, make_consumer
+from runtime.progress import ProgressReporter, make_progress
+from runtime.settings import Settings
+from viewers.state import Limits
+from viewers.store import Store
+
+log = structlog.get_logger()
+
+RESUME_WITHIN_MS = 12 * 3_600_000
+"""An interrupted night that is older is given up: copying anew is then worth more than its plan."""
+ATTEMPTS = 6
+WAIT_MAX_S = 20.0
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class NightlyReport:
+    """What a night did. `decision`: passed, forced, unchecked or held_back. `seconds`: per step.
+
+    `reused`: nothing had changed since the generation was published. Times and counts that a step did not reach are 0.
+    """
+
+    decision: str
+    reason: str
+    generation_id: str | None = None
+    activation: int | None = None
+    reused: bool = False
+    copied: Mapping[str, int] = field(default_factory=dict)
+    private: int = 0
+    invalid: int = 0
+    erased: int = 0
+    lost: int = 0
+    scrubbed: int = 0
+    viewers: int = 0
+    interactions: int = 0
+    metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    rebuilt: Rebuilt | None = None
+    pruned: tuple[str, ...] = ()
+    cutoffs: Mapping[int, int] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def published(self) -> bool:
+        """False if the gate held the generation back."""
+        return self.generation_id is not None
+
+    def headline(self) -> str:
+        """One line."""
+        took_s = sum(self.seconds.values())
+        if not self.published:
+            return f"held back after {took_s:.1f} s: {self.reason}"
+        rebuilt = self.rebuilt.viewers if self.rebuilt else 0
+        return (
+            f"generation {self.generation_id} as activation {self.activation}, trained on {self.interactions:,} interactions, "
+            f"{rebuilt:,} viewers rebuilt, {took_s:.1f} s ({self.decision})"
+        )
+
+    def summary(self) -> str:
+        """Some lines for a person."""
+        copied = ", ".join(f"{count:,} {kind}" for kind, count in self.copied.items())
+        lines = [
+            f"copied      {copied}; {self.private:,} private, {self.invalid:,} invalid, {self.erased:,} erased, {self.lost:,} lost",
+            f"trained on  {self.interactions:,} interactions of {self.viewers:,} viewers",
+        ]
+        for arm, values in self.metrics.items():
+            told = "  ".join(f"{name} {values[name]:.4f}" for name in ("hr@10", "ndcg@10", "auc") if name in values)
+            lines.append(f"  {arm:<12}{told}")
+        lines += [f"  warning: {warning}" for warning in self.warnings]
+        lines += [f"decision    {self.decision}: {self.reason}", self.headline()]
+        return "\n".join(lines)
+
+
+async def run_nightly(
+    settings: Settings,
+    store: Store,
+    *,
+    force: bool = False,
+    skip_evaluation: bool = False,
+    seed: bool = False,
+    progress: ProgressReporter | None = None,
+    updaters_deadline_s: float = 60.0,
+    now_ms: Callable[[], float] = wall_ms,
+) -> NightlyReport:
+    """Do the steps. `store` is connected.
+
+    `force`: publish even what the gate holds back. `skip_evaluation`: publish without asking it. `seed`: merge every play of the
+    lake into the viewers' states, and let updaters without a marker start at the cut-offs.
+    Errors: `UserError` if another nightly job runs on this lake; `HaltError`, `GenerationError`; `TransientError` if a server
+    stays away.
+    """
+    with lake_lock(settings.lake_path):
+        job = _Nightly(settings, store, progress or make_progress(), now_ms, updaters_deadline_s)
+        return await job.run(force=force, skip_evaluation=skip_evaluation, seed=seed)
+
+
+class _Nightly:
+    """One night. The report grows with the steps."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        progress: ProgressReporter,
+        now_ms: Callable[[], float],
+        deadline_s: float,
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._progress = progress
+        self._now_ms = now_ms
+        self._lake = open_lake(settings)
+        self._folder = GenerationsFolder(settings.generations_path)
+        self._limits = Limits(**settings.state.model_dump())
+        self._activator = Activator(settings, store, progress, now_ms=now_ms, updaters_deadline_s=deadline_s)
+        self._seconds: dict[str, float] = {}
+        self._report = NightlyReport("unchecked", "")
+
+    async def run(self, *, force: bool, skip_evaluation: bool, seed: bool) -> NightlyReport:
+        plan = await self._timed("copy", self._copy())  # 1
+        inputs = inputs_digest(plan, self._settings, self._lake.ledger.lines)
+        manifest = await asyncio.to_thread(find_published, self._folder, inputs)
+        if manifest is None:
+            decision, metrics = await self._timed("evaluate", self._evaluate(skip_evaluation))  # 2
+            if decision.verdict == "held_back":
+                if not force:
+                    log.error(
+                        "generation_held_back", reason=decision.reason, remedy="look at it, or nearline nightly --force"
+                    )
+                    self._finish_night()
+                    return self._told(decision=decision.verdict, reason=decision.reason)
+                decision = Decision("forced", decision.reason)
+            manifest = await self._timed("publish", self._publish(plan, inputs, decision, metrics))  # 3
+        else:
+            self._told(reused=True, metrics={a: m for a, m in manifest.metrics.items() if a != TRAINING})
+        self._tell_about(manifest)
+        current = await self._timed(
+            "activate", self._retried(lambda: self._activator.activate(manifest.generation_id, again=False))
+        )  # 4
+        self._told(activation=current.activation)
+        await self._timed("rebuild", self._rebuild(current, plan, seed))  # 5
+        pruned = await asyncio.to_thread(self._folder.prune, self._settings.train.keep_generations)  # 6
+        self._finish_night()
+        return self._told(pruned=tuple(pruned))
+
+    # 1
+
+    async def _copy(self) -> CopyPlan:
+        """Copy what is new, or resume an interrupted night with its plan; then scrub. Returns the plan that is covered."""
+        plans = Plans(self._lake)
+        begun = self._read_night()
+        plan = plans.last()
+        report = plans.report(plan) if plan is not None else None
+        if begun is None or plan is None or report is None or begun != plan.number:
+            with self._progress.step("copy to the lake") as step:
+                report = await self._retried(lambda: self._copy_once(step.set))
+            plan = plans.last()
+            assert plan is not None
+            self._begin_night(plan.number)
+        scrubbed = await asyncio.to_thread(self._scrub)
+        self._told(
+            copied=report.written, private=report.private, invalid=report.invalid, erased=report.erased, lost=report.lost,
+            cutoffs=plan.cutoffs, scrubbed=sum(scrubbed.rows.values()),
+        )  # fmt: skip
+        return plan
+
+    def _scrub(self) -> ScrubReport:
+        report = self._lake.scrub()
+        if report.due:
+            scrub_generations(self._folder, self._lake)
+        return report
+
+    async def _copy_once(self, advance: Callable[[int, int], None]) -> CopyReport:
+        settings = self._settings
+        partitions = await count_partitions(settings)
+        async with _consumer(settings) as consumer:
+            codec = Codec.load(settings.registry_path)  # again at every try: the registry may have learnt a schema
+            return await copy_records(settings, self._lake, codec, consumer, partitions, advance=advance)
+
+    # 2
+
+    async def _evaluate(self, skip: bool) -> tuple[Decision, dict[str, dict[str, float]]]:
+        if skip:
+            return Decision("unchecked", "the evaluation was skipped"), {}
+        evaluation = await asyncio.to_thread(self._evaluation)
+        if evaluation is None:
+            return Decision("unchecked", "too few plays to hold some out"), {}
+        for warning in evaluation.warnings:
+            log.warning("evaluation", warning=warning)
+        metrics = {arm: dict(values) for arm, values in evaluation.arms.items()}
+        self._told(metrics=metrics, warnings=evaluation.warnings)
+        return evaluation.decision, metrics
+
+    def _evaluation(self) -> Evaluation | None:
+        train = self._settings.train
+        in_force = self._folder.read_current()
+        known_until_ms = None
+        if in_force is not None:
+            manifest = load_manifest(self._folder.root, in_force.generation_id)
+            known_until_ms = int(manifest.metrics.get(TRAINING, {}).get("newest_event_ms", manifest.created_at_ms))
+        holdout = choose_holdout(self._lake, train.holdout_share, known_until_ms)
+        if holdout is None:
+            return None
+        cases = read_cases(self._lake, self._limits, holdout.from_ms)
+        past = read_interactions(self._lake, train.alpha, before_ms=holdout.from_ms)
+        if not cases or not (past.Cui.data > 0).any():
+            return Evaluation({}, 0, holdout, decide({}, 0, train.gate_margin, advisory=holdout.advisory))
+        with self._progress.step("train without the held-out plays", train.iterations) as step:
+            Y = train_item_factors(past.Cui, train, on_iteration=step.set)
+        candidate = make_generation("candidate", past.items, Y, past.popularity, fold_in_parameters(train))
+        known = None if in_force is None else load_generation(self._folder.root, in_force.generation_id)
+        with self._progress.step("evaluate", 3 if known else 2) as step:
+            return evaluate(candidate, known, cases, holdout, train.gate_margin, advance=lambda arm: step.advance())
+
+    # 3
+
+    async def _publish(
+        self, plan: CopyPlan, inputs: str, decision: Decision, metrics: Mapping[str, Mapping[str, float]]
+    ) -> Manifest:
+        return await asyncio.to_thread(self._publish_now, plan, inputs, decision, metrics)
+
+    def _publish_now(
+        self, plan: CopyPlan, inputs: str, decision: Decision, metrics: Mapping[str, Mapping[str, float]]
+    ) -> Manifest:
+        train = self._settings.train
+        interactions: Interactions = read_interactions(self._lake, train.alpha)
+        with self._progress.step("train", train.iterations) as step:
+            Y = train_item_factors(interactions.Cui, train, on_iteration=step.set)
+        with self._progress.step("fold every viewer in", len(interactions.viewers)) as step:
+            return publish(
+                self._settings.generations_path, self._lake, self._settings, plan, interactions, Y,
+                inputs=inputs, metrics=metrics, decision=decision, created_at_ms=int(self._now_ms()), advance=step.advance,
+            )  # fmt: skip
+
+    def _tell_about(self, manifest: Manifest) -> None:
+        training = manifest.metrics.get(TRAINING, {})
+        self._told(
+            decision=manifest.decision.verdict,
+            reason=manifest.decision.reason,
+            generation_id=manifest.generation_id,
+            viewers=int(training.get("viewers", 0)),
+            interactions=int(training.get("interactions", 0)),
+        )
+
+    # 5
+
+    async def _rebuild(self, current: Current, plan: CopyPlan, seed: bool) -> None:
+        def facts() -> Any:
+            return states_from_lake(self._lake, self._limits) if seed else None
+
+        rebuilt = await self._retried(
+            lambda: self._activator.rebuild(
+                current,
+                facts=facts(),
+                seeded=plan.cutoffs if seed else None,
+                erased_through_s=self._lake.ledger.through_s,
+            )
+        )
+        self._told(rebuilt=rebuilt)
+
+    # The night's own state, and small things
+
+    def _read_night(self) -> int | None:
+        """The plan of an interrupted night that is worth resuming."""
+        try:
+            content = json.loads((self._lake.path / "night.json").read_text())
+            if not content["finished"] and self._now_ms() - content["started_at_ms"] < RESUME_WITHIN_MS:
+                return int(content["plan"])
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return None  # none, or unreadable: then the night begins anew, which is always right
+        return None
+
+    def _begin_night(self, plan: int) -> None:
+        self._write_night({"plan": plan, "started_at_ms": int(self._now_ms()), "finished": False})
+
+    def _finish_night(self) -> None:
+        self._write_night({"plan": 0, "started_at_ms": int(self._now_ms()), "finished": True})
+
+    def _write_night(self, content: Mapping[str, object]) -> None:
+        write_atomically(self._lake.path / "night.json", json.dumps(content).encode())
+
+    def _told(self, **changes: Any) -> NightlyReport:
+        self._report = dataclasses.replace(self._report, **changes, seconds=dict(self._seconds))
+        return self._report
+
+    async def _timed(self, step: str, work: Awaitable[T]) -> T:
+        started = time.monotonic()
+        try:
+            return await work
+        finally:
+            self._seconds[step] = round(time.monotonic() - started, 3)
+
+    async def _retried(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Try again what a server that is away makes fail; every step can be repeated."""
+        async for attempt in stamina.retry_context(
+            on=TransientError, attempts=ATTEMPTS, wait_max=WAIT_MAX_S, timeout=None
+        ):
+            with attempt:
+                try:
+                    return await work()
+                except StoreChanged:
+                    await self._store.connect()
+                    raise
+        raise AssertionError("unreachable: the last attempt raises")
+
+
+async def count_partitions(settings: Settings) -> dict[str, int]:
+    """Topic → partitions now, of the three topics that are copied; 0 for one that is not there. Errors: `KafkaUnavailable`."""
+    kafka = settings.kafka
+    admin = await make_admin(settings)
+    try:
+        with kafka_errors("describing the topics", settings):
+            # All topics, not these by name: asking by name would create one where a broker creates topics by itself.
+            there = set(await admin.list_topics())
+            counts = dict.fromkeys((kafka.topic, kafka.impressions_topic, kafka.catalogue_topic), 0)
+            wanted = [topic for topic in counts if topic in there]
+            if wanted:
+                counts |= {one["topic"]: len(one["partitions"]) for one in await admin.describe_topics(wanted)}
+    finally:
+        await admin.close()
+    return counts
+
+
+@asynccontextmanager
+async def _consumer(settings: Settings) -> AsyncIterator[Any]:
+    consumer = await make_consumer(settings)
+    try:
+        yield consumer
+    finally:
+        await consumer.stop()

@@ -1,0 +1,139 @@
+"""Publishing: from item factors and the lake to a generation folder that serving can load."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from batch.evaluate import make_generation
+from batch.interactions import Interactions, states_from_lake
+from batch.lake import Lake
+from batch.plans import CopyPlan
+from batch.train import TRAINER, versions
+from contracts.catalogue import CatalogueItem
+from contracts.manifest import CONFIDENCE_RULE, Confidence, Decision, Manifest
+from embeddings.files import GenerationsFolder
+from embeddings.generation import F32, FoldInParameters
+from embeddings.publishing import Contents, write_generation
+from ranking.rows import fold
+from runtime.settings import Settings, TrainSettings
+from viewers.rewrite import ranking_input
+from viewers.state import Limits
+
+TRAINING = "training"
+"""Entry of the manifest's metrics that tells about the training data, beside the arms of the evaluation."""
+
+_INPUT_SETTINGS = (
+    "factors", "regularization", "alpha", "iterations", "seed", "decay_floor", "decay_half_life", "decay_gain",
+)  # fmt: skip
+
+
+def fold_in_parameters(train: TrainSettings) -> FoldInParameters:
+    """The confidence rule as set."""
+    return FoldInParameters(
+        train.regularization, train.alpha, train.decay_floor, train.decay_half_life, train.decay_gain
+    )
+
+
+def inputs_digest(plan: CopyPlan, settings: Settings, ledger_lines: int) -> str:
+    """Names everything that a generation depends on: equal digests, equal generations. 16 hex digits.
+
+    The offsets of plays and catalogue, the erasures, the training's settings, the bounds of a state, the trainer's versions.
+    """
+    train = settings.train.model_dump()
+    content = {
+        "stream": plan.stream,
+        "offsets": [[r.kind, r.topic, r.partition, r.to_offset] for r in plan.ranges if r.kind != "impressions"],
+        "erasures": ledger_lines,
+        "train": {name: train[name] for name in _INPUT_SETTINGS},
+        "state": settings.state.model_dump(),
+        "trainer": [TRAINER, versions()],
+    }
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def find_published(folder: GenerationsFolder, inputs: str) -> Manifest | None:
+    """The newest generation made from the same inputs, if there is one."""
+    return next((manifest for manifest in reversed(folder.list()) if manifest.inputs == inputs), None)
+
+
+def assemble(
+    interactions: Interactions, Y: F32, catalogue: Sequence[CatalogueItem]
+) -> tuple[list[CatalogueItem], F32, F32]:
+    """Items, their factors (n, k) and popularity (n,): what was played, then the rest of the catalogue with zero vectors.
+
+    A zero vector is never retrieved by taste, but the title has its availability and can be shown by other sources. A title that
+    was played but is not in the catalogue (any more) keeps its vector, as a play of it still tells about taste, and is never
+    shown; where there is no catalogue at all, everything is shown under its id.
+    """
+    known = {item.item_id: item for item in catalogue}
+    played = [
+        known.get(item_id) or CatalogueItem(item_id, item_id, taken_down=bool(catalogue))
+        for item_id in interactions.items
+    ]
+    with_vector = set(interactions.items)
+    rest = [item for item in catalogue if item.item_id not in with_vector]
+    factors = np.zeros((len(played) + len(rest), Y.shape[1]), dtype=np.float32)
+    factors[: len(played)] = Y
+    popularity = np.zeros(len(factors), dtype=np.float32)
+    popularity[: len(played)] = interactions.popularity
+    return [*played, *rest], factors, popularity
+
+
+def publish(
+    root: str | Path,
+    lake: Lake,
+    settings: Settings,
+    plan: CopyPlan,
+    interactions: Interactions,
+    Y: F32,
+    *,
+    inputs: str,
+    metrics: Mapping[str, Mapping[str, float]],
+    decision: Decision,
+    created_at_ms: int,
+    advance: Callable[[int], None] = lambda viewers: None,
+) -> Manifest:
+    """Fold every viewer in, and write the generation. It serves nobody until it is activated. Errors: `GenerationError`."""
+    items, factors, popularity = assemble(interactions, Y, lake.catalogue())
+    parameters = fold_in_parameters(settings.train)
+    when = datetime.fromtimestamp(created_at_ms / 1000, UTC)
+    generation_id = f"{when:%Y%m%dT%H%M%SZ}-{inputs[:8]}"
+    generation = make_generation(generation_id, [i.item_id for i in items], factors, popularity, parameters)
+    users, vectors = [], []
+    for viewer, state in states_from_lake(lake, Limits(**settings.state.model_dump()), advance=advance):
+        if not state.is_empty:
+            users.append(viewer)
+            vectors.append(fold(generation, ranking_input(state)).x)
+    manifest = Manifest(
+        generation_id=generation_id,
+        created_at_ms=created_at_ms,
+        k=factors.shape[1],
+        n_items=len(items),
+        n_users=len(users),
+        confidence=Confidence(CONFIDENCE_RULE, **asdict(parameters)),
+        stream=plan.stream,
+        cutoffs=plan.cutoffs,
+        inputs=inputs,
+        trainer=TRAINER,
+        versions=versions(),
+        metrics={
+            **metrics,
+            TRAINING: {
+                "viewers": float(len(interactions.viewers)),
+                "interactions": float(interactions.Cui.nnz),
+                "plays": float(interactions.plays),
+                "newest_event_ms": float(interactions.newest_event_ms),
+            },
+        },
+        decision=decision,
+        files={},
+    )
+    user_factors = np.stack(vectors) if vectors else np.zeros((0, factors.shape[1]), dtype=np.float32)
+    return write_generation(root, manifest, Contents(items, factors, popularity, users, user_factors))

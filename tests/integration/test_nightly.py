@@ -1,0 +1,219 @@
+"""The nightly job on a real Kafka: a tiny world from its events to everybody's row, twice, interrupted, erased, rolled back."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from batch import nightly
+from batch.activation import list_generations, rollback
+from batch.forget import forget
+from batch.lake import Lake, open_lake
+from batch.nightly import NightlyReport, run_nightly
+from contracts.catalogue import CatalogueItem
+from contracts.codec import Codec
+from contracts.errors import UserError
+from contracts.events import Kind, PlaybackEvent
+from embeddings.files import GenerationsFolder, load_generation, load_users
+from runtime.kafka import make_producer
+from runtime.progress import SilentProgress
+from runtime.settings import Settings
+from sandbox.servers import KafkaServer
+from tests.conftest import TopicFactory
+from tests.worlds import T0, play_event
+from viewers.memory_store import MemoryStore
+from viewers.packing import unpack
+from viewers.rewrite import Rewriter
+from viewers.state import Limits, merge, state_of
+
+CODEC = Codec.load()
+LIMITS = Limits()
+VIEWERS, ITEMS, PLAYS = 60, 24, 9
+
+
+def history() -> list[PlaybackEvent]:
+    """Two tastes, even and odd: each viewer plays `PLAYS` titles of one kind, in an order of their own; and some of the rest."""
+    rng = np.random.default_rng(3)
+    events = []
+    for viewer in range(VIEWERS):
+        mine = rng.permutation(np.arange(viewer % 2, ITEMS, 2))[:PLAYS]
+        for n, item in enumerate(mine):
+            events.append(play_event(f"v{viewer:02d}", int(item), 3600 * n + viewer))
+    events.append(PlaybackEvent("hide1", Kind.HIDE, "v00", T0 + 5000, item_id="tt0000003"))
+    events.append(play_event("v01", 5, 7, private=True))
+    return sorted(events, key=lambda event: event.event_time_ms)
+
+
+@pytest.fixture
+async def settings(kafka: KafkaServer, topic: TopicFactory, tmp_path: Path) -> Settings:
+    name = await topic(2)
+    await topic(1, name=f"{name}.impressions")
+    await topic(1, name=f"{name}.catalogue", config={"cleanup.policy": "compact"})
+    return Settings(
+        kafka={"bootstrap_servers": kafka.bootstrap, "topic": name},
+        train={"factors": 4, "iterations": 5},
+        lake_path=str(tmp_path / "lake"),
+        generations_path=str(tmp_path / "generations"),
+    )
+
+
+async def send(settings: Settings, events: Iterable[PlaybackEvent], items: Iterable[CatalogueItem] = ()) -> None:
+    producer = await make_producer(settings)
+    for event in events:
+        headers = [("private", b"1" if event.private else b"0")]
+        await producer.send(
+            settings.kafka.topic,
+            CODEC.encode_event(event),
+            key=event.viewer.encode(),
+            headers=headers,
+            timestamp_ms=event.event_time_ms,
+        )
+    for item in items:
+        await producer.send(settings.kafka.catalogue_topic, CODEC.encode_item(item), key=item.item_id.encode())
+    await producer.flush()
+    await producer.stop()
+
+
+def catalogue() -> list[CatalogueItem]:
+    titles = [CatalogueItem(f"tt{i:07d}", f"Title {i}", ("even" if i % 2 == 0 else "odd",)) for i in range(ITEMS)]
+    return [*titles, CatalogueItem("tt9999999", "Never played")]
+
+
+async def run(settings: Settings, store: MemoryStore, **options: bool) -> NightlyReport:
+    await store.connect()
+    return await run_nightly(settings, store, progress=SilentProgress(), **options)
+
+
+async def test_a_night_takes_events_to_everybodys_row(settings: Settings) -> None:
+    store, events = MemoryStore(), history()
+    await send(settings, events, catalogue())
+    report = await run(settings, store, seed=True)
+    assert (report.decision, report.activation, report.published) == ("passed", 1, True), report
+    assert (report.copied["events"], report.private, report.copied["catalogue"]) == (len(events) - 1, 1, ITEMS + 1)
+    assert sum(report.cutoffs.values()) == len(events)
+    assert await store.read_seeded() == report.cutoffs
+    assert await store.read_rebuilt(1)
+    assert {"*:*", "*:12"} <= (await store.read_default_rows()).keys()
+
+    generation = load_generation(settings.generations_path, report.generation_id)
+    assert generation.item_ids[-1] == "tt9999999" and not generation.item_factors[-1].any()
+    rewriter = Rewriter(generation, 1, CODEC.encode_row, LIMITS)
+    users, vectors = load_users(settings.generations_path, report.generation_id)
+    assert len(store.server.viewers) == len(users) == VIEWERS
+    for viewer, stored in store.server.viewers.items():
+        mine = [e for e in events if e.viewer == viewer and not e.private]
+        state = merge([state_of(e, timestamp_ms=e.event_time_ms) for e in mine], LIMITS)
+        assert unpack(stored.state) == state  # what the updater would have made of the same events
+        row = CODEC.decode_row(stored.row)
+        again = rewriter.rewrite(state, computed_at_ms=row.computed_at_ms)
+        assert (stored.row, stored.vector) == (again.row_bytes, again.vector_bytes)
+        published = vectors[users.index(viewer)].astype("<f2").tobytes()
+        assert published == stored.vector
+        parity = int(viewer[1:]) % 2
+        first = [int(entry.item_id[2:]) % 2 == parity for entry in row.entries[:3]]
+        assert all(first), (viewer, row.entries[:3])
+
+
+async def test_a_second_night_without_news_changes_nothing(settings: Settings) -> None:
+    store = MemoryStore()
+    await send(settings, history(), catalogue())
+    first = await run(settings, store, seed=True)
+    rows = dict(store.server.viewers)
+    again = await run(settings, store)
+    assert (again.reused, again.generation_id, again.activation) == (True, first.generation_id, 1)
+    assert again.copied["events"] == 0
+    assert store.server.viewers == rows
+
+
+async def test_a_night_that_died_after_the_copy_goes_on_with_the_same_plan(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = MemoryStore()
+    events = history()
+    await send(settings, events)
+
+    def dies(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(nightly, "train_item_factors", dies)
+        with pytest.raises(KeyboardInterrupt):
+            await run(settings, store)
+    await send(settings, [play_event("late", 1, 10**5)])
+    report = await run(settings, store, seed=True)
+    assert sum(report.cutoffs.values()) == len(events)
+    assert "late" not in store.server.viewers
+    assert report.published
+
+
+async def test_two_nights_at_once_are_refused(settings: Settings) -> None:
+    store = MemoryStore()
+    await send(settings, history())
+    first = asyncio.create_task(run(settings, store))
+    await asyncio.sleep(0)  # it has the lock now
+    with pytest.raises(UserError, match="another job works on this lake"):
+        await run(settings, store)
+    assert (await first).published
+
+
+async def test_a_rollback_is_a_new_activation_of_the_older_generation(settings: Settings) -> None:
+    store = MemoryStore()
+    await send(settings, history())
+    first = await run(settings, store, seed=True)
+    await send(settings, [play_event("v00", 21, 10**5)])
+    second = await run(settings, store, skip_evaluation=True)
+    assert second.generation_id != first.generation_id and second.activation == 2
+    done = await rollback(settings, store, progress=SilentProgress())
+    assert (done.generation_id, done.activation) == (first.generation_id, 3)
+    assert {CODEC.decode_row(one.row).generation_id for one in store.server.viewers.values()} == {first.generation_id}
+    assert {one.activation for one in store.server.viewers.values()} == {3}
+    assert [(info.state, info.activation) for info in list_generations(settings)] == [
+        ("in force", 3),
+        ("previous", None),
+    ]
+
+
+async def test_a_forgotten_viewer_leaves_the_lake_the_generations_and_the_next_rebuild(settings: Settings) -> None:
+    store = MemoryStore()
+    await send(settings, history())
+    first = await run(settings, store, seed=True)
+    receipt = await forget(settings, "v07", now_ms=int(time.time() * 1000))
+    assert receipt.lake_rows == {"events": PLAYS, "impressions": 0}
+    assert receipt.generations == (first.generation_id,)
+    users, vectors = load_users(settings.generations_path, first.generation_id)
+    erased = next(row for row, user in enumerate(users) if user.startswith("~erased~"))
+    assert "v07" not in users and not vectors[erased].any()
+    for file in Path(settings.lake_path).rglob("*.jsonl"):
+        assert "v07" not in file.read_text()
+    await send(settings, [play_event("v07", 2, -50)])  # a late event from before: never written, never counted as taste
+    report = await run(settings, store, seed=True, skip_evaluation=True)
+    assert report.erased == 1
+    assert unpack(store.server.viewers["v07"].state).is_empty
+    assert store.server.viewers["v07"].row == b""
+    assert "v07" not in load_users(settings.generations_path, report.generation_id)[0]
+    assert b"v07" not in b"".join(file.read_bytes() for file in open_lake(settings).files("events"))
+
+
+async def test_copying_twice_into_two_lakes_gives_the_same_rows(settings: Settings, tmp_path: Path) -> None:
+    await send(settings, history())
+    other = settings.model_copy(update={"lake_path": str(tmp_path / "other")})
+    for one in (settings, other):
+        await run(
+            one.model_copy(update={"generations_path": one.lake_path + "-g"}), MemoryStore(), skip_evaluation=True
+        )
+    assert rows(Lake(settings.lake_path)) == rows(Lake(other.lake_path))
+    assert GenerationsFolder(settings.lake_path + "-g").list()[0].inputs
+
+
+def rows(lake: Lake) -> list[tuple[object, ...]]:
+    found = [
+        tuple(row.values())
+        for b in lake.batches("events", ["partition", "offset", "event_id"])
+        for row in b.to_pylist()
+    ]
+    return sorted(found)
