@@ -92,7 +92,7 @@ class Activator:
         `again` False: the activation stays if the generation is in force already and the store knows no higher one.
         """
         floor = await self._store.highest_activation()
-        current = await asyncio.to_thread(self._folder.read_current)
+        current = await asyncio.to_thread(self._folder.current_or_none)
         if again or current is None or current.generation_id != generation_id or current.activation < floor:
             current = await asyncio.to_thread(self._folder.activate, generation_id, floor=floor)
         await self._store.announce_activation(current.activation)
@@ -173,7 +173,7 @@ async def activate(
 ) -> ActivationReport:
     """Put a generation in force under a new activation, and rebuild everybody's row. Errors: `GenerationError`, `UserError`."""
     shown = progress or make_progress()
-    before = GenerationsFolder(settings.generations_path).read_current()
+    before = GenerationsFolder(settings.generations_path).current_or_none()
     activator = Activator(settings, store, shown)
     current = await activator.activate(generation_id, again=True)
     rebuilt = await activator.rebuild(current, erased_through_s=open_lake(settings).ledger.through_s)

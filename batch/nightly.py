@@ -37,9 +37,10 @@ from batch.publish import TRAINING, find_published, fold_in_parameters, inputs_d
 from batch.rebuild import Rebuilt
 from batch.train import train_item_factors
 from contracts.codec import Codec
-from contracts.errors import StoreChanged, TransientError
+from contracts.errors import GenerationError, StoreChanged, TransientError
 from contracts.manifest import Decision, Manifest
 from embeddings.files import Current, GenerationsFolder, load_generation, load_manifest
+from embeddings.generation import Generation
 from runtime.kafka import kafka_errors, make_admin, make_consumer
 from runtime.progress import ProgressReporter, make_progress
 from runtime.settings import Settings
@@ -236,11 +237,7 @@ class _Nightly:
 
     def _evaluation(self) -> Evaluation | None:
         train = self._settings.train
-        in_force = self._folder.read_current()
-        known_until_ms = None
-        if in_force is not None:
-            manifest = load_manifest(self._folder.root, in_force.generation_id)
-            known_until_ms = int(manifest.metrics.get(TRAINING, {}).get("newest_event_ms", manifest.created_at_ms))
+        known, known_until_ms = self._in_force()
         holdout = choose_holdout(self._lake, train.holdout_share, known_until_ms)
         if holdout is None:
             return None
@@ -251,9 +248,21 @@ class _Nightly:
         with self._progress.step("train without the held-out plays", train.iterations) as step:
             Y = train_item_factors(past.Cui, train, on_iteration=step.set)
         candidate = make_generation("candidate", past.items, Y, past.popularity, fold_in_parameters(train))
-        known = None if in_force is None else load_generation(self._folder.root, in_force.generation_id)
         with self._progress.step("evaluate", 3 if known else 2) as step:
             return evaluate(candidate, known, cases, holdout, train.gate_margin, advance=lambda arm: step.advance())
+
+    def _in_force(self) -> tuple[Generation | None, int | None]:
+        """The generation in force and the time of the newest event it knows; None for one that does not load: a new one mends it."""
+        try:
+            current = self._folder.read_current()
+            if current is None:
+                return None, None
+            manifest = load_manifest(self._folder.root, current.generation_id)
+            generation = load_generation(self._folder.root, current.generation_id)
+        except GenerationError as error:
+            log.error("generation_in_force_unusable", error=str(error), remedy="the new one is compared with nothing")
+            return None, None
+        return generation, int(manifest.metrics.get(TRAINING, {}).get("newest_event_ms", manifest.created_at_ms))
 
     # 3
 

@@ -154,4 +154,6 @@ def draw_plan(
                 "recreated or cut. Raise kafka.stream_epoch by one to copy it from its start, or restore the topic"
             )
         ranges.append(Range(kind, topic, partition, start if start <= end else 0, end))
+    # A partition that is not told of just now must not start at 0 when it is back.
+    ranges += [Range(*key, offset, offset) for key, offset in sorted(known.items()) if key not in ends]
     return CopyPlan((last.number if last else 0) + 1, kafka.stream, kafka.stream_epoch, chunk_records, tuple(ranges))

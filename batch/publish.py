@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+import structlog
 
 from batch.evaluate import make_generation
 from batch.interactions import Interactions, states_from_lake
@@ -17,14 +18,17 @@ from batch.lake import Lake
 from batch.plans import CopyPlan
 from batch.train import TRAINER, versions
 from contracts.catalogue import CatalogueItem
+from contracts.errors import GenerationError
 from contracts.manifest import CONFIDENCE_RULE, Confidence, Decision, Manifest
-from embeddings.files import GenerationsFolder
+from embeddings.files import GenerationsFolder, verify_generation
 from embeddings.generation import F32, FoldInParameters
 from embeddings.publishing import Contents, write_generation
 from ranking.rows import fold
 from runtime.settings import Settings, TrainSettings
 from viewers.rewrite import ranking_input
 from viewers.state import Limits
+
+log = structlog.get_logger()
 
 TRAINING = "training"
 """Entry of the manifest's metrics that tells about the training data, beside the arms of the evaluation."""
@@ -59,8 +63,14 @@ def inputs_digest(plan: CopyPlan, settings: Settings, ledger_lines: int) -> str:
 
 
 def find_published(folder: GenerationsFolder, inputs: str) -> Manifest | None:
-    """The newest generation made from the same inputs, if there is one."""
-    return next((manifest for manifest in reversed(folder.list()) if manifest.inputs == inputs), None)
+    """The newest generation made from the same inputs, if there is one that loads."""
+    for manifest in reversed(folder.list()):
+        if manifest.inputs == inputs:
+            try:
+                return verify_generation(folder.root, manifest.generation_id)
+            except GenerationError as error:
+                log.error("generation_unusable", error=str(error), remedy="it is made again")
+    return None
 
 
 def assemble(

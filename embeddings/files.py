@@ -287,7 +287,7 @@ class GenerationsFolder:
         """
         with self.locked():
             verify_generation(self.root, generation_id)
-            before = self._current_or_none()
+            before = self.current_or_none()
             activation = max(before.activation if before else 0, floor) + 1
             previous = None if before is None else before.generation_id
             if before is not None and before.generation_id == generation_id:
@@ -328,7 +328,7 @@ class GenerationsFolder:
         names = [str(info.base_name) for info in found if info.type == fs.FileType.Directory]
         return [name for name in names if GENERATION_ID.fullmatch(name)]
 
-    def _current_or_none(self) -> Current | None:
+    def current_or_none(self) -> Current | None:
         """CURRENT, or None if there is none or if it is unreadable: `floor` then keeps activations growing."""
         try:
             return self.read_current()
