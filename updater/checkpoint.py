@@ -97,14 +97,17 @@ class Checkpoint:
         assigned = sorted(self._consumer.assignment())
         if not assigned:
             return
+        # The markers first: whoever still believes to own a partition may meet its new owner at work, and a marker that
+        # moved after the log's end was read would look like a log that was cut.
+        seeded = await self._store.read_seeded()
+        markers = {tp: await self._store.read_marker(tp.partition) for tp in assigned}
         with kafka_errors(f"reading the offsets of {self._topic}", self._settings):
+            committed = {tp: await self._consumer.committed(tp) for tp in assigned}
             beginnings = await self._consumer.beginning_offsets(assigned)
             ends = await self._consumer.end_offsets(assigned)
-            committed = {tp: await self._consumer.committed(tp) for tp in assigned}
-        seeded = await self._store.read_seeded()
         progress = {}
         for tp in assigned:
-            marker = await self._store.read_marker(tp.partition)
+            marker = markers[tp]
             start = resume_point(
                 marker=marker,
                 committed=committed[tp],
