@@ -36,7 +36,6 @@ from viewers.state import (
     RegisterKind,
     ViewerState,
     merge,
-    watched_share,
 )
 
 F32 = NDArray[np.float32]
@@ -267,14 +266,16 @@ def _states(table: Any, lake: Lake, limits: Limits) -> Iterator[tuple[str, Viewe
     plays: dict[str, list[Play]] = {}
     registers: dict[str, list[Register]] = {}
     for batch in table.to_batches(max_chunksize=50_000):
-        for row in batch.to_pylist():
-            flags = _FLAGS.get(row["kind"])
-            if flags is None:
-                registers.setdefault(row["viewer"], []).append(_register(row))
-                continue
-            share = watched_share(row["watched_ms"], row["duration_ms"])
-            play = Play(row["play_started_at_ms"], id_digest(row["play_id"]), row["item_id"], share, flags)
-            plays.setdefault(row["viewer"], []).append(play)
+        is_play = pc.is_in(batch.column("kind"), value_set=PLAY_KIND_NAMES)
+        played = batch.filter(is_play)
+        shares, flags = share_and_flags(played) if played.num_rows else (np.zeros(0), np.zeros(0))
+        columns = (played.column(name).to_pylist() for name in ("viewer", "play_started_at_ms", "play_id", "item_id"))
+        for viewer, start_ms, play_id, item_id, share, flag in zip(
+            *columns, shares.tolist(), flags.tolist(), strict=True
+        ):
+            plays.setdefault(viewer, []).append(Play(start_ms, id_digest(play_id), item_id, share, flag))
+        for row in batch.filter(pc.invert(is_play)).to_pylist():
+            registers.setdefault(row["viewer"], []).append(_register(row))
     for viewer in sorted(plays.keys() | registers.keys()):
         facts = ViewerState(
             plays=tuple(plays.get(viewer, ())),
