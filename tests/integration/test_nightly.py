@@ -12,6 +12,7 @@ import pytest
 
 from batch import nightly
 from batch.activation import list_generations, rollback
+from batch.evaluate import Evaluation, Holdout
 from batch.forget import forget
 from batch.lake import Lake, open_lake
 from batch.nightly import NightlyReport, run_nightly
@@ -19,13 +20,15 @@ from contracts.catalogue import CatalogueItem
 from contracts.codec import Codec
 from contracts.errors import UserError
 from contracts.events import Kind, PlaybackEvent
+from contracts.manifest import Decision
 from embeddings.files import GenerationsFolder, load_generation, load_users
 from runtime.kafka import make_producer
 from runtime.progress import SilentProgress
-from runtime.settings import Settings
-from sandbox.servers import KafkaServer
+from runtime.settings import Settings, StoreSettings
+from sandbox.servers import KafkaServer, ValkeyServer
 from tests.conftest import TopicFactory
 from tests.worlds import T0, play_event
+from updater.service import make_store
 from viewers.memory_store import MemoryStore
 from viewers.packing import unpack
 from viewers.rewrite import Rewriter
@@ -34,6 +37,7 @@ from viewers.state import Limits, merge, state_of
 CODEC = Codec.load()
 LIMITS = Limits()
 VIEWERS, ITEMS, PLAYS = 60, 24, 9
+HOLDOUT = Holdout(T0, 1, advisory=False)
 
 
 def history() -> list[PlaybackEvent]:
@@ -217,3 +221,52 @@ def rows(lake: Lake) -> list[tuple[object, ...]]:
         for row in b.to_pylist()
     ]
     return sorted(found)
+
+
+async def test_what_the_gate_holds_back_changes_nothing_unless_it_is_forced(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = MemoryStore()
+    await send(settings, history())
+    first = await run(settings, store, seed=True)
+    rows = dict(store.server.viewers)
+    await send(settings, [play_event("v00", 21, 10**5)])
+    monkeypatch.setattr(
+        nightly, "evaluate", lambda *a, **k: Evaluation({}, 60, HOLDOUT, Decision("held_back", "worse"))
+    )
+    held = await run(settings, store)
+    assert (held.published, held.decision, held.activation) == (False, "held_back", None)
+    assert "held back" in held.headline() and "worse" in held.summary()
+    assert store.server.viewers == rows
+    forced = await run(settings, store, force=True)
+    assert (forced.decision, forced.activation) == ("forced", 2)
+    assert forced.generation_id != first.generation_id
+
+
+async def test_a_corrupt_generation_in_force_is_replaced_by_the_next_night(settings: Settings) -> None:
+    store = MemoryStore()
+    await send(settings, history())
+    first = await run(settings, store, seed=True)
+    (Path(settings.generations_path) / str(first.generation_id) / "item_factors.npy").write_bytes(b"gone")
+    again = await run(settings, store)  # the same inputs: made again, as what is there does not load
+    assert again.published and not again.reused and again.activation == 2
+
+
+async def test_a_night_on_a_real_store_leaves_every_row_of_its_activation(
+    settings: Settings, valkey: ValkeyServer, namespace: str
+) -> None:
+    settings = settings.model_copy(update={"store": StoreSettings(url=valkey.url, namespace=namespace)})
+    await send(settings, history(), catalogue())
+    store = make_store(settings)
+    await store.connect()
+    try:
+        report = await run_nightly(settings, store, seed=True, progress=SilentProgress())
+        found = [viewer async for viewers in store.scan_viewers() for viewer in viewers]
+        assert len(set(found)) == VIEWERS
+        stored = [await store.read_viewer(viewer) for viewer in found]
+        assert {one.activation for one in stored} == {1}
+        assert {CODEC.decode_row(one.row).generation_id for one in stored} == {report.generation_id}
+        assert await store.read_seeded() == report.cutoffs
+        assert await store.highest_activation() == 1
+    finally:
+        await store.close()
