@@ -17,10 +17,13 @@ from homepage.impressions import KafkaImpressions, QueuedImpressions
 from homepage.service import ROW_DEADLINE_S, DefaultRows, Homepage, Metrics, make_app
 from runtime.http import serve
 from runtime.settings import Settings
-from viewers.redis_store import RedisStore
+from viewers.redis_store import open_store
 from viewers.store import Store
 
 log = structlog.get_logger()
+
+CONNECTIONS = 64
+"""To the store: a request that waits for one waits behind a read of half a millisecond."""
 
 
 async def run_homepage(
@@ -37,7 +40,11 @@ async def run_homepage(
     """
     async with AsyncExitStack() as stack:
         # Left in the opposite order: stop serving, send what is queued, end the tasks, then close what they use.
-        reader = store if store is not None else _read_store(settings)
+        reader = (
+            store
+            if store is not None
+            else open_store(settings.store, settings.keys, deadline_s=ROW_DEADLINE_S, connections=CONNECTIONS)
+        )
         if store is None:
             stack.push_async_callback(reader.close)
         codec = Codec.load(settings.registry_path)
@@ -81,18 +88,6 @@ def main(settings: Settings) -> None:
 def _say(line: str) -> None:
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
-
-
-def _read_store(settings: Settings) -> Store:
-    """A client with the home page's own, shorter deadline."""
-    store = settings.store
-    return RedisStore(
-        store.url.get_secret_value(),
-        settings.keys,
-        connect_timeout_s=min(store.connect_timeout_s, ROW_DEADLINE_S),
-        command_timeout_s=min(store.command_timeout_s, ROW_DEADLINE_S),
-        max_connections=max(64, store.max_connections),
-    )
 
 
 class _Background:

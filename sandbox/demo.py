@@ -36,7 +36,7 @@ from sandbox.replay import publish_items, replay, send_event
 from sandbox.servers import DEFAULT_FOLDER, Sandbox
 from sandbox.topics import ensure_topics
 from sandbox.world import Stamper, World
-from viewers.redis_store import RedisStore
+from viewers.redis_store import RedisStore, open_store
 
 PARTITIONS = 4
 DRAIN_DEADLINE_S = 30.0
@@ -96,7 +96,7 @@ class _Demo:
             history = await asyncio.to_thread(world.history)
             await starting
             say(
-                f"Kafka {sandbox.kafka.version} on {sandbox.kafka.bootstrap}, Valkey {sandbox.valkey.version} on {sandbox.valkey.url}"
+                f"{sandbox.kafka.version} on {sandbox.kafka.bootstrap}, {sandbox.valkey.version} on {sandbox.valkey.url}"
             )
             settings, environment = self._settings(sandbox)
             configure_logs(settings)
@@ -145,7 +145,7 @@ class _Demo:
     async def _nightly(self, settings: Settings) -> str:
         from batch.nightly import run_nightly
 
-        store = make_demo_store(settings)
+        store = open_store(settings.store, settings.keys)
         await store.connect()
         try:
             report = await run_nightly(settings, store, seed=True, force=True)
@@ -180,7 +180,7 @@ class _Demo:
         from sandbox.livepage import make_app
 
         codec = Codec.load(settings.registry_path)
-        store = make_demo_store(settings)
+        store = open_store(settings.store, settings.keys)
         await store.connect()
         night = NightSnapshot(store)
         await night.capture()
@@ -205,7 +205,9 @@ class _Demo:
                         last_night=night,
                     )
                     app = make_app(backend)
-                    port = self.options.port if port_is_free(self.options.port) else find_free_port()
+                    port = (
+                        self.options.port if self.options.port and port_is_free(self.options.port) else find_free_port()
+                    )
                     page_port = await stack.enter_async_context(serve(app, "127.0.0.1", port))
                     stack.callback(app.state.streams.close)
                     self._invite(page_port, homepage, world)
@@ -318,8 +320,8 @@ class _Demo:
             "private": sum(m.private for m in markers),
             "unaccounted": unaccounted,
             "generation_id": stats["generation_id"] or generation_id,
-            "kafka_version": sandbox.kafka.version,
-            "valkey_version": sandbox.valkey.version,
+            "kafka_version": sandbox.kafka.version.split()[-1],
+            "valkey_version": sandbox.valkey.version.split()[-1],
         }
         if self.options.json_output:
             print(json.dumps(result), flush=True)
@@ -330,13 +332,6 @@ class _Demo:
                 f"{result['private']} private, {result['dead_letters']} dead letters, [bold]{unaccounted} unaccounted[/bold]"
             )
         return 0 if unaccounted == 0 else 1
-
-
-def make_demo_store(settings: Settings) -> RedisStore:
-    """A client of the demo's store."""
-    from updater.service import make_store
-
-    return make_store(settings)
 
 
 async def _cancelled(*tasks: asyncio.Task[None]) -> None:

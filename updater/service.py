@@ -23,7 +23,7 @@ from runtime.http import serve
 from runtime.kafka import TopicPartition
 from runtime.settings import Settings
 from updater.consumer import Updater
-from viewers.redis_store import RedisStore
+from viewers.redis_store import open_store
 
 log = structlog.get_logger()
 
@@ -31,18 +31,6 @@ TICK_S = 1.0
 STALL_ALARM_S = 0.25
 STALLED_AFTER_S = 30.0
 """The client is known to stop fetching without an error: lag above 0 and no progress for this long ends the process."""
-
-
-def make_store(settings: Settings) -> RedisStore:
-    """The configured store."""
-    store = settings.store
-    return RedisStore(
-        store.url.get_secret_value(),
-        settings.keys,
-        connect_timeout_s=store.connect_timeout_s,
-        command_timeout_s=store.command_timeout_s,
-        max_connections=store.max_connections,
-    )
 
 
 def make_codec(settings: Settings) -> Codec:
@@ -174,7 +162,7 @@ def make_app(updater: Updater, watch: Watch) -> Starlette:
 
 async def run_updater(settings: Settings) -> None:
     """Run until SIGTERM or Ctrl-C. Errors: `HaltError`, `KafkaUnavailable` on a silent stall."""
-    store = make_store(settings)
+    store = open_store(settings.store, settings.keys)
     updater = Updater(settings, store, make_codec(settings))
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):

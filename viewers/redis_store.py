@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import redis.asyncio as redis
 from redis.asyncio.connection import parse_url
@@ -36,6 +36,37 @@ _SHA = {
     script: _sha(script)
     for script in (scripts.WRITE_VIEWER, scripts.READ_IDENTITY, scripts.WRITE_MARKER, scripts.RAISE_TO)
 }
+
+
+class Secret(Protocol):
+    """A value that its holder does not print."""
+
+    def get_secret_value(self) -> str: ...
+
+
+class StoreConfig(Protocol):
+    """The settings that a client needs; seconds."""
+
+    @property
+    def url(self) -> Secret: ...
+    @property
+    def connect_timeout_s(self) -> float: ...
+    @property
+    def command_timeout_s(self) -> float: ...
+    @property
+    def max_connections(self) -> int: ...
+
+
+def open_store(config: StoreConfig, keys: Keys, *, deadline_s: float | None = None, connections: int = 0) -> RedisStore:
+    """The configured store, not connected yet. `deadline_s`: at most this long for a call. `connections`: at least so many."""
+    shorter = config.command_timeout_s if deadline_s is None else deadline_s
+    return RedisStore(
+        config.url.get_secret_value(),
+        keys,
+        connect_timeout_s=min(config.connect_timeout_s, shorter),
+        command_timeout_s=min(config.command_timeout_s, shorter),
+        max_connections=max(config.max_connections, connections),
+    )
 
 
 class RedisStore:

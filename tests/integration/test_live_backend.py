@@ -20,7 +20,8 @@ from sandbox.world import World
 from tests.conftest import TopicFactory
 from tests.worlds import make_generation, write_generation_folder
 from updater.consumer import Updater
-from updater.service import Watch, make_app, make_store
+from updater.service import Watch, make_app
+from viewers.redis_store import open_store
 
 
 async def test_a_press_of_play_comes_back_as_a_new_row_with_its_legs(
@@ -37,7 +38,7 @@ async def test_a_press_of_play_comes_back_as_a_new_row_with_its_legs(
     write_generation_folder(settings.generations_path, make_generation())
     GenerationsFolder(settings.generations_path).activate("g1", floor=0)
     codec, world = Codec.load(), World(7, titles=199, viewers=40, now_ms=int(time.time() * 1000))
-    store, own_store, sent = make_store(settings), make_store(settings), []
+    store, own_store, sent = open_store(settings.store, settings.keys), open_store(settings.store, settings.keys), []
     await store.connect()
     updater = Updater(settings, own_store, codec, instance="live")
     watch = Watch(updater)

@@ -1,0 +1,157 @@
+"""The verbs of the nightly side: `nightly`, `generations`, `forget`. What they call is imported when they run."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from runtime.console import Json, print_json, read_settings
+
+if TYPE_CHECKING:
+    from runtime.settings import Settings
+    from viewers.redis_store import RedisStore
+
+T = TypeVar("T")
+
+generations_app = typer.Typer(no_args_is_help=True, help="List, activate and roll back generations.")
+
+
+def with_store(work: Callable[[Settings, RedisStore], Awaitable[T]]) -> T:
+    """Run something with the settings and a connected store."""
+    from viewers.redis_store import open_store
+
+    settings = read_settings()
+
+    async def connected() -> T:
+        store = open_store(settings.store, settings.keys)
+        try:
+            await store.connect()
+            return await work(settings, store)
+        finally:
+            await store.close()
+
+    return asyncio.run(connected())
+
+
+def nightly(
+    json_output: Json = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="publish even if the evaluation holds the generation back")
+    ] = False,
+    skip_evaluation: Annotated[
+        bool, typer.Option("--skip-evaluation", help="train and publish without comparing")
+    ] = False,
+    seed: Annotated[
+        bool, typer.Option("--seed", help="also fold every play of the lake into the viewers' states")
+    ] = False,
+) -> None:
+    """Copy new records to the lake, train, evaluate, publish, activate, rebuild every row.
+
+    Example: nearline nightly --json
+    """
+    from batch.nightly import run_nightly
+
+    report = with_store(
+        lambda settings, store: run_nightly(settings, store, force=force, skip_evaluation=skip_evaluation, seed=seed)
+    )
+    if json_output:
+        print_json(report)
+    else:
+        typer.echo(report.summary())
+    if not report.published:
+        raise SystemExit(1)
+
+
+@generations_app.command("list")
+def generations_list(json_output: Json = False) -> None:
+    """List the published generations, the one in force marked.
+
+    Example: nearline generations list
+    """
+    from batch.activation import list_generations
+
+    found = list_generations(read_settings())
+    if json_output:
+        print_json(found)
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("generation", "made (UTC)", "titles", "viewers", "k", "NDCG@10", "gate", "state")
+    for one in found:
+        made = datetime.fromtimestamp(one.created_at_ms / 1000, UTC).isoformat(" ", "seconds").removesuffix("+00:00")
+        ndcg = "" if one.ndcg_at_10 is None else f"{one.ndcg_at_10:.4f}"
+        state = one.state + (f" (activation {one.activation})" if one.activation else "")
+        table.add_row(
+            one.generation_id, made, f"{one.items:,}", f"{one.users:,}", str(one.k), ndcg, one.decision, state
+        )
+    Console().print(table)
+    if not found:
+        typer.echo("no generation yet; make one: nearline nightly")
+
+
+@generations_app.command("activate")
+def generations_activate(
+    generation_id: Annotated[str, typer.Argument(help="as `nearline generations list` prints it")],
+    json_output: Json = False,
+) -> None:
+    """Put a published generation in force, under a new activation, and rebuild every row.
+
+    Example: nearline generations activate 2026-01-31T22-00-00
+    """
+    from batch.activation import activate
+
+    _print_activation(activate, json_output, generation_id)
+
+
+@generations_app.command("rollback")
+def generations_rollback(json_output: Json = False) -> None:
+    """Put the generation before the one in force back in force, and rebuild every row.
+
+    Example: nearline generations rollback
+    """
+    from batch.activation import rollback
+
+    _print_activation(rollback, json_output)
+
+
+def _print_activation(action: Any, json_output: bool, *arguments: str) -> None:
+    report = with_store(lambda settings, store: action(settings, store, *arguments))
+    if json_output:
+        print_json(report)
+        return
+    replaced = f" in place of {report.replaced}" if report.replaced else ""
+    typer.echo(
+        f"{report.generation_id} is in force as activation {report.activation}{replaced}; {report.rebuilt.viewers:,} viewers rebuilt"
+    )
+
+
+def forget(viewer: Annotated[str, typer.Argument(help="the viewer's id")], json_output: Json = False) -> None:
+    """Erase a viewer everywhere: store, lake, the next generation; prints what was removed where.
+
+    Example: nearline forget ana-0042
+    """
+    from batch.forget import forget as erase
+
+    receipt = asyncio.run(erase(read_settings(), viewer, now_ms=int(time.time() * 1000)))
+    if json_output:
+        print_json(receipt)
+        return
+    through = datetime.fromtimestamp(receipt.erased_through_ms / 1000, UTC).isoformat(" ", "seconds")
+    typer.echo(f"erased through {through}, as {receipt.viewer_digest} in the ledger of erasures")
+    typer.echo(
+        f"  stream       erasure sent, partition {receipt.partition} offset {receipt.offset}: the updater empties the viewer's row"
+    )
+    if receipt.lake_rows is None:
+        typer.echo("  lake         a nightly job is at work; it removes what is left before it trains")
+    else:
+        typer.echo(
+            "  lake         "
+            + (", ".join(f"{rows:,} {kind}" for kind, rows in receipt.lake_rows.items()) or "held nothing")
+        )
+        typer.echo("  generations  " + (", ".join(receipt.generations or ()) or "held nothing"))
