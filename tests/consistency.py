@@ -24,9 +24,8 @@ from runtime.settings import Settings
 from tests.unit.test_state import oracle
 from tests.worlds import T0, make_generation, play_event, wait_until, write_generation_folder
 from updater.consumer import Updater
-from updater.service import make_store
 from viewers.packing import unpack
-from viewers.redis_store import RedisStore
+from viewers.redis_store import RedisStore, open_store
 from viewers.rewrite import Rewriter
 from viewers.state import Limits
 from viewers.store import Marker
@@ -74,7 +73,7 @@ class Stage:
     async def updater(self, **changes: object) -> AsyncIterator[Updater]:
         """An updater running beside the test; stopped cleanly at the end."""
         settings = self.settings.model_copy(update=changes)
-        store = make_store(settings)
+        store = open_store(settings.store, settings.keys)
         updater = Updater(settings, store, CODEC, instance=f"u{id(store)}")
         task = asyncio.create_task(updater.run())
         try:
@@ -190,7 +189,7 @@ async def make_stage(bootstrap: str, url: str, topic: str, namespace: str, tmp_p
         state={"max_plays": 20},
         generations_path=str(tmp_path / "generations"),
     )
-    store = make_store(settings)
+    store = open_store(settings.store, settings.keys)
     await store.connect()
     return Stage(settings, store)
 

@@ -28,9 +28,9 @@ from runtime.settings import Settings, StoreSettings
 from sandbox.servers import KafkaServer, ValkeyServer
 from tests.conftest import TopicFactory
 from tests.worlds import T0, play_event
-from updater.service import make_store
 from viewers.memory_store import MemoryStore
 from viewers.packing import unpack
+from viewers.redis_store import open_store
 from viewers.rewrite import Rewriter
 from viewers.state import Limits, merge, state_of
 
@@ -257,7 +257,7 @@ async def test_a_night_on_a_real_store_leaves_every_row_of_its_activation(
 ) -> None:
     settings = settings.model_copy(update={"store": StoreSettings(url=valkey.url, namespace=namespace)})
     await send(settings, history(), catalogue())
-    store = make_store(settings)
+    store = open_store(settings.store, settings.keys)
     await store.connect()
     try:
         report = await run_nightly(settings, store, seed=True, progress=SilentProgress())
