@@ -32,8 +32,7 @@ from tests.worlds import wait_until
 from updater.consumer import Updater
 from updater.deadletter import DeadLetterQueue
 from updater.pipeline import DeadLetter
-from updater.service import make_store
-from viewers.redis_store import RedisStore
+from viewers.redis_store import RedisStore, open_store
 from viewers.store import MarkerWrite, ViewerWrite, WriteResult
 
 SESSION_MS = 6_000 if "NEARLINE_TEST_KAFKA" in os.environ else 2_000
@@ -361,7 +360,7 @@ async def test_power_cut_between_two_effects_and_every_play_counts_once(
     power = Power(point, after)
     with monkeypatch.context() as patch:
         wire(patch, power)
-        store = make_store(stage.settings)
+        store = open_store(stage.settings.store, stage.settings.keys)
         with pytest.raises(PowerCut):
             await Updater(stage.settings, WiredStore(store, power), CODEC, instance="cut").run()
         await store.close()

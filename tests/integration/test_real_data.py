@@ -39,9 +39,8 @@ from sandbox.servers import KafkaServer, ValkeyServer
 from sandbox.topics import ensure_topics
 from tests.consistency import environment_of
 from tests.worlds import wait_until, write_generation_folder
-from updater.service import make_store
 from viewers.packing import pack, unpack
-from viewers.redis_store import RedisStore
+from viewers.redis_store import RedisStore, open_store
 from viewers.rewrite import Rewriter
 from viewers.state import COMPLETED, Limits, Play, ViewerState
 
@@ -198,7 +197,7 @@ async def test_every_viewer_of_a_real_data_set_has_the_state_vector_and_row_that
     generation = train(source)
     write_generation_folder(settings.generations_path, generation)
     activation = GenerationsFolder(settings.generations_path).activate("ml", floor=0).activation
-    store = make_store(settings)
+    store = open_store(settings.store, settings.keys)
     closing.push_async_callback(store.close)
     await store.connect()
     service = Service("updater", environment_of(settings), tmp_path, port_setting="NEARLINE_HEALTH__PORT")
