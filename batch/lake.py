@@ -91,6 +91,7 @@ TIMES = {"events": ("play_started_at_ms", "event_time_ms"), "impressions": ("ser
 """Kind → the columns that say when a row happened, for erasures: the first one that is not null."""
 
 HOUR_MS = 3_600_000
+BATCH_ROWS = 65_536
 SCRUBBED = "scrubbed.json"
 
 
@@ -133,7 +134,7 @@ class Lake:
             return
         try:
             dataset = ds.dataset([str(file) for file in files], schema=SCHEMAS[kind], format="parquet")
-            for batch in dataset.to_batches(columns=needed, batch_readahead=4, fragment_readahead=4):
+            for batch in _gathered(dataset.to_batches(columns=needed, batch_readahead=8, fragment_readahead=8)):
                 kept = self._without_erased(kind, batch)
                 if kept.num_rows:
                     yield kept.select(list(columns))
@@ -245,6 +246,20 @@ def write_atomically(path: Path, data: bytes) -> None:
     write_file(temporary, data)
     temporary.replace(path)
     flush_folder(path.parent)
+
+
+def _gathered(batches: Iterator[Any]) -> Iterator[Any]:
+    """The same rows in batches of at least `BATCH_ROWS`: an hour of a small service is a file of a few rows."""
+    waiting: list[Any] = []
+    rows = 0
+    for batch in batches:
+        waiting.append(batch)
+        rows += batch.num_rows
+        if rows >= BATCH_ROWS:
+            yield pa.concat_batches(waiting)
+            waiting, rows = [], 0
+    if rows:
+        yield pa.concat_batches(waiting)
 
 
 def _column(batch: Any, name: str) -> Any:

@@ -94,10 +94,10 @@ class NightlyReport:
         took_s = sum(self.seconds.values())
         if not self.published:
             return f"held back after {took_s:.1f} s: {self.reason}"
-        rebuilt = self.rebuilt.viewers if self.rebuilt else 0
+        rebuilt = self.rebuilt.rewritten if self.rebuilt else 0
         return (
             f"generation {self.generation_id} as activation {self.activation}, trained on {self.interactions:,} interactions, "
-            f"{rebuilt:,} viewers rebuilt, {took_s:.1f} s ({self.decision})"
+            f"{rebuilt:,} rows rewritten, {took_s:.1f} s ({self.decision})"
         )
 
     def summary(self) -> str:
