@@ -158,6 +158,7 @@ class _Nightly:
         self._limits = Limits(**settings.state.model_dump())
         self._activator = Activator(settings, store, progress, now_ms=now_ms, updaters_deadline_s=deadline_s)
         self._seconds: dict[str, float] = {}
+        self._known_at_ms = 0  # when the erasures that this night applies were read
         self._report = NightlyReport("unchecked", "")
 
     async def run(self, *, force: bool, skip_evaluation: bool, seed: bool) -> NightlyReport:
@@ -209,6 +210,10 @@ class _Nightly:
         return plan
 
     def _scrub(self) -> ScrubReport:
+        """Erasures made by hand meanwhile count too. What is trained from here on is dated now: a viewer who is forgotten during the
+        training is newer than the generation, and the next scrub takes them out of it."""
+        self._lake.ledger.load()
+        self._known_at_ms = int(self._now_ms())
         report = self._lake.scrub()
         if report.due:
             scrub_generations(self._folder, self._lake)
@@ -281,7 +286,7 @@ class _Nightly:
         with self._progress.step("fold every viewer in", len(interactions.viewers)) as step:
             return publish(
                 self._settings.generations_path, self._lake, self._settings, plan, interactions, Y,
-                inputs=inputs, metrics=metrics, decision=decision, created_at_ms=int(self._now_ms()), advance=step.advance,
+                inputs=inputs, metrics=metrics, decision=decision, created_at_ms=self._known_at_ms, advance=step.advance,
             )  # fmt: skip
 
     def _tell_about(self, manifest: Manifest) -> None:

@@ -110,11 +110,14 @@ def publish(
     created_at_ms: int,
     advance: Callable[[int], None] = lambda viewers: None,
 ) -> Manifest:
-    """Fold every viewer in, and write the generation. It serves nobody until it is activated. Errors: `GenerationError`."""
+    """Fold every viewer in, and write the generation. It serves nobody until it is activated. Errors: `GenerationError`.
+
+    `created_at_ms`: when the erasures that the data obeys were read: who is erased later may still be in it.
+    """
     items, factors, popularity = assemble(interactions, Y, lake.catalogue())
     parameters = fold_in_parameters(settings.train)
     when = datetime.fromtimestamp(created_at_ms / 1000, UTC)
-    generation_id = f"{when:%Y%m%dT%H%M%SZ}-{inputs[:8]}"
+    generation_id = f"{when:%Y%m%dT%H%M%S}.{created_at_ms % 1000:03d}Z-{inputs[:8]}"
     generation = make_generation(generation_id, [i.item_id for i in items], factors, popularity, parameters)
     users, vectors = [], []
     for viewer, state in states_from_lake(lake, Limits(**settings.state.model_dump()), advance=advance):

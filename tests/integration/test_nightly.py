@@ -270,3 +270,23 @@ async def test_a_night_on_a_real_store_leaves_every_row_of_its_activation(
         assert await store.highest_activation() == 1
     finally:
         await store.close()
+
+
+async def test_a_viewer_forgotten_while_the_night_trains_is_taken_out_by_the_next_one(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = MemoryStore()
+    await send(settings, history())
+    trained = nightly.train_item_factors
+
+    def forgotten_meanwhile(*args: object, **kwargs: object) -> object:
+        asyncio.run(forget(settings, "v07", now_ms=int(time.time() * 1000) + 1000))
+        return trained(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(nightly, "train_item_factors", forgotten_meanwhile)
+        first = await run(settings, store, skip_evaluation=True, seed=True)
+    await run(settings, store, skip_evaluation=True)
+    for generation_id in (first.generation_id, GenerationsFolder(settings.generations_path).list()[-1].generation_id):
+        assert "v07" not in load_users(settings.generations_path, generation_id)[0]
+    assert unpack(store.server.viewers["v07"].state).is_empty
