@@ -7,18 +7,21 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import structlog
+from numpy.typing import NDArray
 
 from batch.lake import open_lake
 from batch.rebuild import Rebuild, Rebuilt
+from contracts.catalogue import CatalogueItem
 from contracts.codec import Codec
 from contracts.errors import UserError
 from contracts.keys import TOKEN_BYTES
 from contracts.manifest import Manifest
-from embeddings.files import Current, GenerationsFolder, load_generation
+from embeddings.files import Current, GenerationsFolder, load_generation, load_items
 from runtime.progress import ProgressReporter, make_progress
 from runtime.settings import Settings
 from viewers.rewrite import Rewriter
@@ -111,6 +114,7 @@ class Activator:
         """Rebuild everybody. Errors: those of `batch.rebuild.Rebuild`, `GenerationError`."""
         settings = self._settings
         generation = await asyncio.to_thread(load_generation, settings.generations_path, current.generation_id)
+        items = await asyncio.to_thread(load_items, settings.generations_path, current.generation_id)
         codec = Codec.load(settings.registry_path)
         rewriter = Rewriter(generation, current.activation, codec.encode_row, Limits(**settings.state.model_dump()))
         with self._progress.step("rebuild every row") as step:
@@ -119,6 +123,7 @@ class Activator:
                 rewriter,
                 now_ms=self._now_ms,
                 draw_token=draw_token,
+                territories=titles_by_territory(items),
                 erased_through_s=erased_through_s,
                 advance=step.advance,
             )
@@ -143,6 +148,15 @@ class Activator:
         reports = await self._store.read_updaters()
         oldest_ms = self._now_ms() - UPDATER_SILENT_MS
         return sorted(name for name, (serves, at_ms) in reports.items() if serves < activation and at_ms >= oldest_ms)
+
+
+def titles_by_territory(items: Sequence[CatalogueItem]) -> dict[str, NDArray[np.bool_]]:
+    """Territory → (n_items,) bool: what may be shown there. Titles that name no territory may be shown everywhere."""
+    named = sorted({territory for item in items for territory in item.territories})
+    return {
+        territory: np.array([not item.territories or territory in item.territories for item in items])
+        for territory in named
+    }
 
 
 def list_generations(settings: Settings) -> list[GenerationInfo]:

@@ -17,6 +17,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from contracts.errors import StaleActivation, StoreUnavailable, UserError
 from viewers.rewrite import Outcome, RewriteJob, Rewriter, rewrite_viewers
 from viewers.state import EMPTY, ViewerState
@@ -29,6 +32,7 @@ CONCURRENT = 4
 MAX_SWEEPS = 20
 DEFAULT_AGES = tuple(range(22))
 """A default row for every age that a maturity level may name, and one for everybody."""
+EVERY_AGE = 99
 
 T = TypeVar("T")
 
@@ -47,6 +51,7 @@ class Rebuilt:
 class Rebuild:
     """One rebuild of one store with one rewriter.
 
+    `territories`: territory → (n_items,) bool, its titles: each gets default rows of its own.
     `erased_through_s`: viewer → erased through (second), −1 for never: the ledger is applied to everyone who is rewritten.
     Errors of every method: `StoreUnavailable`, `StoreChanged` (try again), `UserError` if a newer activation took over.
     """
@@ -58,6 +63,7 @@ class Rebuild:
         *,
         now_ms: Callable[[], float],
         draw_token: Callable[[], bytes],
+        territories: Mapping[str, NDArray[np.bool_]] | None = None,
         erased_through_s: Callable[[str], int] = lambda viewer: -1,
         advance: Callable[[int], None] = lambda viewers: None,
     ) -> None:
@@ -65,6 +71,7 @@ class Rebuild:
         self._rewriter = rewriter
         self._now_ms = now_ms
         self._draw_token = draw_token
+        self._territories = dict(territories or {})
         self._erased_through_s = erased_through_s
         self._advance = advance
         self._executor: ThreadPoolExecutor | None = None
@@ -92,8 +99,12 @@ class Rebuild:
     async def write_default_rows(self) -> None:
         """`territory:maturity` → row; nothing before the first generation."""
         now_ms = int(self._now_ms())
-        rows = {f"*:{age}": self._rewriter.default_row(computed_at_ms=now_ms, maturity=age) for age in DEFAULT_AGES}
-        rows["*:*"] = self._rewriter.default_row(computed_at_ms=now_ms)
+        rows = {}
+        for territory, only in {"*": None, **self._territories}.items():
+            for age, name in (*((age, str(age)) for age in DEFAULT_AGES), (EVERY_AGE, "*")):
+                rows[f"{territory}:{name}"] = self._rewriter.default_row(
+                    computed_at_ms=now_ms, maturity=age, territory=territory, only=only
+                )
         if all(rows.values()):
             await self._store.write_default_rows(rows)
 

@@ -127,7 +127,7 @@ def _print_activation(action: Any, json_output: bool, *arguments: str) -> None:
         return
     replaced = f" in place of {report.replaced}" if report.replaced else ""
     typer.echo(
-        f"{report.generation_id} is in force as activation {report.activation}{replaced}; {report.rebuilt.viewers:,} viewers rebuilt"
+        f"{report.generation_id} is in force as activation {report.activation}{replaced}; {report.rebuilt.rewritten:,} rows rewritten"
     )
 
 

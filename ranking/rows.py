@@ -90,10 +90,20 @@ def rank(generation: Generation, viewers: Sequence[RankingInput], now_ms: int) -
 
 
 def popular_entries(
-    generation: Generation, now_ms: int, *, maturity: int, count: int = ENTRIES_KEPT
+    generation: Generation,
+    now_ms: int,
+    *,
+    maturity: int,
+    only: NDArray[np.bool_] | None = None,
+    count: int = ENTRIES_KEPT,
 ) -> tuple[Entry, ...]:
-    """The default row's entries: the most popular titles that everybody of this age may see."""
+    """The default row's entries: the most popular titles that everybody of this age may see.
+
+    `only`: (n_items,) bool, a further restriction (a territory's titles); None: no other.
+    """
     allowed = available(generation, now_ms) & (generation.maturity <= maturity)
+    if only is not None:
+        allowed &= only
     rows = generation.popular_order[allowed[generation.popular_order]][:count]
     return tuple(_entry(generation, int(row), float(generation.popularity_score[row]), "popular", ()) for row in rows)
 

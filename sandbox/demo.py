@@ -151,7 +151,9 @@ class _Demo:
             report = await run_nightly(settings, store, seed=True, force=True)
         finally:
             await store.close()
+        steps = ", ".join(f"{step} {seconds:.1f} s" for step, seconds in report.seconds.items())
         self.progress.say(f"nightly job: {report.headline()}")
+        self.progress.say(f"  [dim]{steps}[/dim]")
         return str(report.generation_id)
 
     @contextlib.asynccontextmanager

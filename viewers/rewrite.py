@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 import numpy as np
+from numpy.typing import NDArray
 
 from contracts.errors import StaleActivation, StoreUnavailable
 from contracts.rows import HomeRow
@@ -114,12 +115,22 @@ class Rewriter:
         ranked = iter(rank(self.generation, present, computed_at_ms))
         return [None if viewer is None else next(ranked) for viewer in inputs]
 
-    def default_row(self, *, computed_at_ms: int, maturity: int = 99) -> bytes:
-        """The row of viewers without one: the most popular titles for an age."""
+    def default_row(
+        self,
+        *,
+        computed_at_ms: int,
+        maturity: int = 99,
+        territory: str = "*",
+        only: NDArray[np.bool_] | None = None,
+    ) -> bytes:
+        """The row of viewers without one: the most popular titles for an age and a territory.
+
+        `only`: (n_items,) bool, the titles of that territory; None: all.
+        """
         if self.generation is None:
             return b""
-        entries = popular_entries(self.generation, computed_at_ms, maturity=maturity)
-        row_id = f"default-{self.generation.generation_id}-{maturity}"
+        entries = popular_entries(self.generation, computed_at_ms, maturity=maturity, only=only)
+        row_id = f"default-{self.generation.generation_id}-{territory}-{maturity}"
         return self._encode_row(
             HomeRow(row_id, self.generation.generation_id, self.activation, NO_TRENDS, computed_at_ms, None, entries)
         )

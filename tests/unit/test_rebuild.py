@@ -7,8 +7,9 @@ from collections.abc import AsyncIterator, Sequence
 
 import pytest
 
-from batch.activation import Activator
+from batch.activation import Activator, titles_by_territory
 from batch.rebuild import BATCH, MAX_SWEEPS, Rebuild
+from contracts.catalogue import CatalogueItem
 from contracts.codec import Codec
 from contracts.errors import StoreUnavailable, UserError
 from runtime.progress import SilentProgress
@@ -91,6 +92,22 @@ async def test_default_rows_are_there_for_every_age_and_for_everybody() -> None:
     rows = await store.read_default_rows()
     assert {"*:*", "*:0", "*:18"} <= rows.keys()
     assert CODEC.decode_row(rows["*:*"]).entries[0].source == "popular"
+
+
+async def test_a_territory_has_default_rows_of_its_own_titles_only() -> None:
+    store = await open_store()
+    generation = rewriter(2).generation
+    assert generation is not None
+    ids = generation.item_ids
+    items = [
+        CatalogueItem(i, i, territories=("DE",) if n % 2 else ("FR", "DE") if n % 3 else ()) for n, i in enumerate(ids)
+    ]
+    await rebuild(store, territories=titles_by_territory(items)).run()
+    rows = await store.read_default_rows()
+    shown = [entry.item_id for entry in CODEC.decode_row(rows["FR:*"]).entries]
+    assert shown
+    assert all(not items[ids.index(i)].territories or "FR" in items[ids.index(i)].territories for i in shown)
+    assert {"DE:*", "DE:6", "FR:0", "*:*"} <= rows.keys()
 
 
 async def test_the_ledger_is_applied_to_everybody_who_is_rewritten() -> None:
