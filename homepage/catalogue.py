@@ -58,6 +58,7 @@ class LiveCatalogue:
         self._root = generations_path
         self._catalogue = Catalogue()
         self._seen: tuple[str, int] = ("", 0)
+        self._told: dict[str, CatalogueItem] = {}  # newer than the generation, or not in it
 
     @property
     def activation(self) -> int:
@@ -65,8 +66,15 @@ class LiveCatalogue:
         return self._catalogue.activation
 
     def get(self, item_id: str) -> CatalogueItem | None:
-        """The title in the catalogue in force, or None."""
-        return self._catalogue.items.get(item_id)
+        """The title as the feed last told it, else in the catalogue in force, or None."""
+        return self._told.get(item_id) or self._catalogue.items.get(item_id)
+
+    def put(self, item: CatalogueItem) -> None:
+        """What the catalogue topic says of a title; it wins over the generation, which is older."""
+        if self._catalogue.items.get(item.item_id) == item:
+            self._told.pop(item.item_id, None)
+        else:
+            self._told[item.item_id] = item
 
     async def refresh(self) -> bool:
         """Load the catalogue that `CURRENT` names if it is another one; True if it was replaced.
@@ -78,6 +86,7 @@ class LiveCatalogue:
         generation_id, activation = current
         items = await asyncio.to_thread(load_catalogue, f"{self._root.rstrip('/')}/{generation_id}")
         self._catalogue = Catalogue(items, generation_id, activation)
+        self._told = {item_id: item for item_id, item in self._told.items() if items.get(item_id) != item}
         self._seen = current
         log.info("catalogue_loaded", generation_id=generation_id, activation=activation, items=len(items))
         return True

@@ -13,6 +13,7 @@ import structlog
 
 from contracts.codec import Codec
 from homepage.catalogue import LiveCatalogue
+from homepage.feed import CatalogueFeed
 from homepage.impressions import KafkaImpressions, QueuedImpressions
 from homepage.service import ROW_DEADLINE_S, DefaultRows, Homepage, Metrics, make_app
 from runtime.http import serve
@@ -60,7 +61,7 @@ async def run_homepage(
             reader, codec, catalogue, impressions, defaults, metrics, territory=settings.homepage.territory
         )
         await defaults.refresh()
-        tasks.start(defaults.run(), catalogue.run(), impressions.run())
+        tasks.start(defaults.run(), catalogue.run(), impressions.run(), CatalogueFeed(settings, codec, catalogue).run())
         port = await stack.enter_async_context(
             serve(make_app(homepage), settings.homepage.host, settings.homepage.port)
         )

@@ -207,7 +207,7 @@ class _Environment(EnvSettingsSource):
 
 
 # Read by tests and by ./run, not settings of a service.
-_NOT_SETTINGS = ("NEARLINE_REQUIRE", "NEARLINE_CACHE_DIR", "NEARLINE_TEST_")
+_NOT_SETTINGS = ("NEARLINE_REQUIRE", "NEARLINE_FULL", "NEARLINE_VENV", "NEARLINE_CACHE_DIR", "NEARLINE_TEST_")
 
 
 def _known_keys() -> list[str]:
