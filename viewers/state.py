@@ -5,7 +5,8 @@ Duplicates, retries, reordering, re-driven dead letters and replays therefore ca
 - *plays*: identity → (maximum watched share, union of flags). Cut to the newest m per item, then the newest N, by identity.
   The cutting key never changes, so a play among the newest of all is among the newest of every prefix: it is never evicted
   and misses nothing.
-- *seen*: item digest → newest start (whole seconds) of a play that was cut, for items without a kept play; newest L kept.
+- *seen*: item digest → newest start (whole seconds) of a play that was cut; newest L kept. An item that has a kept play too
+  stays: if it were left out, an item pushed out of the newest L before would be missed when its place became free.
 - *registers*: ratings, hides, preferences: one per subject, the newest by (time, event digest, value); newest M kept.
 - *erased_through_s*: grows only. Whatever started in or before that second is ignored. Whole seconds, so that `seen`,
   which keeps no more, decides exactly as the plays did.
@@ -13,7 +14,7 @@ Duplicates, retries, reordering, re-driven dead letters and replays therefore ca
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import NamedTuple
@@ -140,7 +141,8 @@ def merge(states: Iterable[ViewerState], limits: Limits) -> ViewerState:
     erased_s = max((state.erased_through_s for state in states), default=-1)
     plays = _join_plays(states, erased_s)
     kept = _cut_plays(plays, limits)
-    seen = _join_seen(states, erased_s, plays, kept, limits)
+    cut = plays.keys() - {play[:3] for play in kept} if len(kept) < len(plays) else ()
+    seen = _join_seen(states, erased_s, cut, limits)
     return ViewerState(kept, seen, _join_registers(states, erased_s, limits), erased_s)
 
 
@@ -165,38 +167,32 @@ def _cut_plays(plays: dict[tuple[int, int, str], Play], limits: Limits) -> tuple
     """The newest m of each item, then the newest N, newest first."""
     per_item: dict[str, int] = {}
     kept: list[Play] = []
-    for identity in sorted(plays, reverse=True):
-        count = per_item.get(identity[2], 0)
+    for play in sorted(plays.values(), reverse=True):  # identities differ, so what follows them is never compared
+        count = per_item.get(play.item_id, 0)
         if count < limits.max_plays_per_item:
-            per_item[identity[2]] = count + 1
-            kept.append(plays[identity])
+            per_item[play.item_id] = count + 1
+            kept.append(play)
             if len(kept) == limits.max_plays:
                 break
     return tuple(kept)
 
 
 def _join_seen(
-    states: tuple[ViewerState, ...],
-    erased_s: int,
-    plays: dict[tuple[int, int, str], Play],
-    kept: tuple[Play, ...],
-    limits: Limits,
+    states: tuple[ViewerState, ...], erased_s: int, cut: Collection[tuple[int, int, str]], limits: Limits
 ) -> tuple[tuple[int, int], ...]:
-    """Items of cut plays that have no kept play: digest → newest start."""
-    if len(kept) == len(plays) and not any(state.seen for state in states):
+    """Items of cut plays: digest → newest start. Starts only grow, so whoever leaves the newest L never belongs to them again."""
+    if not cut and not any(state.seen for state in states):
         return ()
     seen: dict[int, int] = {}
     for state in states:
         for digest, start_s in state.seen:
             if start_s > erased_s and start_s > seen.get(digest, -1):
                 seen[digest] = start_s
-    kept_digests = {item_digest(play.item_id) for play in kept}
-    if len(kept) < len(plays):
-        for started_at_ms, _, item_id in plays:
-            digest = item_digest(item_id)
-            if digest not in kept_digests and started_at_ms // 1000 > seen.get(digest, -1):
-                seen[digest] = started_at_ms // 1000
-    pairs = [(digest, start_s) for digest, start_s in seen.items() if digest not in kept_digests]
+    for started_at_ms, _, item_id in cut:
+        digest = item_digest(item_id)
+        if started_at_ms // 1000 > seen.get(digest, -1):
+            seen[digest] = started_at_ms // 1000
+    pairs = list(seen.items())
     if len(pairs) > limits.max_seen:
         pairs.sort(key=lambda pair: (pair[1], pair[0]), reverse=True)
         del pairs[limits.max_seen :]

@@ -30,7 +30,7 @@ from viewers.state import (
 T0 = 1_700_000_000_000
 SMALL = Limits(max_plays=4, max_plays_per_item=2, max_registers=3, max_seen=3)
 
-ITEMS = st.sampled_from(["tt1", "tt2", "tt3", "tt4", "tt5", "tt6"])
+ITEMS = st.sampled_from([f"tt{i}" for i in range(1, 10)])  # more than the kept plays and `seen` hold together
 TIMES = st.integers(0, 12).map(lambda tick: T0 + tick * 400)  # several within one second
 
 
@@ -79,7 +79,7 @@ def oracle(history: list[PlaybackEvent], limits: Limits) -> ViewerState:
     kept = tuple(first_of_item[: limits.max_plays])
     seen: dict[int, int] = {}
     for p in merged:
-        if p.item_id not in {k.item_id for k in kept}:
+        if p not in kept:
             seen[item_digest(p.item_id)] = max(seen.get(item_digest(p.item_id), 0), p.started_at_ms // 1000)
     newest_seen = sorted(seen.items(), key=lambda pair: (pair[1], pair[0]), reverse=True)[: limits.max_seen]
     said = [r for part in parts for r in part.registers if r.event_time_ms // 1000 > erased_s]
@@ -149,6 +149,18 @@ def test_the_newest_plays_stay_and_older_ones_leave_their_items_as_seen() -> Non
     result = merge(history, limits)
     assert [p.item_id for p in result.plays] == ["c", "b"]
     assert result.seen == ((item_digest("a"), T0 // 1000 + 1),)
+
+
+def test_an_item_whose_place_among_the_seen_becomes_free_is_not_missed() -> None:
+    limits = Limits(max_plays=2, max_plays_per_item=2, max_seen=2)
+    history = [play("a", 1), play("b", 2), play("c", 3), play("d", 4), play("d", 5)]  # a falls out of the newest two seen
+    again = play("b", 6)  # b is kept again, in the place of d's older play
+    at_once = merge([*history, again], limits)
+    one_by_one = EMPTY
+    for one in [*history, again]:
+        one_by_one = merge((one_by_one, one), limits)
+    assert one_by_one == at_once == merge((merge(history, limits), again), limits)
+    assert {digest for digest, _ in at_once.seen} == {item_digest("d"), item_digest("c")}
 
 
 def test_at_most_m_plays_of_one_item_so_that_a_loop_does_not_push_out_everything_else() -> None:
