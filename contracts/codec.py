@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from io import BytesIO
-from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -242,12 +241,9 @@ def _read_event(record: Record) -> PlaybackEvent:
     )
 
 
-_ENTRY_FIELDS = attrgetter("item_id", "score", "source", "reasons", "available_from_ms", "available_until_ms")
-
-
 def _row_record(row: HomeRow) -> Record:
     """Rows of entries to columns."""
-    columns = zip(*map(_ENTRY_FIELDS, row.entries), strict=True) if row.entries else iter([()] * 6)
+    columns = zip(*row.entries, strict=True) if row.entries else iter([()] * 6)
     items, scores, sources, why, starts, ends = columns
     names = {name: index for index, name in enumerate(dict.fromkeys(sources))}  # in order of first use
     with_reasons = max((place for place, reasons in enumerate(why, 1) if reasons), default=0)

@@ -62,18 +62,25 @@ def fold_in(generation: Generation, rows: I64, c: F64) -> FoldedViewer:
     Errors: ValueError if a row is out of range or repeated, if |c| < 1 or not finite (implicit would crash or return
     another vector).
     """
-    n, k = len(rows), generation.k
+    n = len(rows)
     if len(c) != n or (n and (rows.min() < 0 or rows.max() >= generation.n_items or len(np.unique(rows)) != n)):
         raise ValueError("fold_in: rows must be unique, inside the catalogue, and as many as the confidences")
     if not np.isfinite(c).all() or (np.abs(c) < 1).any():
         raise ValueError("fold_in: confidences must be finite and at least 1 in magnitude")
+    return solve(generation, rows, c)
+
+
+def solve(generation: Generation, rows: I64, c: F64) -> FoldedViewer:
+    """`fold_in` for rows and confidences that are right by construction (`confidences`, rows from the generation's index)."""
+    n, k = len(rows), generation.k
     U = generation.item_factors[rows].astype(np.float64)  # (n, k)
     d = np.abs(c) - 1  # (n,)
     if n < k:
         UP = U @ generation.P  # (n, k) = rows of (P uᵢ)ᵀ, P being symmetric
-        K = UP @ U.T  # (n, n)
+        DKt = (UP @ U.T) * d  # (n, n) = (DK)ᵀ, as K is symmetric
+        DKt.flat[:: n + 1] += 1
         # A⁻¹Uᵀ = PUᵀ (I − (I + DK)⁻¹ DK) = PUᵀ (I + DK)⁻¹; transposed:
-        S = np.linalg.solve((np.eye(n) + d[:, None] * K).T, UP)
+        S = np.linalg.solve(DKt, UP)
     else:
         A = generation.YtY + generation.parameters.regularization * np.eye(k) + (U.T * d) @ U
         S = np.linalg.solve(A, U.T).T

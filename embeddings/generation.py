@@ -55,6 +55,7 @@ class Generation:
     P: F64 = field(init=False, repr=False)  # (YtY + λI)⁻¹, (k, k)
     popular_order: I64 = field(init=False, repr=False)  # rows by falling popularity
     popularity_score: F32 = field(init=False, repr=False)  # (n_items,) in 0…1, log-scaled
+    windows: tuple[list[int | None], list[int | None]] = field(init=False, repr=False)  # from, until; None: unbounded
     digest_order: I64 = field(init=False, repr=False)  # rows by digest
     sorted_digests: I64 = field(init=False, repr=False)
 
@@ -72,6 +73,9 @@ class Generation:
         scale = np.log1p(self.popularity.astype(np.float64))
         top = float(scale.max()) if len(scale) else 0.0
         set_(self, "popularity_score", (scale / top if top > 0 else scale).astype(np.float32))
+        starts = [value if value > 0 else None for value in self.available_from_ms.tolist()]
+        ends = [value if value < NEVER_MS else None for value in self.available_until_ms.tolist()]
+        set_(self, "windows", (starts, ends))
         order = np.argsort(self.item_digests, kind="stable")
         set_(self, "digest_order", order)
         set_(self, "sorted_digests", self.item_digests[order])

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contracts.rows import ENTRIES_KEPT, ENTRIES_WITH_REASONS, Entry, Reason
-from embeddings.foldin import FoldedViewer, confidences, fold_in
-from embeddings.generation import F64, I64, NEVER_MS, Generation
+from embeddings.foldin import FoldedViewer, confidences, solve
+from embeddings.generation import F64, I64, Generation
 from embeddings.retrieval import MARGIN, scores, top_candidates
 
 HALF_EVIDENCE = 2.0
@@ -57,10 +57,11 @@ class Ranked:
 
 def fold(generation: Generation, viewer: RankingInput) -> FoldedViewer:
     """The viewer's vector from the signals whose items the generation knows."""
-    known = [i for i, item_id in enumerate(viewer.item_ids) if item_id in generation.index]
-    rows = np.array([generation.index[viewer.item_ids[i]] for i in known], dtype=np.int64)
+    index = generation.index
+    known = [i for i, item_id in enumerate(viewer.item_ids) if item_id in index]
+    rows = np.array([index[viewer.item_ids[i]] for i in known], dtype=np.int64)
     c = confidences([viewer.strengths[i] for i in known], [viewer.ranks[i] for i in known], generation.parameters)
-    return fold_in(generation, rows, c)
+    return solve(generation, rows, c)
 
 
 def evidence_weight(viewer: RankingInput) -> float:
@@ -84,7 +85,7 @@ def rank(generation: Generation, viewers: Sequence[RankingInput], now_ms: int) -
     by_taste = top_candidates(generation, X, excluded, allowed, CANDIDATES)
     by_popularity = generation.popular_order[allowed[generation.popular_order]]
     return [
-        _rank_one(generation, viewer, f, als_rows, _first_outside(by_popularity, rows))
+        _rank_one(generation, viewer, f, als_rows.tolist(), _first_outside(by_popularity, rows))
         for viewer, f, als_rows, rows in zip(viewers, folded, by_taste, excluded, strict=True)
     ]
 
@@ -105,7 +106,8 @@ def popular_entries(
     if only is not None:
         allowed &= only
     rows = generation.popular_order[allowed[generation.popular_order]][:count]
-    return tuple(_entry(generation, int(row), float(generation.popularity_score[row]), "popular", ()) for row in rows)
+    scores_of = generation.popularity_score[rows].tolist()
+    return _entries(generation, rows.tolist(), scores_of, ["popular"] * len(rows), [()] * len(rows))
 
 
 def _excluded_rows(generation: Generation, viewer: RankingInput) -> I64:
@@ -114,33 +116,27 @@ def _excluded_rows(generation: Generation, viewer: RankingInput) -> I64:
     return np.concatenate([np.array(rows, dtype=np.int64), generation.rows_of_digests(viewer.seen_digests)])
 
 
-def _first_outside(ordered: I64, excluded: I64) -> I64:
+def _first_outside(ordered: I64, excluded: I64) -> list[int]:
     """The first CANDIDATES of `ordered` that are not excluded."""
-    head = ordered[: CANDIDATES + len(excluded)]
-    return head[~np.isin(head, excluded)][:CANDIDATES]
+    out = set(excluded.tolist())
+    return [row for row in ordered[: CANDIDATES + len(out)].tolist() if row not in out][:CANDIDATES]
 
 
 def _rank_one(
-    generation: Generation, viewer: RankingInput, folded: FoldedViewer, als_rows: I64, popular_rows: I64
+    generation: Generation, viewer: RankingInput, folded: FoldedViewer, als_rows: list[int], popular_rows: list[int]
 ) -> Ranked:
     w = evidence_weight(viewer) if len(folded.rows) else 0.0
-    rows = np.union1d(als_rows, popular_rows) if w < 1 else als_rows
+    rows = np.array(sorted({*als_rows, *popular_rows}), dtype=np.int64)
     als = scores(generation, folded.x, rows, padded_to=2 * CANDIDATES)
     popularity = generation.popularity_score[rows].astype(np.float64)
     score = w * als + (1 - w) * popularity
-    best = np.lexsort((rows, -score))[:ENTRIES_KEPT]
+    best = np.argsort(-score, kind="stable")[:ENTRIES_KEPT]  # rows ascend: ties go to the lower one
     rows, als, score, popularity = rows[best], als[best], score[best], popularity[best]
     reasons = _reasons(generation, folded, rows[:ENTRIES_WITH_REASONS], w)
-    entries = tuple(
-        _entry(
-            generation,
-            int(row),
-            float(score[i]),
-            SOURCES[0] if w * als[i] >= (1 - w) * popularity[i] else SOURCES[1],
-            reasons[i] if i < len(reasons) else (),
-        )
-        for i, row in enumerate(rows)
-    )
+    reasons += [()] * (len(rows) - len(reasons))
+    by_taste = (w * als >= (1 - w) * popularity).tolist()
+    sources = [SOURCES[0] if own else SOURCES[1] for own in by_taste]
+    entries = _entries(generation, rows.tolist(), score.tolist(), sources, reasons)
     return Ranked(folded, w, rows, als, entries)
 
 
@@ -149,22 +145,22 @@ def _reasons(generation: Generation, folded: FoldedViewer, rows: I64, w: float) 
     if not len(folded.rows):
         return [()] * len(rows)
     contributions = folded.contributions(generation.item_factors[rows]) * w  # (m, n)
-    result = []
-    for of_entry in contributions:
-        strongest = np.lexsort((folded.rows, -of_entry))[:REASONS_PER_ENTRY]
-        result.append(
-            tuple(Reason(generation.item_ids[folded.rows[i]], float(of_entry[i])) for i in strongest if of_entry[i] > 0)
-        )
-    return result
+    strongest = np.argsort(-contributions, axis=1, kind="stable")[:, :REASONS_PER_ENTRY]  # (m, 3)
+    ids, played = generation.item_ids, folded.rows[strongest].tolist()
+    values = np.take_along_axis(contributions, strongest, axis=1).tolist()
+    return [
+        tuple(Reason(ids[row], value) for row, value in zip(*of_entry, strict=True) if value > 0)
+        for of_entry in zip(played, values, strict=True)
+    ]
 
 
-def _entry(generation: Generation, row: int, score: float, source: str, reasons: tuple[Reason, ...]) -> Entry:
-    from_ms, until_ms = int(generation.available_from_ms[row]), int(generation.available_until_ms[row])
-    return Entry(
-        generation.item_ids[row],
-        score,
-        source,
-        reasons,
-        from_ms if from_ms > 0 else None,
-        until_ms if until_ms < NEVER_MS else None,
-    )
+def _entries(
+    generation: Generation,
+    rows: list[int],
+    score: list[float],
+    sources: Sequence[str],
+    reasons: Sequence[tuple[Reason, ...]],
+) -> tuple[Entry, ...]:
+    ids, (starts, ends) = generation.item_ids, generation.windows
+    columns = ([ids[row] for row in rows], score, sources, reasons, [starts[r] for r in rows], [ends[r] for r in rows])
+    return tuple(map(Entry, *columns))

@@ -122,9 +122,11 @@ class MemoryStore:
             yield [viewer]
 
     async def read_seeded(self) -> Mapping[int, int]:
+        self._check()
         return dict(self.server.seeded)
 
     async def write_seeded(self, cutoffs: Mapping[int, int]) -> None:
+        self._check()
         self.server.seeded.update(cutoffs)
 
     async def read_halt(self) -> str | None:
@@ -152,6 +154,7 @@ class MemoryStore:
         return activation in self.server.rebuilt
 
     async def write_rebuilt(self, activation: int) -> None:
+        self._check()
         self.server.rebuilt.add(activation)
 
     async def read_default_rows(self) -> Mapping[str, bytes]:

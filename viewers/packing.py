@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import struct
 
+import numpy as np
+
 from contracts.errors import NearlineError
 from viewers.state import EMPTY, Play, Register, RegisterKind, ViewerState
 
@@ -35,31 +37,33 @@ def pack(state: ViewerState) -> bytes:
         return b""
     plays = state.plays
     n = len(plays)
+    started, digests, item_ids, shares, flags = zip(*plays, strict=True) if plays else ((),) * 5
     index: dict[str, int] = {}
-    indexes = [index.setdefault(play.item_id, len(index)) for play in plays]
+    indexes = [index.setdefault(item_id, len(index)) for item_id in item_ids]
     wide = len(index) > 256
-    starts = [divmod(play.started_at_ms, 1000) for play in plays]
+    start_s, start_ms = np.divmod(np.array(started, dtype=np.int64), 1000)
     ids = [item.encode("ascii") for item in index]
-    columns = struct.pack(
-        f"<{n}I{n}H{n}I{n}{'H' if wide else 'B'}{n}B{n}B{len(ids)}B",
-        *(s for s, _ in starts),
-        *(ms for _, ms in starts),
-        *(play.play_digest for play in plays),
-        *indexes,
-        *(play.share for play in plays),
-        *(play.flags for play in plays),
-        *map(len, ids),
+    columns = b"".join(
+        (
+            start_s.astype("<u4").tobytes(),
+            start_ms.astype("<u2").tobytes(),
+            np.array(digests, dtype="<u4").tobytes(),
+            np.array(indexes, dtype="<u2").tobytes() if wide else bytes(indexes),
+            bytes(shares),
+            bytes(flags),
+            bytes(map(len, ids)),
+        )
     )
     header = _HEADER.pack(VERSION, wide, n, len(ids), len(state.registers), len(state.seen), state.erased_through_s)
     parts = [header, columns, *ids, *map(_pack_register, state.registers)]
     if state.seen:
         m = len(state.seen)
-        digests = [digest for digest, _ in state.seen]
+        seen = [digest for digest, _ in state.seen]
         parts.append(
             struct.pack(
                 f"<{m}I{m}H{m}I",
-                *(digest & 0xFFFFFFFF for digest in digests),
-                *(digest >> 32 for digest in digests),
+                *(digest & 0xFFFFFFFF for digest in seen),
+                *(digest >> 32 for digest in seen),
                 *(start_s for _, start_s in state.seen),
             )
         )
@@ -87,21 +91,20 @@ def _unpack(data: bytes) -> ViewerState:
     version, wide, n, n_items, n_registers, n_seen, erased_through_s = _HEADER.unpack_from(data)
     if version != VERSION:
         raise BadState(f"packed state has version {version}, this program reads {VERSION}; upgrade it")
-    layout = struct.Struct(f"<{n}I{n}H{n}I{n}{'H' if wide else 'B'}{n}B{n}B{n_items}B")
-    values = layout.unpack_from(data, _HEADER.size)
-    at = _HEADER.size + layout.size
+    at = _HEADER.size
+    start_s, at = np.frombuffer(data, "<u4", n, at), at + 4 * n
+    start_ms, at = np.frombuffer(data, "<u2", n, at), at + 2 * n
+    play_digests, at = np.frombuffer(data, "<u4", n, at), at + 4 * n
+    indexes, at = np.frombuffer(data, "<u2" if wide else "u1", n, at), at + (2 if wide else 1) * n
+    shares, flags, lengths = data[at : at + n], data[at + n : at + 2 * n], data[at + 2 * n : at + 2 * n + n_items]
+    at += 2 * n + n_items
     items = []
-    for length in values[6 * n :]:
+    for length in lengths:
         items.append(data[at : at + length].decode("ascii"))
         at += length
-    started = [s * 1000 + ms for s, ms in zip(values[:n], values[n : 2 * n], strict=True)]
-    item_ids = [items[i] for i in values[3 * n : 4 * n]]
-    plays = tuple(
-        map(
-            Play._make,
-            zip(started, values[2 * n : 3 * n], item_ids, values[4 * n : 5 * n], values[5 * n : 6 * n], strict=True),
-        )
-    )
+    started = (start_s.astype(np.int64) * 1000 + start_ms).tolist()
+    item_ids = [items[i] for i in indexes.tolist()]
+    plays = tuple(map(Play._make, zip(started, play_digests.tolist(), item_ids, shares, flags, strict=True)))
     registers = []
     for _ in range(n_registers):
         kind, value, seconds, ms, digest, length = _REGISTER.unpack_from(data, at)

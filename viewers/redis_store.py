@@ -34,7 +34,10 @@ def _sha(script: str) -> str:
 
 _SHA = {
     script: _sha(script)
-    for script in (scripts.WRITE_VIEWER, scripts.READ_IDENTITY, scripts.WRITE_MARKER, scripts.RAISE_TO)
+    for script in (
+        *(scripts.WRITE_VIEWER, scripts.READ_IDENTITY, scripts.WRITE_MARKER, scripts.WRITE_RECORD),
+        scripts.RAISE_TO,
+    )
 }
 
 
@@ -190,11 +193,12 @@ class RedisStore:
                 return
 
     async def read_seeded(self) -> Mapping[int, int]:
-        return {int(p): int(o) for p, o in (await self._hgetall(self.keys.seeded)).items()}
+        (cutoffs,) = await self._pipeline([("HGETALL", self.keys.seeded)], checked=True)
+        return {int(p): int(o) for p, o in cutoffs.items()}
 
     async def write_seeded(self, cutoffs: Mapping[int, int]) -> None:
         if cutoffs:
-            await self._command("HSET", self.keys.seeded, *(item for pair in cutoffs.items() for item in pair))
+            await self._record(self.keys.seeded, "HSET", *(item for pair in cutoffs.items() for item in pair))
 
     async def read_halt(self) -> str | None:
         reason: bytes | None = await self._command("GET", self.keys.halt)
@@ -226,7 +230,13 @@ class RedisStore:
         return bool(await self._command("EXISTS", self.keys.rebuilt(activation)))
 
     async def write_rebuilt(self, activation: int) -> None:
-        await self._command("SET", self.keys.rebuilt(activation), 1)
+        await self._record(self.keys.rebuilt(activation), "SET", 1)
+
+    async def _record(self, key: str, *command: Any) -> None:
+        """What a rebuild has completed, if the server still is the one that holds it."""
+        found = await self._command("EVALSHA", _SHA[scripts.WRITE_RECORD], 1, key, self._identity, *command)
+        if found:
+            raise StoreChanged(f"{key}: found {found.decode()} where {self._identity} was; the rebuild is to be done again")
 
     async def read_default_rows(self) -> Mapping[str, bytes]:
         return {name.decode(): row for name, row in (await self._hgetall(self.keys.default_row)).items()}

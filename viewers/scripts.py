@@ -50,6 +50,17 @@ redis.call('HSET', KEYS[1], 'next', ARGV[3], 'origin', m[2] or ARGV[4],
 return ''
 """
 
+WRITE_RECORD = f"""#!lua
+-- KEYS[1] what a completed rebuild is recorded in. ARGV: expected identity, then SET or HSET and its arguments.
+-- A rebuild is no part of the log: recorded in a server that has lost its hashes, it would never be done again.
+-- Returns '' when written, else what was found instead.
+{_IDENTITY}
+local found = identity()
+if found ~= ARGV[1] then return 'server ' .. found end
+redis.call(ARGV[2], KEYS[1], unpack(ARGV, 3))
+return ''
+"""
+
 RAISE_TO = """#!lua
 -- KEYS[1] string. ARGV[1] decimal: stored if greater than what is there. Returns what is there then.
 local value = tonumber(redis.call('GET', KEYS[1]) or '0')

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,8 +69,7 @@ def play_strengths(share: NDArray[np.uint8], flags: NDArray[np.uint8]) -> NDArra
     return strengths
 
 
-@dataclass(frozen=True, slots=True)
-class ItemSignal:
+class ItemSignal(NamedTuple):
     """A viewer's signal for one item. `rank`: how many distinct items with a signal are newer."""
 
     item_id: str

@@ -157,7 +157,7 @@ class Store(Protocol):
         """Partition → cut-off offset of a completed rebuild from the lake."""
 
     async def write_seeded(self, cutoffs: Mapping[int, int]) -> None:
-        """Record a completed rebuild from the lake."""
+        """Record a completed rebuild from the lake; `StoreChanged` if the server is not the one that holds it."""
 
     async def read_halt(self) -> str | None:
         """Why the stream is halted, or None."""
@@ -184,7 +184,7 @@ class Store(Protocol):
         """True if the rebuild and sweep for this activation have completed in this store."""
 
     async def write_rebuilt(self, activation: int) -> None:
-        """Record a completed rebuild and sweep."""
+        """Record a completed rebuild and sweep; `StoreChanged` if the server is not the one that holds them."""
 
     async def read_default_rows(self) -> Mapping[str, bytes]:
         """`territory:maturity` → encoded home row."""
