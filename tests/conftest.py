@@ -13,10 +13,17 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Protocol
 
+import hypothesis
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from sandbox.servers import KafkaServer, SandboxError, ValkeyServer
+
+# Shared machines stall for longer than any deadline; tests that are about time set their own.
+hypothesis.settings.register_profile(
+    "nearline", deadline=None, print_blob=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("nearline")
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
