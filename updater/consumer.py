@@ -22,6 +22,7 @@ from contracts.errors import (
     ContractError,
     Halted,
     HaltError,
+    KafkaUnavailable,
     StaleActivation,
     StoreChanged,
     TransientError,
@@ -221,8 +222,12 @@ class Updater:
             reason = await self.store.read_halt()
             if reason is not None:
                 raise Halted(f"this stream is halted: {reason}")
-            async with asyncio.timeout(RESUME_TIMEOUT_S):
-                await checkpoint.resume()
+            try:
+                async with asyncio.timeout(RESUME_TIMEOUT_S):
+                    await checkpoint.resume()
+            except TimeoutError as error:  # the client looks for its coordinator for ever
+                topic = self.settings.kafka.topic
+                raise KafkaUnavailable(f"reading where {topic} stands took over {RESUME_TIMEOUT_S:g} s") from error
             self._resumed_epoch = epoch
 
     def _again(self, cause: str, error: Exception) -> None:

@@ -236,7 +236,9 @@ class RedisStore:
         """What a rebuild has completed, if the server still is the one that holds it."""
         found = await self._command("EVALSHA", _SHA[scripts.WRITE_RECORD], 1, key, self._identity, *command)
         if found:
-            raise StoreChanged(f"{key}: found {found.decode()} where {self._identity} was; the rebuild is to be done again")
+            raise StoreChanged(
+                f"{key}: found {found.decode()} where {self._identity} was; the rebuild is to be done again"
+            )
 
     async def read_default_rows(self) -> Mapping[str, bytes]:
         return {name.decode(): row for name, row in (await self._hgetall(self.keys.default_row)).items()}

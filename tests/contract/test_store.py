@@ -177,8 +177,14 @@ async def test_a_restarted_memory_server_is_noticed_before_anything_is_passed() 
     server.restart(old)
     with pytest.raises(StoreChanged):
         await store.write_markers([MarkerWrite(0, 5, 6, 0, Tally(applied=1))])
+    with pytest.raises(StoreChanged):
+        await store.write_seeded({0: 5})
+    with pytest.raises(StoreChanged):
+        await store.write_rebuilt(1)
     await store.connect()
     assert await store.read_marker(0) is None
+    assert await store.read_seeded() == {}
+    assert not await store.read_rebuilt(1)
 
 
 async def test_a_restarted_valkey_is_noticed_by_reads_writes_and_markers(
@@ -198,6 +204,13 @@ async def test_a_restarted_valkey_is_noticed_by_reads_writes_and_markers(
     with pytest.raises(StoreChanged):
         await store.write_markers([MarkerWrite(0, None, 5, 0, Tally(applied=5))])
     assert await store.connect()
+    after_restart, store._identity = store._identity, "another:server"
+    for record in (lambda: store.write_seeded({0: 5}), lambda: store.write_rebuilt(1), store.read_seeded):
+        with pytest.raises(StoreChanged):
+            await record()
+    store._identity = after_restart
+    assert await store.read_seeded() == {}
+    assert not await store.read_rebuilt(1)
     assert (await store.read_viewers(["ana"]))[0].state == b"s1"
     await store.close()
 
