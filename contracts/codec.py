@@ -272,11 +272,22 @@ def _row_record(row: HomeRow) -> Record:
 
 
 def _read_row(record: Record) -> HomeRow:
-    """Columns to entries; `strict` and the index errors refuse columns that disagree about their length."""
+    """Columns to entries; `strict` and the index errors refuse columns that disagree about their length.
+
+    Strict in spelling too: a row has one, so sources are in order of first use, places ascend, and counts end with the last reason.
+    """
+    names, counts = record["sources"], record["reason_counts"]
+    if list(dict.fromkeys(record["source_indexes"])) != list(range(len(names))) or len(set(names)) != len(names):
+        raise ValueError("sources not in order of first use")
+    if counts[-1:] == b"\x00":
+        raise ValueError("counts after the last reason")
+    for places in (record["from_positions"], record["until_positions"]):
+        if places and list(places) != sorted(set(places)):
+            raise ValueError("places of windows not ascending")
     reasons = map(Reason, record["reason_items"], record["reason_contributions"])
     if len(record["reason_items"]) != len(record["reason_contributions"]):
         raise ValueError("reason columns differ in length")
-    by_place = [tuple([next(reasons) for _ in range(count)]) for count in record["reason_counts"]]
+    by_place = [tuple([next(reasons) for _ in range(count)]) for count in counts]
     if next(reasons, None) is not None:
         raise ValueError("more reasons than counted")
     items = record["items"]
@@ -285,7 +296,6 @@ def _read_row(record: Record) -> HomeRow:
     ends = dict(zip(record["until_positions"], record["available_until"], strict=True))
     if any(place >= len(items) for place in (*starts, *ends)):
         raise ValueError("a window without an entry")
-    names = record["sources"]
     entries = tuple(
         [
             Entry(item, score, names[source], why, starts.get(place), ends.get(place))
