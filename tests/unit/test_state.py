@@ -153,7 +153,13 @@ def test_the_newest_plays_stay_and_older_ones_leave_their_items_as_seen() -> Non
 
 def test_an_item_whose_place_among_the_seen_becomes_free_is_not_missed() -> None:
     limits = Limits(max_plays=2, max_plays_per_item=2, max_seen=2)
-    history = [play("a", 1), play("b", 2), play("c", 3), play("d", 4), play("d", 5)]  # a falls out of the newest two seen
+    history = [
+        play("a", 1),
+        play("b", 2),
+        play("c", 3),
+        play("d", 4),
+        play("d", 5),
+    ]  # a falls out of the newest two seen
     again = play("b", 6)  # b is kept again, in the place of d's older play
     at_once = merge([*history, again], limits)
     one_by_one = EMPTY
