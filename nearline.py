@@ -22,6 +22,7 @@ from batch.verbs import forget, generations_app, nightly, with_store
 from contracts.errors import HaltError, NearlineError, TransientError, UserError
 from runtime.console import Json, print_json, read_settings
 from sandbox.verbs import demo, import_app, replay
+from updater.verbs import dlq_app
 
 if TYPE_CHECKING:
     from runtime.settings import Settings
@@ -36,6 +37,7 @@ contracts_app = typer.Typer(no_args_is_help=True, help="Check and register Avro 
 app.add_typer(generations_app, name="generations")
 app.add_typer(contracts_app, name="contracts")
 app.add_typer(import_app, name="import")
+app.add_typer(dlq_app, name="dlq")
 for _verb in (demo, nightly, replay, forget):
     app.command()(_verb)
 

@@ -1,42 +1,52 @@
-"""`nearline forget ID`: an erasure event for the live side, the ledger and a scrub for the lake, and a receipt of both.
+"""`nearline forget ID`: an erasure event for the live side, the ledger and a scrub for the lake, the dead letters, and a receipt.
 
 1. The ERASE event, acknowledged by the broker    the updater empties the viewer's state; copies remember it too
 2. The ledger                                     from now on no read of the lake gives the viewer's rows
-3. The files of the lake, and the vectors in published generations
+3. The dead letters about the viewer              cut out of their topic
+4. The files of the lake, and the vectors in published generations
 
-A crash in between is mended by asking again: each step is a join. If a nightly job is at work, it (or the next one) does step 3.
+A crash in between is mended by asking again: each step is a join. If a nightly job is at work, it (or the next one) does step 4.
+Every night looks for dead letters of erased viewers again: an updater that was behind may have written one after step 3.
 """
 
 from __future__ import annotations
 
 import asyncio
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import structlog
 
 from batch.lake import Lake, open_lake
 from batch.lock import lake_lock
 from contracts.codec import Codec
-from contracts.errors import UserError
+from contracts.errors import KafkaUnavailable, UserError
 from contracts.events import Kind, PlaybackEvent, valid_id
 from embeddings.files import GenerationsFolder, load_users
 from embeddings.publishing import remove_users
+from runtime.deadletters import Letter, belongs_to, viewer_in
+from runtime.deadletters import erase as erase_letters
 from runtime.kafka import kafka_errors, make_producer
 from runtime.settings import Settings
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
     """What was removed, and where. `viewer_digest`: the keyed hash in the ledger, which proves the erasure without naming anyone.
 
-    `lake_rows`, `generations`: None if a nightly job was at work; it removes them before it trains.
+    `dead_letters`: None if they could not be taken out (the log says why; the next night tries again). `lake_rows`, `generations`:
+    None if a nightly job was at work; it removes them before it trains.
     """
 
     viewer_digest: str
     erased_through_ms: int
     partition: int
     offset: int
+    dead_letters: int | None
     lake_rows: dict[str, int] | None
     generations: tuple[str, ...] | None
 
@@ -49,7 +59,8 @@ async def forget(settings: Settings, viewer: str, *, now_ms: int) -> Receipt:
     if not valid_id(viewer):
         raise UserError("not a viewer id (1-128 characters of A-Z a-z 0-9 . _ : | @ ~ -)")
     event = PlaybackEvent(f"erase.{uuid.uuid4()}", Kind.ERASE, viewer, now_ms)
-    value = Codec.load(settings.registry_path).encode_event(event)
+    codec = Codec.load(settings.registry_path)
+    value = codec.encode_event(event)
     producer = await make_producer(settings)
     try:
         with kafka_errors("sending the erasure", settings):  # 1
@@ -60,15 +71,37 @@ async def forget(settings: Settings, viewer: str, *, now_ms: int) -> Receipt:
         await producer.stop()
     lake = await asyncio.to_thread(open_lake, settings)
     await asyncio.to_thread(lake.ledger.append, {viewer: now_ms // 1000})  # 2
+    dead_letters = await _erase_letters(settings, belongs_to(viewer, codec), now_ms)  # 3
     rows: dict[str, int] | None = None
     generations: tuple[str, ...] | None = None
     try:
-        with lake_lock(settings.lake_path):  # 3
+        with lake_lock(settings.lake_path):  # 4
             rows = (await asyncio.to_thread(lake.scrub)).rows
             generations = await asyncio.to_thread(scrub_generations, GenerationsFolder(settings.generations_path), lake)
     except UserError:
         pass  # a nightly job is at work: it scrubs before it trains
-    return Receipt(lake.ledger.digest(viewer), now_ms, sent.partition, sent.offset, rows, generations)
+    return Receipt(lake.ledger.digest(viewer), now_ms, sent.partition, sent.offset, dead_letters, rows, generations)
+
+
+async def scrub_dead_letters(settings: Settings, lake: Lake, *, now_ms: int) -> int | None:
+    """Take the letters of every viewer in the ledger out of the topic, as far as their erasure covers them; returns how many, or
+    None if that could not be done."""
+    codec = Codec.load(settings.registry_path)
+
+    def erased(letter: Letter) -> bool:
+        viewers = {(letter.key or b"").decode("utf-8", "replace"), viewer_in(letter, codec)}
+        through_s = max(lake.ledger.through_s(name) for name in viewers if name is not None)
+        return through_s >= max(0, letter.timestamp_ms // 1000)
+
+    return await _erase_letters(settings, erased, now_ms) if len(lake.ledger) else 0
+
+
+async def _erase_letters(settings: Settings, belongs: Callable[[Letter], bool], now_ms: int) -> int | None:
+    try:
+        return await erase_letters(settings, belongs, now_ms=now_ms)
+    except KafkaUnavailable as error:
+        log.error("dead_letters_not_erased", problem=str(error), remedy="nearline forget again, or the next night")
+        return None
 
 
 def scrub_generations(folder: GenerationsFolder, lake: Lake) -> tuple[str, ...]:

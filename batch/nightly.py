@@ -28,7 +28,7 @@ import structlog
 from batch.activation import Activator, wall_ms
 from batch.copy import copy_records
 from batch.evaluate import Evaluation, choose_holdout, decide, evaluate, make_generation, read_cases
-from batch.forget import scrub_generations
+from batch.forget import scrub_dead_letters, scrub_generations
 from batch.interactions import Interactions, read_interactions, states_from_lake
 from batch.lake import ScrubReport, open_lake, write_atomically
 from batch.lock import lake_lock
@@ -203,6 +203,7 @@ class _Nightly:
             assert plan is not None
             self._begin_night(plan.number)
         scrubbed = await asyncio.to_thread(self._scrub)
+        await scrub_dead_letters(self._settings, self._lake, now_ms=int(self._now_ms()))
         self._told(
             copied=report.written, private=report.private, invalid=report.invalid, erased=report.erased, lost=report.lost,
             cutoffs=plan.cutoffs, scrubbed=sum(scrubbed.rows.values()),

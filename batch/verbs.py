@@ -132,7 +132,7 @@ def _print_activation(action: Any, json_output: bool, *arguments: str) -> None:
 
 
 def forget(viewer: Annotated[str, typer.Argument(help="the viewer's id")], json_output: Json = False) -> None:
-    """Erase a viewer everywhere: store, lake, the next generation; prints what was removed where.
+    """Erase a viewer everywhere: store, dead letters, lake, generations; prints what was removed where.
 
     Example: nearline forget ana-0042
     """
@@ -146,6 +146,10 @@ def forget(viewer: Annotated[str, typer.Argument(help="the viewer's id")], json_
     typer.echo(f"erased through {through}, as {receipt.viewer_digest} in the ledger of erasures")
     typer.echo(
         f"  stream       erasure sent, partition {receipt.partition} offset {receipt.offset}: the updater empties the viewer's row"
+    )
+    typer.echo(
+        "  dead letters "
+        + ("not reached, see the log; ask again" if receipt.dead_letters is None else f"{receipt.dead_letters:,}")
     )
     if receipt.lake_rows is None:
         typer.echo("  lake         a nightly job is at work; it removes what is left before it trains")

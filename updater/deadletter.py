@@ -1,14 +1,21 @@
 """Dead letters: records that can never be applied, kept with their coordinates and, where they may be quoted, their bytes.
 
-Kafka Connect's header names, so that its tools read them. Sent at least once, acknowledged before the offset is passed.
+Kafka Connect's header names, so that its tools read them, and two of our own (`runtime/deadletters.py` reads both). Sent at
+least once, acknowledged before the offset is passed.
+
+A letter keeps its record's timestamp, as its own and in a header: whether a time lies too far in the future is judged by it, also
+when the letter is replayed. As its own it is no later than now, as a broker may refuse what comes from the future, and a letter that
+is refused would stop the partition.
 """
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Sequence
 
 from contracts.errors import HaltError
+from runtime.deadletters import SOURCE_EPOCH, SOURCE_TIMESTAMP
 from runtime.kafka import AIOKafkaProducer, kafka_errors
 from runtime.settings import Settings
 from updater.pipeline import DeadLetter
@@ -21,8 +28,8 @@ FLOOD_WINDOW = 10_000
 """At least 20 poison records that are over 1 % of the last 10,000 are a bad deploy, not bad data."""
 
 
-def headers(letter: DeadLetter, topic: str) -> list[tuple[str, bytes]]:
-    """Kafka-Connect-style headers, text values; a private record's own headers are left out with its bytes."""
+def headers(letter: DeadLetter, topic: str, epoch: int = 1) -> list[tuple[str, bytes]]:
+    """The record's own headers (left out with the bytes of what may be private), then ours, which readers take from the end."""
     name = type(letter.cause).__name__
     fields = {
         "__connect.errors.topic": topic,
@@ -31,9 +38,18 @@ def headers(letter: DeadLetter, topic: str) -> list[tuple[str, bytes]]:
         "__connect.errors.stage": STAGE_OF_ERROR[name],
         "__connect.errors.exception.class.name": f"nearline.{name}",
         "__connect.errors.exception.message": str(letter.cause),
+        SOURCE_TIMESTAMP: str(letter.record.timestamp),
+        SOURCE_EPOCH: str(epoch),
     }
     original = list(letter.record.headers) if letter.quotable else []
     return original + [(key, value.encode()) for key, value in fields.items()]
+
+
+def _value(letter: DeadLetter) -> bytes | None:
+    """The record's bytes; none that may be private. The client refuses records without both key and value: those get an empty one."""
+    if not letter.quotable:
+        return b""
+    return b"" if letter.record.key is None and letter.record.value is None else letter.record.value
 
 
 class DeadLetterQueue:
@@ -48,13 +64,15 @@ class DeadLetterQueue:
         if not letters:
             return
         kafka = self._settings.kafka
+        now_ms = int(time.time() * 1000)
         with kafka_errors(f"writing dead letters to {kafka.dead_letter_topic}", self._settings):
             acks = [
                 await self._producer.send(
                     kafka.dead_letter_topic,
                     key=letter.record.key if letter.quotable else None,
-                    value=letter.record.value if letter.quotable else None,
-                    headers=headers(letter, kafka.topic),
+                    value=_value(letter),
+                    timestamp_ms=None if letter.record.timestamp < 0 else min(letter.record.timestamp, now_ms),
+                    headers=headers(letter, kafka.topic, kafka.stream_epoch),
                 )
                 for letter in letters
             ]

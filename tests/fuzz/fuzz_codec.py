@@ -77,6 +77,7 @@ class Result:
     hangs: int = 0
     respelt: int = 0
     max_us: float = 0.0
+    slowest: str = ""
     decode_s: float = 0.0
     wall_s: float = 0.0
     rss_first_mib: float = 0.0
@@ -284,7 +285,8 @@ def try_record(target: Target, data: bytes, result: Result) -> None:
             started = time.perf_counter_ns()
             _decode(target, data)
             took_ns = min(took_ns, time.perf_counter_ns() - started)
-        result.max_us = max(result.max_us, took_ns / 1000)
+        if took_ns > 1000 * result.max_us:
+            result.max_us, result.slowest = took_ns / 1000, f"{target.name}: {data.hex()}"
         if took_ns > HANG_MS * 1e6:
             result.hangs += 1
             _keep(result, target, data, f"took {took_ns / 1e6:.0f} ms")
