@@ -232,7 +232,7 @@ class Checker:
             raise Violation("I4", f"a private record is a dead letter: {letter}")
         if fact.kind != "poison":
             raise Violation("I5", f"a good record is a dead letter: {letter}")
-        if letter.value is not None and not fact.quotable:
+        if (letter.value or letter.key) and not fact.quotable:
             raise Violation("I4", f"a record that may be private is quoted: {letter}")
         self.lettered.add((partition, offset))
 

@@ -19,6 +19,7 @@ from runtime.kafka import (
     CommitFailedError,
     ConsumerRebalanceListener,
     IllegalStateError,
+    KafkaError,
     NoOffsetForPartitionError,
     TopicPartition,
 )
@@ -146,7 +147,7 @@ class KafkaModel:
             value, error = None, None
             try:
                 value = effect()
-            except Exception as raised:  # noqa: BLE001 - the answer
+            except KafkaError as raised:
                 error = raised
             if lost:
                 error = RequestTimedOutError("the broker's answer was lost")

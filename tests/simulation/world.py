@@ -18,7 +18,7 @@ from tests.simulation.model_store import Cluster, StoreFaults
 from viewers.state import Limits, ViewerState, merge
 
 T0 = 1_700_000_000_000
-REST_S = 240.0
+REST_S = 150.0
 """A history that has been healed must come to rest within this, virtual seconds."""
 
 SMALL = Limits(max_plays=4, max_plays_per_item=2, max_registers=3, max_seen=3)
