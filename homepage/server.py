@@ -18,6 +18,7 @@ from homepage.impressions import KafkaImpressions, QueuedImpressions
 from homepage.service import ROW_DEADLINE_S, DefaultRows, Homepage, Metrics, make_app
 from runtime.http import serve
 from runtime.settings import Settings
+from runtime.tasks import cancel_all
 from viewers.redis_store import open_store
 from viewers.store import Store
 
@@ -107,9 +108,7 @@ class _Background:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await cancel_all(*self._tasks)
 
     @staticmethod
     def _ended(task: asyncio.Task[None]) -> None:

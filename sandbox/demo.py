@@ -28,6 +28,7 @@ from contracts.codec import Codec
 from runtime.kafka import AIOKafkaProducer, make_producer
 from runtime.logs import configure_logs
 from runtime.settings import Settings, load_settings
+from runtime.tasks import cancel_all
 from sandbox.children import find_free_port, port_is_free
 from sandbox.live_backend import open_backend
 from sandbox.live_sources import NightSnapshot
@@ -191,7 +192,7 @@ class _Demo:
             try:
                 viewers = asyncio.create_task(self._watchers(producer, codec, settings, world))
                 titles = asyncio.create_task(self._releases(producer, codec, settings, world))
-                stack.push_async_callback(_cancelled, viewers, titles)
+                stack.push_async_callback(cancel_all, viewers, titles)
                 await self._first_row(client, updater)
                 if not self.options.json_output:
                     backend = open_backend(
@@ -214,7 +215,7 @@ class _Demo:
                     stack.callback(app.state.streams.close)
                     self._invite(page_port, homepage, world)
                 await self._wait(viewers, titles, updater, homepage)
-                await _cancelled(viewers, titles)
+                await cancel_all(viewers, titles)
                 await producer.flush()
                 stats = await self._drained(client, updater, store)
                 await asyncio.to_thread(updater.stop)
@@ -334,12 +335,6 @@ class _Demo:
                 f"{result['private']} private, {result['dead_letters']} dead letters, [bold]{unaccounted} unaccounted[/bold]"
             )
         return 0 if unaccounted == 0 else 1
-
-
-async def _cancelled(*tasks: asyncio.Task[None]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _given_servers(settings: Settings) -> dict[str, str]:

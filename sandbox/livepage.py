@@ -34,6 +34,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from contracts.errors import NearlineError, TransientError, UserError
 from contracts.events import valid_id
+from runtime.tasks import cancel_all
 
 PAGE = Path(__file__).parent / "page"
 STATS_PERIOD_S = 1.0
@@ -225,9 +226,7 @@ class Streams:
                 yield chunk
         finally:
             self._queues.discard(queue)
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await cancel_all(*tasks)
 
 
 def make_app(backend: LiveBackend) -> Starlette:

@@ -41,6 +41,7 @@ from runtime.kafka import (
     make_producer,
 )
 from runtime.settings import Settings
+from runtime.tasks import cancel_all
 from updater.checkpoint import Checkpoint
 from updater.deadletter import DeadLetterQueue, FloodGuard
 from updater.metrics import Metrics, RowTiming
@@ -293,7 +294,7 @@ class Updater:
                 try:
                     yield consumer, checkpoint, DeadLetterQueue(producer, self.settings)
                 finally:
-                    await _cancel(background)
+                    await cancel_all(*background)
                     await checkpoint.commit()
                     with contextlib.suppress(TransientError):
                         await self.store.remove_updater(self.instance)
@@ -329,9 +330,3 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
 
     async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
         self._updater._epoch += 1
-
-
-async def _cancel(tasks: Sequence[asyncio.Task[None]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)

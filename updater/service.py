@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import signal
 import time
 from collections import deque
@@ -22,6 +21,7 @@ from contracts.registry import Registry
 from runtime.http import serve
 from runtime.kafka import TopicPartition
 from runtime.settings import Settings
+from runtime.tasks import cancel_all
 from updater.consumer import Updater
 from viewers.redis_store import open_store
 
@@ -184,9 +184,6 @@ async def _first_of(main: object, guard: object) -> None:
     """Run `main`; if `guard` raises first, cancel `main` and raise that."""
     tasks = [asyncio.ensure_future(main), asyncio.ensure_future(guard)]  # type: ignore[call-overload]
     done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    for task in pending:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+    await cancel_all(*pending)
     for task in done:
         task.result()

@@ -228,9 +228,9 @@ async def test_what_may_no_longer_be_shown_is_dropped_at_read_time() -> None:
     """Expired, not yet available, taken down, and removed titles go; those kept in reserve fill the row."""
     row = make_row("row-1")
     entries = list(row.entries)
-    entries[0] = replace(entries[0], available_until_ms=NOW_MS)
-    entries[1] = replace(entries[1], available_from_ms=NOW_MS + 1)
-    entries[4] = replace(entries[4], item_id="gone")
+    entries[0] = entries[0]._replace(available_until_ms=NOW_MS)
+    entries[1] = entries[1]._replace(available_from_ms=NOW_MS + 1)
+    entries[4] = entries[4]._replace(item_id="gone")
     store = await store_with_defaults()
     await put_row(store, "ana", CODEC.encode_row(replace(row, entries=tuple(entries))))
     catalogue = make_catalogue(
