@@ -25,6 +25,7 @@ GENERATION_ID = re.compile(r"(?!CURRENT$)[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 """A folder's name: no separator, no leading dot."""
 
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9]+)+")
+_PARTITION = re.compile(r"0|[1-9][0-9]{0,9}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 T = TypeVar("T")
@@ -167,9 +168,12 @@ def _positive(value: Any) -> int:
 
 
 def _number(value: Any) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-        raise _Bad("a finite number is wanted")
-    return float(value)
+    try:
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            return float(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        pass
+    raise _Bad("a finite number is wanted")
 
 
 def _above_zero(value: Any) -> float:
@@ -196,7 +200,7 @@ def _mapping(parser: Callable[[Any], T]) -> Callable[[Any], dict[str, T]]:
 def _offsets(value: Any) -> dict[int, int]:
     offsets = _mapping(_count)(value)
     for key in offsets:
-        if not key.isdecimal() or str(int(key)) != key:
+        if _PARTITION.fullmatch(key) is None:
             raise _Bad("not a partition number", key)
     return {int(key): offset for key, offset in offsets.items()}
 

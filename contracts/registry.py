@@ -10,6 +10,7 @@ zero width let a seven-byte count allocate without bound.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,9 @@ SCHEMAS_PATH = Path(__file__).parent / "schemas"
 
 MAX_SCHEMA_BYTES = 64 * 1024
 """Longest schema file, bytes: ten times the largest one here; a bigger one is a mistake."""
+
+FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
+"""A schema's file lies beside the index: no path, no device."""
 
 MAX_DEPTH = 16
 """Deepest nesting of a schema: bounds the decoder's recursion."""
@@ -71,12 +75,12 @@ class Registry:
         try:
             for subject, rows in index["subjects"].items():
                 versions = tuple(
-                    Version(subject, int(row["version"]), int(row["id"]), read_json(folder / str(row["file"])))
+                    Version(subject, int(row["version"]), int(row["id"]), read_json(folder / _file_name(row["file"])))
                     for row in rows
                 )
                 _check_versions(index_path, subject, versions, owners)
                 subjects[subject] = versions
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise ContractError(
                 f"{index_path}: malformed index ({error!r}); restore it from version control"
             ) from error
@@ -104,6 +108,12 @@ class Registry:
         return 1 + max((one.schema_id for versions in self.subjects.values() for one in versions), default=0)
 
 
+def _file_name(name: Any) -> str:
+    if not isinstance(name, str) or FILE_NAME.fullmatch(name) is None:
+        raise ValueError("a schema's file is named by A-Z a-z 0-9 . _ -")
+    return name
+
+
 def subject_for(name: str) -> str:
     """`home_row` → `home_row-value`."""
     return f"{name}-value"
@@ -112,11 +122,12 @@ def subject_for(name: str) -> str:
 def read_json(path: Path) -> Any:
     """Parsed content of a small JSON file; raises `ContractError` naming the file."""
     try:
-        raw = path.read_bytes()
+        with path.open("rb") as file:
+            raw = file.read(MAX_SCHEMA_BYTES + 1)
     except OSError as error:
         raise ContractError(f"{path}: cannot be read ({error.strerror})") from error
     if len(raw) > MAX_SCHEMA_BYTES:
-        raise ContractError(f"{path}: {len(raw)} bytes, more than the {MAX_SCHEMA_BYTES} that a schema may have")
+        raise ContractError(f"{path}: more than the {MAX_SCHEMA_BYTES} bytes that a schema may have")
     try:
         return json.loads(raw)
     except (ValueError, RecursionError) as error:
@@ -201,6 +212,8 @@ class _Walk:
             self.open.add(full)
             fields = schema.get("fields")
             width = 0
+            if not isinstance(fields, list):
+                self.problems.append(f"{where}: a record without a list of fields")
             for field in fields if isinstance(fields, list) else []:
                 name = field.get("name") if isinstance(field, dict) else None
                 width += self.width(field.get("type") if name else None, inner, f"{where}.{name}", depth + 1)

@@ -30,7 +30,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pyarrow import fs
 
 from contracts.catalogue import CatalogueItem
@@ -38,13 +37,15 @@ from contracts.digests import item_digest
 from contracts.errors import GenerationError
 from contracts.manifest import GENERATION_ID, Manifest, from_json
 from embeddings.generation import F32, NEVER_MS, FoldInParameters, Generation
-from embeddings.roots import FOREIGN, Root, flush_folder, open_root, write_file
+from embeddings.roots import FOREIGN, Root, flush_folder, open_root, read_table, write_file
 
 ITEM_FACTORS, ITEMS, USER_FACTORS, USERS = "item_factors.npy", "items.parquet", "user_factors.npy", "users.parquet"
 MANIFEST = "manifest.json"
 CURRENT = "CURRENT"
 FILES = (ITEM_FACTORS, ITEMS, USER_FACTORS, USERS)
 MAX_MANIFEST_BYTES = 1 << 20
+MAX_NPY_HEADER_BYTES = 1024
+"""numpy writes 118: more is no header but something for the parser to choke on."""
 TEMPORARY = ".tmp-"
 
 _TEXTS = pa.list_(pa.string())
@@ -104,7 +105,7 @@ def load_generation(root: str | Path | Root, generation_id: str) -> Generation:
         checked_bytes(opened, manifest, ITEM_FACTORS), manifest.n_items, manifest.k, where, ITEM_FACTORS
     )
     try:
-        table = pq.read_table(pa.BufferReader(checked_bytes(opened, manifest, ITEMS)))
+        table = read_table(checked_bytes(opened, manifest, ITEMS), manifest.n_items)
         return parse_generation(manifest, item_factors, table, where)
     except FOREIGN as error:
         raise GenerationError(f"{where}/{ITEMS}: {error}; publish the generation again") from error
@@ -115,7 +116,7 @@ def load_items(root: str | Path | Root, generation_id: str) -> list[CatalogueIte
     opened = root if isinstance(root, Root) else open_root(root)
     manifest = load_manifest(opened, generation_id)
     try:
-        rows = pq.read_table(pa.BufferReader(checked_bytes(opened, manifest, ITEMS))).to_pylist()
+        rows = read_table(checked_bytes(opened, manifest, ITEMS), manifest.n_items).to_pylist()
         return [_item(row) for row in rows]
     except FOREIGN as error:
         raise GenerationError(f"{opened.name}/{generation_id}/{ITEMS}: {error}") from error
@@ -130,7 +131,7 @@ def load_users(root: str | Path | Root, generation_id: str) -> tuple[list[str], 
         checked_bytes(opened, manifest, USER_FACTORS), manifest.n_users, manifest.k, where, USER_FACTORS
     )
     try:
-        table = pq.read_table(pa.BufferReader(checked_bytes(opened, manifest, USERS)))
+        table = read_table(checked_bytes(opened, manifest, USERS), manifest.n_users)
         users: list[str] = table.column("viewer").to_pylist()
     except FOREIGN as error:
         raise GenerationError(f"{where}/{USERS}: {error}") from error
@@ -171,6 +172,8 @@ def parse_factors(data: bytes, rows: int, k: int, where: str, name: str) -> F32:
         if data[:8] != b"\x93NUMPY\x01\x00":
             raise ValueError("not a .npy file of format 1.0")
         start = 10 + int.from_bytes(data[8:10], "little")
+        if start > MAX_NPY_HEADER_BYTES:
+            raise ValueError(f"a header of {start} bytes")
         header = ast.literal_eval(data[10:start].decode("latin-1"))
         shape, dtype, fortran = tuple(header["shape"]), header["descr"], header["fortran_order"]
         if (shape, dtype, fortran) != ((rows, k), "<f4", False):

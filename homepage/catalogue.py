@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import pyarrow.parquet as pq
 import structlog
 from pyarrow import ArrowException, fs
 
 from contracts.catalogue import CatalogueItem
 from contracts.errors import GenerationError
+from embeddings.roots import FOREIGN, read_table
 
 REFRESH_S = 2.0
 """How often `CURRENT` is looked at: one small read."""
@@ -129,8 +129,8 @@ def load_catalogue(generation_dir: Path | str) -> dict[str, CatalogueItem]:
         system, root = _open(str(generation_dir))
         # A plain read, not a dataset: the folder names of a path are no columns.
         with system.open_input_file(f"{root}/items.parquet") as file:
-            columns: dict[str, list[Any]] = pq.read_table(file).to_pydict()
-    except (OSError, ArrowException) as error:
+            columns: dict[str, list[Any]] = read_table(file).to_pydict()
+    except FOREIGN as error:
         raise GenerationError(f"{path}: unreadable ({error}); activate another generation") from error
     missing = [name for name in _REQUIRED if name not in columns]
     if missing:

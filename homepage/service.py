@@ -248,7 +248,7 @@ class Homepage:
 
 def make_app(homepage: Homepage) -> Starlette:
     """The ASGI application; background tasks (`defaults.run`, the catalogue's, the impressions') are its owner's."""
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/v1/home/{viewer}", homepage.home),
             Route("/health/live", homepage.live),
@@ -257,6 +257,8 @@ def make_app(homepage: Homepage) -> Starlette:
         ],
         exception_handlers={HTTPException: _json_error},
     )
+    app.router.redirect_slashes = False  # the redirect decodes the query, and a byte that is no UTF-8 there was a 500
+    return app
 
 
 async def _json_error(request: Request, error: Exception) -> Response:

@@ -15,6 +15,7 @@ from typing import Any
 
 import structlog
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from contracts.errors import SettingsError
 
@@ -23,6 +24,9 @@ GRACE_S = 1.0
 
 BACKLOG = 1024
 """Connections that may wait to be accepted."""
+
+MAX_HEAD_BYTES = 64 * 1024
+"""A request line and headers longer than this are nobody's: the parser would keep them all, however long they become."""
 
 POLL_S = 0.002
 """How often the start is looked at."""
@@ -33,6 +37,26 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 log = structlog.get_logger()
+
+
+class _BoundedHead(HttpToolsProtocol):
+    """Hangs up on a request that sends more than `MAX_HEAD_BYTES` (and what one read brings) before its headers end."""
+
+    _head_bytes = 0
+
+    def data_received(self, data: bytes) -> None:
+        self._head_bytes += len(data)
+        super().data_received(data)
+        if self._head_bytes > MAX_HEAD_BYTES:
+            self.transport.abort()
+
+    def on_headers_complete(self) -> None:
+        self._head_bytes = 0
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._head_bytes = 0
+        super().on_body(body)
 
 
 class _Server(uvicorn.Server):
@@ -54,7 +78,7 @@ async def serve(app: AsgiApp, host: str, port: int, *, grace_s: float = GRACE_S)
     with _listen(host, port) as listening:
         config = uvicorn.Config(
             requests,
-            http="httptools",
+            http=_BoundedHead,
             loop="none",
             ws="none",
             lifespan="off",
