@@ -176,7 +176,7 @@ class Updater:
         for tally in counted.values():
             for decision in ("applied", "noop", "private", "dead", "absent"):
                 self.metrics.records.labels(decision).inc(getattr(tally, decision))
-        self.flood.observe(decided.records, len(decided.dead_letters))
+        self.flood.observe(decided.records, self.flood.fresh(decided.dead_letters))
 
     def _observe(self, decided: Plan, results: Sequence[RewriteResult], fetched_at_ms: float) -> None:
         self.metrics.batches.inc()

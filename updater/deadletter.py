@@ -87,6 +87,17 @@ class FloodGuard:
         self._batches: deque[tuple[int, int]] = deque()  # (records, poison) of the batches in the window
         self._records = 0
         self._poison = 0
+        self._counted_below: dict[int, int] = {}
+
+    def fresh(self, letters: Sequence[DeadLetter]) -> int:
+        """How many of these were not counted before: a rewind brings the same poison records again, and they are no more for it."""
+        before = dict(self._counted_below)
+        fresh = 0
+        for letter in letters:
+            partition, offset = letter.record.partition, letter.record.offset
+            fresh += offset >= before.get(partition, 0)
+            self._counted_below[partition] = max(self._counted_below.get(partition, 0), offset + 1)
+        return fresh
 
     def observe(self, records: int, poison: int) -> None:
         """Count a batch. Errors: `HaltError`."""

@@ -62,6 +62,7 @@ class World(actors.World):
         self.knows_new = False
         self.poison = 0
         self._numbers = 0
+        self._copied: dict[int, int] = {}
         self._sent: list[tuple[PlaybackEvent, int, bytes]] = []
         self._trace = trace
         actors.LOG.write = None if trace is None else self.trace
@@ -352,7 +353,8 @@ class World(actors.World):
         cutoffs: dict[int, int] = {}
         parts: dict[str, list[ViewerState]] = {}
         for partition, log in enumerate(self.kafka.logs):
-            cutoffs[partition] = self.rng.randint(log.beginning, log.end)
+            least = max(log.beginning, self._copied.get(partition, 0))  # the lake's copy only grows
+            cutoffs[partition] = self._copied[partition] = self.rng.randint(least, log.end)
             for fact in self.checker.facts[partition][: cutoffs[partition]]:
                 if fact.event is not None and fact.alone is not None:
                     parts.setdefault(fact.event.viewer, []).append(fact.alone)

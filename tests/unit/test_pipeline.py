@@ -177,6 +177,15 @@ def test_a_trickle_of_poison_below_one_percent_never_halts() -> None:
         guard.observe(512, 5)
 
 
+def test_poison_that_a_rewind_brings_again_is_counted_once() -> None:
+    guard = FloodGuard()
+    letters = [DeadLetter(FakeRecord(offset, b""), UndecodableRecord("x"), quotable=True) for offset in range(15)]
+    for _ in range(10):
+        guard.observe(50, guard.fresh(letters))
+    again = DeadLetter(FakeRecord(15, b""), UndecodableRecord("x"), quotable=True)
+    assert [guard.fresh([*letters, again]), guard.fresh([again])] == [1, 0]
+
+
 def test_poison_long_ago_is_forgotten() -> None:
     guard = FloodGuard()
     guard.observe(100, 19)
