@@ -12,7 +12,8 @@
     ├── StaleActivation         load the named generation, redo the batch
     ├── GenerationError         keep the old generation, report
     ├── HaltError               stop and wait for an operator's verb
-    │   └── Halted              the same, found in the store at start
+    │   ├── Halted              the same, found in the store at start
+    │   └── (viewers) BadState  a stored viewer that this program cannot read
     └── UserError               crash with exit status 2: settings, arguments, files
         ├── SettingsError
         ├── ContractError       a schema or a manifest that its readers could not read

@@ -21,6 +21,12 @@ FUTURE_TOLERANCE_MS = 5 * 60 * 1000
 EARLIEST_TIME_MS = 946_684_800_000
 """2000-01-01: earlier times are a unit error (seconds sent as milliseconds), not history."""
 
+LATEST_TIME_MS = 4_102_444_800_000
+"""2100-01-01: the packed state keeps seconds in 32 bits."""
+
+MAX_DURATION_MS = 30 * 24 * 3_600_000
+"""Longer than anything that is played, and far below where 255 times it would overflow."""
+
 MAX_WATCHED_RATIO = 10
 """`watched_ms` may exceed `duration_ms` this many times (rewinds), no more."""
 
@@ -114,6 +120,8 @@ def _validate_play(event: PlaybackEvent, timestamp_ms: int) -> None:
     _check_time("play_started_at", event.play_started_at_ms, timestamp_ms)
     if event.watched_ms < 0 or event.duration_ms <= 0:
         raise InvalidEvent("watched_ms must be at least 0 and duration_ms above 0")
+    if event.duration_ms > MAX_DURATION_MS:
+        raise InvalidEvent("duration_ms is over 30 days; are these microseconds?")
     if event.watched_ms > MAX_WATCHED_RATIO * event.duration_ms:
         raise InvalidEvent(f"watched_ms is over {MAX_WATCHED_RATIO} times the duration")
 
@@ -121,5 +129,7 @@ def _validate_play(event: PlaybackEvent, timestamp_ms: int) -> None:
 def _check_time(name: str, time_ms: int, timestamp_ms: int) -> None:
     if time_ms < EARLIEST_TIME_MS:
         raise InvalidEvent(f"{name}: before the year 2000; are these seconds instead of milliseconds?")
+    if time_ms >= LATEST_TIME_MS:
+        raise InvalidEvent(f"{name}: after the year 2099; are these microseconds instead of milliseconds?")
     if time_ms > timestamp_ms + FUTURE_TOLERANCE_MS:
         raise InvalidEvent(f"{name}: more than five minutes past the record's timestamp")

@@ -40,6 +40,8 @@ from runtime.settings import Settings
 
 SOURCE_TIMESTAMP = "nearline.source.timestamp"
 SOURCE_EPOCH = "nearline.source.epoch"
+SOURCE_SIZE = "nearline.source.size_bytes"
+SOURCE_SHA256 = "nearline.source.sha256"
 REPLAYED = "nearline.replayed"
 ERASED = "nearline.erased"
 

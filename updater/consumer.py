@@ -58,6 +58,9 @@ FETCH_WAIT_MS = 250
 COMMIT_EVERY_S = 0.5
 """Commits are for the broker's eyes and for min(committed, marker): the marker alone already says what is done."""
 RESUME_TIMEOUT_S = 20.0
+STOP_TIMEOUT_S = 5.0
+"""For each thing that is closed at a stop: three of them stay below the 30 s after which orchestrators kill."""
+PASS_EVERY_S = 1.0
 BACKOFF_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 T = TypeVar("T")
@@ -102,6 +105,7 @@ class Updater:
         self._stopping = asyncio.Event()
         self._epoch = 0  # raised whenever the assignment moves: what was fetched before is not ours to process
         self._resumed_epoch = -1
+        self._passed_s = 0.0  # when control records were last looked for
         self.failing_since: float | None = None
 
     @property
@@ -131,7 +135,7 @@ class Updater:
                             await self._process(checkpoint, dead_letters, fetched, fetched_at_ms)
                         else:
                             await self.store.check_identity()
-                            await self._pass_control_records(consumer, checkpoint)
+                        await self._pass_control_records(consumer, checkpoint, fetched)
                     failures, self.failing_since = 0, None
                 except StaleActivation as stale:
                     self._again("stale_activation", stale)
@@ -205,11 +209,18 @@ class Updater:
                 return {}
         return {tp.partition: records for tp, records in found.items() if records}
 
-    async def _pass_control_records(self, consumer: AIOKafkaConsumer, checkpoint: Checkpoint) -> None:
-        """When nothing was fetched: offsets that hold no record (transaction markers) are absent."""
+    async def _pass_control_records(
+        self, consumer: AIOKafkaConsumer, checkpoint: Checkpoint, fetched: Mapping[int, object]
+    ) -> None:
+        """Once a second, in partitions that gave nothing: offsets that hold no record (transaction markers) are absent."""
+        if fetched and time.monotonic() - self._passed_s < PASS_EVERY_S:
+            return
+        self._passed_s = time.monotonic()
         ahead = {}
         with kafka_errors("reading positions", self.settings):
             for partition, at in checkpoint.progress.items():
+                if partition in fetched:
+                    continue
                 position = await consumer.position(TopicPartition(self.settings.kafka.topic, partition))
                 if position > at.position:
                     ahead[partition] = position
@@ -229,7 +240,20 @@ class Updater:
             except TimeoutError as error:  # the client looks for its coordinator for ever
                 topic = self.settings.kafka.topic
                 raise KafkaUnavailable(f"reading where {topic} stands took over {RESUME_TIMEOUT_S:g} s") from error
+            if not checkpoint.progress:
+                await self._require_topic()
             self._resumed_epoch = epoch
+
+    async def _require_topic(self) -> None:
+        """No partition is ours: because others have them all, or because there is no such topic? Errors: `KafkaUnavailable`."""
+        assert self.consumer is not None
+        kafka = self.settings.kafka
+        with kafka_errors("listing the topics", self.settings):
+            topics = await self.consumer.topics()
+        if kafka.topic not in topics:
+            raise KafkaUnavailable(
+                f"there is no topic {kafka.topic} at {kafka.bootstrap_servers}: create it, or set NEARLINE_KAFKA__TOPIC (nearline doctor)"
+            )
 
     def _again(self, cause: str, error: Exception) -> None:
         """The batch in hand is done again, from what the store holds."""
@@ -252,6 +276,7 @@ class Updater:
             await self.swap.check()
             if self.swap.rewriter.activation >= activation:
                 return
+            self.failing_since = self.failing_since or time.monotonic()
             log.warning(
                 "waiting_for_generation", activation=activation, remedy="is generations_path the nightly job's?"
             )
@@ -295,13 +320,13 @@ class Updater:
                     yield consumer, checkpoint, DeadLetterQueue(producer, self.settings)
                 finally:
                     await cancel_all(*background)
-                    await checkpoint.commit()
+                    await _briefly(checkpoint.commit())
                     with contextlib.suppress(TransientError):
                         await self.store.remove_updater(self.instance)
             finally:
-                await consumer.stop()
+                await _briefly(consumer.stop())
         finally:
-            await producer.stop()
+            await _briefly(producer.stop())
             self._executor.shutdown(wait=False)
             self._loader.shutdown(wait=False)
 
@@ -317,6 +342,13 @@ class Updater:
                 attempt += 1
                 if self._stopping.is_set():
                     raise
+
+
+async def _briefly(closing: Awaitable[None]) -> None:
+    """A hung broker must not keep a stop from ending: what it would have been told, the marker says."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(STOP_TIMEOUT_S):
+            await closing
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]

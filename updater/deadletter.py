@@ -10,17 +10,22 @@ is refused would stop the partition.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections import deque
 from collections.abc import Sequence
 
 from contracts.errors import HaltError
-from runtime.deadletters import SOURCE_EPOCH, SOURCE_TIMESTAMP
+from runtime.deadletters import SOURCE_EPOCH, SOURCE_SHA256, SOURCE_SIZE, SOURCE_TIMESTAMP
 from runtime.kafka import AIOKafkaProducer, kafka_errors
 from runtime.settings import Settings
 from updater.pipeline import DeadLetter
 
 STAGE_OF_ERROR = {"UndecodableRecord": "VALUE_CONVERTER", "InvalidEvent": "TRANSFORMATION"}
+
+MAX_QUOTED_BYTES = 64 * 1024
+"""Four times what a valid record may have. Larger ones are kept by size and digest: a letter that the broker refuses for its size
+would stop the partition for ever."""
 
 FLOOD_RECORDS = 20
 FLOOD_SHARE = 0.01
@@ -41,13 +46,24 @@ def headers(letter: DeadLetter, topic: str, epoch: int = 1) -> list[tuple[str, b
         SOURCE_TIMESTAMP: str(letter.record.timestamp),
         SOURCE_EPOCH: str(epoch),
     }
-    original = list(letter.record.headers) if letter.quotable else []
+    if letter.quotable and not _quoted(letter):
+        value = letter.record.value or b""
+        fields |= {SOURCE_SIZE: str(len(value)), SOURCE_SHA256: hashlib.sha256(value).hexdigest()}
+    original = list(letter.record.headers) if _quoted(letter) else []
     return original + [(key, value.encode()) for key, value in fields.items()]
+
+
+def _quoted(letter: DeadLetter) -> bool:
+    """True if the letter holds the record's own key, value and headers."""
+    record = letter.record
+    size = len(record.key or b"") + len(record.value or b"")
+    size += sum(len(name) + len(value or b"") for name, value in record.headers)
+    return letter.quotable and size <= MAX_QUOTED_BYTES
 
 
 def _value(letter: DeadLetter) -> bytes | None:
     """The record's bytes; none that may be private. The client refuses records without both key and value: those get an empty one."""
-    if not letter.quotable:
+    if not _quoted(letter):
         return b""
     return b"" if letter.record.key is None and letter.record.value is None else letter.record.value
 
@@ -69,7 +85,7 @@ class DeadLetterQueue:
             acks = [
                 await self._producer.send(
                     kafka.dead_letter_topic,
-                    key=letter.record.key if letter.quotable else None,
+                    key=letter.record.key if _quoted(letter) else None,
                     value=_value(letter),
                     timestamp_ms=None if letter.record.timestamp < 0 else min(letter.record.timestamp, now_ms),
                     headers=headers(letter, kafka.topic, kafka.stream_epoch),

@@ -79,7 +79,7 @@ class Watch:
         for gauge in (metrics.lag_records, metrics.lag_seconds, metrics.unaccounted):
             gauge.clear()
         for partition, at in checkpoint.progress.items():
-            end = consumer.highwater(TopicPartition(kafka.topic, partition))
+            end = consumer.last_stable_offset(TopicPartition(kafka.topic, partition))
             lag = max(0, (at.position if end is None else end) - at.position)
             self.lag_records += lag
             labels = (kafka.group_id, kafka.topic, str(partition))
@@ -130,7 +130,7 @@ def make_app(updater: Updater, watch: Watch) -> Starlette:
 
     async def ready(request: Request) -> Response:
         why = {
-            "assigned": updater.checkpoint is not None,
+            "partitions": sorted(updater.checkpoint.progress) if updater.checkpoint else [],
             "generation_id": updater.swap.generation_id or None,
             "failing_for_s": None
             if updater.failing_since is None

@@ -3,7 +3,7 @@
 All integers little-endian:
 
     version u8 = 1 | wide u8 (1: item indexes are u16) | n_plays u16 | n_items u16 | n_registers u16 | n_seen u16 |
-    erased_through_s i32 (-1: never)
+    erased_through_s + 1 u32 (0: never)
     plays, newest first, one column after another:
         start_s u32 | start_ms u16 (0-999) | play_digest u32 | item index u8 or u16 | share u8 | flags u8
     items, in order of first appearance: length u8 each, then all ids, ASCII
@@ -18,17 +18,17 @@ import struct
 
 import numpy as np
 
-from contracts.errors import NearlineError
+from contracts.errors import HaltError
 from viewers.state import EMPTY, Play, Register, RegisterKind, ViewerState
 
 VERSION = 1
-_HEADER = struct.Struct("<BBHHHHi")
+_HEADER = struct.Struct("<BBHHHHI")
 _REGISTER = struct.Struct("<BbIHIB")
 _NO_VALUE = -128
 
 
-class BadState(NearlineError):
-    """The bytes are not a packed state: another program wrote to the viewer's key, or a newer version did."""
+class BadState(HaltError):
+    """The bytes are not a packed state: another program wrote to the viewer's key, or a newer version of this one did."""
 
 
 def pack(state: ViewerState) -> bytes:
@@ -54,7 +54,7 @@ def pack(state: ViewerState) -> bytes:
             bytes(map(len, ids)),
         )
     )
-    header = _HEADER.pack(VERSION, wide, n, len(ids), len(state.registers), len(state.seen), state.erased_through_s)
+    header = _HEADER.pack(VERSION, wide, n, len(ids), len(state.registers), len(state.seen), state.erased_through_s + 1)
     parts = [header, columns, *ids, *map(_pack_register, state.registers)]
     if state.seen:
         m = len(state.seen)
@@ -88,7 +88,7 @@ def unpack(data: bytes) -> ViewerState:
 
 
 def _unpack(data: bytes) -> ViewerState:
-    version, wide, n, n_items, n_registers, n_seen, erased_through_s = _HEADER.unpack_from(data)
+    version, wide, n, n_items, n_registers, n_seen, erased_plus_1 = _HEADER.unpack_from(data)
     if version != VERSION:
         raise BadState(f"packed state has version {version}, this program reads {VERSION}; upgrade it")
     at = _HEADER.size
@@ -119,4 +119,4 @@ def _unpack(data: bytes) -> ViewerState:
         raise BadState(f"packed state is {len(data)} bytes, its header says {at + tail.size}")
     digests = [low | high << 32 for low, high in zip(columns[:n_seen], columns[n_seen : 2 * n_seen], strict=True)]
     seen = tuple(zip(digests, columns[2 * n_seen :], strict=True))
-    return ViewerState(plays, seen, tuple(registers), erased_through_s)
+    return ViewerState(plays, seen, tuple(registers), erased_plus_1 - 1)

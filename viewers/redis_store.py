@@ -20,6 +20,7 @@ from contracts import keys as fields
 from contracts.errors import StoreChanged, StoreUnavailable
 from contracts.keys import TOKEN_BYTES, Keys
 from viewers import scripts
+from viewers.packing import BadState
 from viewers.store import Conflict, Marker, MarkerWrite, Stale, StoredViewer, ViewerWrite, WriteResult, Written
 
 _MARKER_FIELDS = ("next", "origin", "applied", "noop", "private", "dead", "absent")
@@ -309,6 +310,10 @@ def _stored(
 ) -> StoredViewer:
     if control is None:
         return StoredViewer()
+    if len(control) <= TOKEN_BYTES or not control[TOKEN_BYTES:].isdigit():
+        raise BadState(
+            f"a viewer's field `{fields.CONTROL}` holds {len(control)} bytes that are no token and activation"
+        )
     return StoredViewer(control[:TOKEN_BYTES], int(control[TOKEN_BYTES:]), state or b"", vector or b"", row or b"")
 
 

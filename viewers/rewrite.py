@@ -20,6 +20,7 @@ from enum import Enum
 import numpy as np
 from numpy.typing import NDArray
 
+from contracts.digests import id_digest
 from contracts.errors import StaleActivation, StoreUnavailable
 from contracts.rows import HomeRow
 from embeddings.generation import Generation
@@ -231,7 +232,13 @@ def _compute(
     for job, stored in todo:
         if stored.activation > rewriter.activation:
             raise StaleActivation(stored.activation)
-        before = packing.unpack(stored.state)
+        try:
+            before = packing.unpack(stored.state)
+        except packing.BadState as error:
+            raise packing.BadState(
+                f"viewer {id_digest(job.viewer):08x} (BLAKE2b of the id, 4 bytes): {error}. If a newer version wrote it, upgrade; if it is "
+                "damaged, delete the viewer's key, then: nearline nightly --seed, nearline resume"
+            ) from error
         after = merge((before, job.facts), rewriter.limits)
         unchanged = after == before and stored.activation == rewriter.activation
         changed.append(None if unchanged else (after, job.event_time_ms))

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from aiokafka import AIOKafkaProducer
 
 from contracts.errors import Halted, HaltError
 from contracts.events import Kind, PlaybackEvent
@@ -303,3 +304,56 @@ async def test_health_metrics_and_stats_tell_what_happened(stage: Stage) -> None
     assert lines["nearline_lag_records" + labels] == "0.0"
     assert float(lines["nearline_event_to_row_seconds_count"]) > 0
     assert float(lines["nearline_generation_age_seconds"]) > 0
+
+
+async def test_a_record_too_large_to_quote_is_a_dead_letter_by_size_and_digest_and_does_not_stop_the_stream(
+    stage: Stage,
+) -> None:
+    publish(stage, "g1")
+    good = plays(5, 40)
+    giant = AIOKafkaProducer(
+        bootstrap_servers=stage.settings.kafka.bootstrap_servers, max_request_size=20_000_000, compression_type="gzip"
+    )
+    await giant.start()
+    await giant.send_and_wait(stage.settings.kafka.topic, b"\x01" * 1_500_000, key=b"v1", headers=[("private", b"0")])
+    await giant.stop()
+    async with stage.updater():
+        await stage.send(good)
+        await stage.drained(41)
+    await stage.assert_consistent()
+    consumer = await make_consumer(stage.settings)
+    dead = TopicPartition(stage.settings.kafka.dead_letter_topic, 0)
+    consumer.assign([dead])
+    consumer.seek(dead, 0)
+    letters: list = []
+    while not letters:
+        letters = [r for records in (await consumer.getmany(timeout_ms=500)).values() for r in records]
+    await consumer.stop()
+    (letter,) = letters
+    assert not letter.value
+    assert dict(letter.headers)["nearline.source.size_bytes"] == b"1500000"
+
+
+async def test_without_its_topic_an_updater_is_not_ready_and_takes_up_the_topic_once_it_is_there(
+    kafka: KafkaServer, valkey: ValkeyServer, topic: TopicFactory, namespace: str, tmp_path: Path
+) -> None:
+    stage = await make_stage(kafka.bootstrap, valkey.url, f"late-{namespace}", namespace, tmp_path)
+    publish(stage, "g1")
+    async with stage.updater() as updater:
+        await wait_until(lambda: updater.metrics.retries.labels("KafkaUnavailable")._value.get() > 0, "the complaint")
+        assert not updater.ready
+        await topic(PARTITIONS, name=f"late-{namespace}")
+        await wait_until(lambda: updater.ready and bool(updater.checkpoint.progress), "ready", 60)
+        await stage.send(plays(5, 30))
+        await stage.drained(30)
+    await stage.assert_consistent()
+    await stage.store.close()
+
+
+async def test_a_viewer_that_cannot_be_read_halts_with_what_to_do(stage: Stage) -> None:
+    publish(stage, "g1")
+    await stage.store._command("HSET", stage.store.keys.viewer("v1"), "c", b"12345678" + b"1", "s", b"\x09garbage")
+    with pytest.raises(HaltError, match="nearline nightly --seed"):
+        async with stage.updater():
+            await stage.send(plays(3, 9))
+            await wait_until(lambda: halted(stage), "the halt")

@@ -290,6 +290,11 @@ class SimConsumer:
         self.kafka.on_seek(self, tp.partition, offset)
         self.positions[tp.partition] = offset
 
+    async def topics(self) -> set[str]:
+        """The topic is always there."""
+        found: set[str] = await self.kafka.call(self.loop, lambda: {self.kafka.topic})
+        return found
+
     async def position(self, tp: TopicPartition) -> int:
         if tp not in self.assigned:
             raise IllegalStateError(f"{tp} is not assigned")

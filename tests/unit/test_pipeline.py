@@ -107,6 +107,8 @@ def test_an_undecodable_record_that_may_be_private_is_dead_lettered_by_its_coord
         (dataclasses.replace(play_event("ana", 1, 5), watched_ms=1_000_001), "10 times"),
         (dataclasses.replace(play_event("ana", 1, 5), event_time_ms=T0 // 1000), "seconds"),
         (dataclasses.replace(play_event("ana", 1, 5), event_time_ms=T0 + 86_400_000), "five minutes"),
+        (dataclasses.replace(play_event("ana", 1, 5), duration_ms=31 * 86_400_000), "30 days"),
+        (dataclasses.replace(play_event("ana", 1, 5), event_time_ms=T0 * 1000), "microseconds"),
         (PlaybackEvent("e", Kind.RATE, "ana", T0, item_id="tt1", value=101), "value"),
         (PlaybackEvent("e", Kind.PREFER, "ana", T0, preference="a b", value=1), "preference"),
     ],

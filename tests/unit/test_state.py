@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from contracts.events import Kind, PlaybackEvent
+from contracts.events import LATEST_TIME_MS, Kind, PlaybackEvent
 from viewers.packing import BadState, pack, unpack
 from viewers.state import (
     COMPLETED,
@@ -214,3 +214,9 @@ def test_the_watched_share_is_in_255ths_and_more_than_all_is_all(watched: int, s
 def play(item_id: str, second: int) -> ViewerState:
     """A state of one play, `second` seconds after T0."""
     return ViewerState((Play(T0 + second * 1000, 7, item_id, 255, COMPLETED),))
+
+
+def test_times_up_to_the_year_2100_can_be_packed_erasures_included() -> None:
+    latest_s = LATEST_TIME_MS // 1000 - 1
+    state = ViewerState((Play(latest_s * 1000 + 999, 1, "a", 1, 0),), erased_through_s=latest_s)
+    assert unpack(pack(state)) == state
