@@ -29,7 +29,7 @@ from runtime.kafka import AIOKafkaProducer, make_producer
 from runtime.logs import configure_logs
 from runtime.settings import Settings, load_settings
 from runtime.tasks import cancel_all
-from sandbox.children import find_free_port, port_is_free
+from sandbox.children import FolderLock, find_free_port, port_is_free
 from sandbox.live_backend import open_backend
 from sandbox.live_sources import NightSnapshot
 from sandbox.processes import Service, get_json
@@ -114,12 +114,12 @@ class _Demo:
         self.stopping.set()
 
     def _clear_folder(self) -> None:
-        """A fresh start each time, unless another demo is using the folder (its claim is a lock: the start then fails)."""
-        for name in ("generations", "lake"):
+        """A fresh start each time. Errors: `SandboxError`, with nothing removed, if a running demo holds any part of the folder."""
+        claimed = ("kafka", "valkey", "updater", "homepage")
+        for name in claimed:
+            _require_free(self.folder / name, name)
+        for name in ("generations", "lake", *claimed):
             shutil.rmtree(self.folder / name, ignore_errors=True)
-        for name in ("kafka", "valkey"):
-            if not _in_use(self.folder / name):
-                shutil.rmtree(self.folder / name, ignore_errors=True)
 
     def _settings(self, sandbox: Sandbox) -> tuple[Settings, dict[str, str]]:
         """The settings of every process, and the same as environment variables."""
@@ -347,15 +347,9 @@ def _given_servers(settings: Settings) -> dict[str, str]:
     return given
 
 
-def _in_use(folder: Path) -> bool:
-    """True if a live server holds the folder's claim."""
-    import fcntl
-
-    try:
-        with (folder / "in-use").open("a+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-    return False
+def _require_free(folder: Path, what: str) -> None:
+    """Errors: `SandboxError` if a live process holds the folder's claim."""
+    if folder.exists():
+        claim = FolderLock(folder, what)
+        claim.acquire()
+        claim.release()
