@@ -98,6 +98,8 @@ def validate(event: PlaybackEvent, *, key: bytes | None, timestamp_ms: int) -> N
         )
     if not valid_id(event.event_id):
         raise InvalidEvent("event_id: not an id (1-128 characters of A-Z a-z 0-9 . _ : | @ ~ -)")
+    if event.row_id is not None and not valid_id(event.row_id):
+        raise InvalidEvent("row_id: not an id (1-128 characters of A-Z a-z 0-9 . _ : | @ ~ -)")
     _check_time("event_time", event.event_time_ms, timestamp_ms)
     if event.kind in PLAY_KINDS:
         _validate_play(event, timestamp_ms)

@@ -47,7 +47,9 @@ REGISTER_SIGNALS: dict[RegisterKind, Callable[[Register], float | None]] = {
     # None: says nothing about the item (a cleared rating leaves the plays to speak).
     RegisterKind.RATE: lambda register: None if register.value is None else register.value / 100,
     RegisterKind.HIDE: lambda register: -1.0,
-    RegisterKind.PREFER: lambda register: None,  # about a topic or a creator, not about an item: read by ranking
+    RegisterKind.PREFER: lambda register: (
+        None
+    ),  # about a topic or a creator, not about an item: kept for sources that rank by them
 }
 
 
