@@ -58,7 +58,8 @@ class LiveCatalogue:
         self._root = generations_path
         self._catalogue = Catalogue()
         self._seen: tuple[str, int] = ("", 0)
-        self._told: dict[str, CatalogueItem] = {}  # newer than the generation, or not in it
+        # By the feed, and kept though the generation agrees: a rollback puts an older one in force. Bounded by the catalogue.
+        self._told: dict[str, CatalogueItem] = {}
 
     @property
     def activation(self) -> int:
@@ -71,10 +72,11 @@ class LiveCatalogue:
 
     def put(self, item: CatalogueItem) -> None:
         """What the catalogue topic says of a title; it wins over the generation, which is older."""
-        if self._catalogue.items.get(item.item_id) == item:
-            self._told.pop(item.item_id, None)
-        else:
-            self._told[item.item_id] = item
+        self._told[item.item_id] = _shared(item, self._catalogue.items)
+
+    def remove(self, item_id: str) -> None:
+        """The catalogue topic holds the title no more. It stays hidden: an older generation may still have it."""
+        self._told[item_id] = CatalogueItem(item_id, item_id, taken_down=True)
 
     async def refresh(self) -> bool:
         """Load the catalogue that `CURRENT` names if it is another one; True if it was replaced.
@@ -86,7 +88,7 @@ class LiveCatalogue:
         generation_id, activation = current
         items = await asyncio.to_thread(load_catalogue, f"{self._root.rstrip('/')}/{generation_id}")
         self._catalogue = Catalogue(items, generation_id, activation)
-        self._told = {item_id: item for item_id, item in self._told.items() if items.get(item_id) != item}
+        self._told = {item_id: _shared(item, items) for item_id, item in self._told.items()}
         self._seen = current
         log.info("catalogue_loaded", generation_id=generation_id, activation=activation, items=len(items))
         return True
@@ -103,6 +105,12 @@ class LiveCatalogue:
                     reported = str(error)
                     log.warning("catalogue_not_loaded", problem=reported)
             await asyncio.sleep(REFRESH_S)
+
+
+def _shared(item: CatalogueItem, items: Mapping[str, CatalogueItem]) -> CatalogueItem:
+    """The equal object in `items` if there is one, so that a catalogue told in full is not held twice."""
+    known = items.get(item.item_id)
+    return known if known is not None and known == item else item
 
 
 def read_current(generations_path: str) -> tuple[str, int] | None:

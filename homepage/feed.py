@@ -12,6 +12,7 @@ import structlog
 
 from contracts.codec import Codec
 from contracts.errors import KafkaUnavailable, RecordError, UnknownSchema
+from contracts.events import valid_id
 from homepage.catalogue import LiveCatalogue
 from runtime.kafka import AIOKafkaConsumer, TopicPartition, kafka_errors, make_admin, make_consumer
 from runtime.settings import Settings
@@ -64,7 +65,10 @@ class CatalogueFeed:
         for records in fetched.values():
             for record in records:
                 if record.value is None:
-                    continue  # a tombstone: the next generation will not have it
+                    key = (record.key or b"").decode("ascii", "replace")
+                    if valid_id(key):
+                        self._catalogue.remove(key)
+                    continue
                 try:
                     self._catalogue.put(self._codec.decode_item(record.value))
                 except RecordError as error:

@@ -39,6 +39,7 @@ async def test_the_feed_wins_over_the_generation_and_skips_what_it_cannot_read(
         for key, value in (
             (item.item_id, CODEC.encode_item(taken_down)),
             ("bad", b"not avro"),
+            ("tt0000003", None),
             (new.item_id, CODEC.encode_item(new)),
         ):
             await producer.send_and_wait(settings.kafka.catalogue_topic, value, key=key.encode())
@@ -46,6 +47,9 @@ async def test_the_feed_wins_over_the_generation_and_skips_what_it_cannot_read(
         await wait_until(lambda: catalogue.get("tt-new") is not None, "the feed")
         assert catalogue.get("tt0000001") == taken_down
         assert catalogue.get("tt0000002") is not None
+        removed = catalogue.get("tt0000003")
+        assert removed is not None
+        assert removed.taken_down
     finally:
         feed.cancel()
         await asyncio.gather(feed, return_exceptions=True)

@@ -336,7 +336,7 @@ async def test_queued_impressions_are_bounded_sent_in_order_and_counted_when_los
 
 
 def write_generation(folder: Path, generation_id: str, activation: int, titles: Mapping[str, str]) -> None:
-    (folder / generation_id).mkdir(parents=True)
+    (folder / generation_id).mkdir(parents=True, exist_ok=True)
     columns = {
         "item_id": list(titles),
         "title": list(titles.values()),
@@ -365,6 +365,27 @@ async def test_the_catalogue_follows_current_and_a_broken_generation_leaves_the_
     with pytest.raises(GenerationError, match=r"items\.parquet"):
         await live.refresh()
     assert live.activation == 2
+
+
+async def test_a_rollback_does_not_bring_a_taken_down_title_back(tmp_path: Path) -> None:
+    """What the feed told holds beyond the generation that agrees with it; a title it removed stays hidden too."""
+    live = LiveCatalogue(str(tmp_path))
+    write_generation(tmp_path, "g1", 1, {"a": "One", "b": "Two", "c": "Three"})
+    await live.refresh()
+    one, two = live.get("a"), live.get("b")
+    assert one is not None
+    assert two is not None
+    live.put(replace(one, title="Renamed"))
+    live.put(two)
+    live.put(replace(two, taken_down=True))
+    live.remove("c")
+    write_generation(tmp_path, "g2", 2, {"a": "Renamed"})
+    await live.refresh()
+    live.put(replace(one, title="Renamed"))
+    write_generation(tmp_path, "g1", 3, {"a": "One", "b": "Two", "c": "Three"})
+    assert await live.refresh()
+    assert (live.get("a") or one).title == "Renamed"
+    assert [item.taken_down for name in "abc" if (item := live.get(name)) is not None] == [False, True, True]
 
 
 def test_a_catalogue_without_titles_is_refused_by_name(tmp_path: Path) -> None:
