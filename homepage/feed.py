@@ -10,10 +10,10 @@ import asyncio
 
 import structlog
 
-from contracts.codec import Codec
 from contracts.errors import KafkaUnavailable, RecordError, UnknownSchema
 from contracts.events import valid_id
 from homepage.catalogue import LiveCatalogue
+from homepage.schemas import LearningCodec
 from runtime.kafka import AIOKafkaConsumer, TopicPartition, kafka_errors, make_admin, make_consumer
 from runtime.settings import Settings
 
@@ -27,10 +27,13 @@ log = structlog.get_logger()
 class CatalogueFeed:
     """`run` is the home page's background task."""
 
-    def __init__(self, settings: Settings, codec: Codec, catalogue: LiveCatalogue) -> None:
+    def __init__(self, settings: Settings, codec: LearningCodec, catalogue: LiveCatalogue) -> None:
         self._settings = settings
         self._codec = codec
         self._catalogue = catalogue
+        # Key → newest value and its offset, of a schema that the registry does not know yet.
+        self._unread: dict[bytes, tuple[bytes, int]] = {}
+        self._unread_with = codec.current
 
     async def run(self) -> None:
         """Follow until cancelled; a failure is logged once per message and tried again."""
@@ -38,7 +41,7 @@ class CatalogueFeed:
         while True:
             try:
                 await self._follow()
-            except (KafkaUnavailable, UnknownSchema) as error:
+            except KafkaUnavailable as error:
                 if str(error) != reported:
                     reported = str(error)
                     log.warning("catalogue_feed_away", problem=reported)
@@ -64,15 +67,35 @@ class CatalogueFeed:
         fetched = await consumer.getmany(timeout_ms=FETCH_WAIT_MS)
         for records in fetched.values():
             for record in records:
-                if record.value is None:
-                    key = (record.key or b"").decode("ascii", "replace")
-                    if valid_id(key):
-                        self._catalogue.remove(key)
-                    continue
-                try:
-                    self._catalogue.put(self._codec.decode_item(record.value))
-                except RecordError as error:
-                    log.warning("catalogue_record_skipped", offset=record.offset, problem=str(error))
+                self.take(record.key or b"", record.value, record.offset)
+        self.take_unread()
+
+    def take(self, key: bytes, value: bytes | None, offset: int) -> None:
+        """One record. What cannot be read is passed over, so that it holds up nobody else's take-down."""
+        self._unread.pop(key, None)
+        if value is None:
+            item_id = key.decode("ascii", "replace")
+            if valid_id(item_id):
+                self._catalogue.remove(item_id)
+            return
+        try:
+            self._catalogue.put(self._codec.decode_item(value))
+        except RecordError as error:
+            log.warning("catalogue_record_skipped", offset=offset, problem=str(error))
+        except UnknownSchema as error:
+            if not self._unread:
+                log.warning("catalogue_record_put_aside", offset=offset, problem=str(error))
+            self._unread[key] = value, offset
+
+    def take_unread(self) -> None:
+        """Try what was put aside again, once the registry has changed."""
+        if not self._unread:
+            return
+        self._codec.reload()
+        if self._codec.current is not self._unread_with:
+            self._unread_with = self._codec.current
+            for key, (value, offset) in tuple(self._unread.items()):
+                self.take(key, value, offset)
 
     async def _partitions(self) -> list[TopicPartition]:
         topic = self._settings.kafka.catalogue_topic

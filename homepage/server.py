@@ -15,6 +15,7 @@ from contracts.codec import Codec
 from homepage.catalogue import LiveCatalogue
 from homepage.feed import CatalogueFeed
 from homepage.impressions import KafkaImpressions, QueuedImpressions
+from homepage.schemas import LearningCodec
 from homepage.service import ROW_DEADLINE_S, DefaultRows, Homepage, Metrics, make_app
 from runtime.http import serve
 from runtime.settings import Settings
@@ -50,6 +51,7 @@ async def run_homepage(
         if store is None:
             stack.push_async_callback(reader.close)
         codec = Codec.load(settings.registry_path)
+        learning = LearningCodec(codec)  # what others write, by a schema that may be newer than this process
         metrics = Metrics()
         catalogue = LiveCatalogue(settings.generations_path)
         kafka = KafkaImpressions(settings, codec, metrics.impressions_lost)
@@ -59,10 +61,12 @@ async def run_homepage(
         stack.push_async_callback(impressions.drain)
         defaults = DefaultRows(reader)
         homepage = Homepage(
-            reader, codec, catalogue, impressions, defaults, metrics, territory=settings.homepage.territory
+            reader, learning, catalogue, impressions, defaults, metrics, territory=settings.homepage.territory
         )
         await defaults.refresh()
-        tasks.start(defaults.run(), catalogue.run(), impressions.run(), CatalogueFeed(settings, codec, catalogue).run())
+        tasks.start(
+            defaults.run(), catalogue.run(), impressions.run(), CatalogueFeed(settings, learning, catalogue).run()
+        )
         port = await stack.enter_async_context(
             serve(make_app(homepage), settings.homepage.host, settings.homepage.port)
         )

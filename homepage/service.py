@@ -32,6 +32,7 @@ from contracts.rows import ENTRIES_SHOWN, HomeRow, Impression
 from homepage.catalogue import CatalogueView
 from homepage.impressions import ImpressionSink
 from homepage.render import ANY, Audience, Selection, default_keys, render_row, select_entries
+from homepage.schemas import LearningCodec
 from viewers.store import Store
 
 ROW_DEADLINE_S = 0.25
@@ -131,7 +132,7 @@ class Homepage:
     """The service's parts. `identify` tells who asks (raise `HTTPException(401)` if nobody may); path-based by default."""
 
     store: Store
-    codec: Codec
+    codec: Codec | LearningCodec
     catalogue: CatalogueView
     impressions: ImpressionSink
     defaults: DefaultRows

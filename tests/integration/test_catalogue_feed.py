@@ -10,6 +10,7 @@ from contracts.codec import Codec
 from embeddings.files import GenerationsFolder
 from homepage.catalogue import LiveCatalogue
 from homepage.feed import CatalogueFeed
+from homepage.schemas import LearningCodec
 from runtime.kafka import make_producer
 from runtime.settings import Settings
 from sandbox.servers import KafkaServer
@@ -30,7 +31,7 @@ async def test_the_feed_wins_over_the_generation_and_skips_what_it_cannot_read(
     await catalogue.refresh()
     item = catalogue.get("tt0000001")
     assert item is not None
-    feed = asyncio.create_task(CatalogueFeed(settings, CODEC, catalogue).run())
+    feed = asyncio.create_task(CatalogueFeed(settings, LearningCodec(CODEC), catalogue).run())
     try:
         await ensure_topics(settings, 1)
         producer = await make_producer(settings)

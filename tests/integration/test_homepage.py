@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from prometheus_client import Counter
+from structlog.testing import capture_logs
 
 from contracts.catalogue import CatalogueItem
 from contracts.codec import Codec
@@ -169,6 +170,31 @@ async def test_a_viewer_without_a_usable_row_gets_the_default_row(row: bytes) ->
     assert response.json()["row_id"] == "any"
     assert len(response.json()["entries"]) == ENTRIES_SHOWN
     assert count(homepage, "nearline_homepage_requests_total", outcome="default") == 1
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        b"\x00\x00\x00\x00\x02somebody-private",
+        b"somebody-private",
+        b"\x00\x00\x00\x00\x63somebody-private",
+        CODEC.encode_row(make_row("somebody-private")) + b"\x00",
+    ],
+)
+async def test_an_unreadable_row_is_logged_without_viewer_and_content(
+    row: bytes, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is wrong is told, whose row it is and what it holds are not."""
+    store = await store_with_defaults()
+    await put_row(store, "somebody-private", row)
+    _, client = await homepage_over(store)
+    with capture_logs() as logs:
+        async with client:
+            assert (await client.get("/v1/home/somebody-private")).status_code == 200
+    assert [one["event"] for one in logs] == ["row_undecodable"]
+    captured = capsys.readouterr()
+    nearline = [one.getMessage() for one in caplog.records if not one.name.startswith("httpx")]  # the test's own client
+    assert "somebody" not in f"{logs}{captured.out}{captured.err}{nearline}"
 
 
 def test_default_rows_fall_back_from_the_most_fitting_to_everybodys() -> None:

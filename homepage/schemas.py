@@ -1,0 +1,65 @@
+"""A codec that learns: at a schema id it does not know it reads the registry again, so that an upgrade of a schema reaches a service
+that goes on running."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import structlog
+
+from contracts.catalogue import CatalogueItem
+from contracts.codec import Codec
+from contracts.errors import ContractError, UnknownSchema
+from contracts.registry import Registry
+from contracts.rows import HomeRow
+
+RELOAD_S = 5.0
+"""Least time between two reads of the registry: each stops the loop for a millisecond or a few, and an unknown
+id may stay unknown."""
+
+T = TypeVar("T")
+
+log = structlog.get_logger()
+
+
+class LearningCodec:
+    """Decodes with `current`, which is replaced when the registry has changed. Raises what `Codec` raises."""
+
+    def __init__(self, codec: Codec, clock_s: Callable[[], float] = time.monotonic) -> None:
+        self.current = codec
+        self._clock_s = clock_s
+        self._next_s = float("-inf")
+
+    def decode_row(self, data: bytes) -> HomeRow:
+        """As `Codec.decode_row`."""
+        return self._decode(Codec.decode_row, data)
+
+    def decode_item(self, data: bytes) -> CatalogueItem:
+        """As `Codec.decode_item`."""
+        return self._decode(Codec.decode_item, data)
+
+    def reload(self) -> None:
+        """Read the registry again unless that was done a moment ago; one that cannot be read leaves `current` in place."""
+        if self._clock_s() < self._next_s:
+            return
+        self._next_s = self._clock_s() + RELOAD_S
+        path = self.current.registry.path
+        try:
+            registry = Registry.load(path)
+            if registry != self.current.registry:
+                self.current = Codec(registry)
+                log.info("registry_reloaded", path=str(path))
+        except ContractError as error:  # half written: the next try sees it whole
+            log.warning("registry_not_reloaded", problem=str(error))
+
+    def _decode(self, decode: Callable[[Codec, bytes], T], data: bytes) -> T:
+        tried = self.current
+        try:
+            return decode(tried, data)
+        except UnknownSchema:
+            self.reload()
+            if self.current is tried:
+                raise
+        return decode(self.current, data)
