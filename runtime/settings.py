@@ -207,7 +207,7 @@ class _Environment(EnvSettingsSource):
 
 
 # Read by tests and by ./run, not settings of a service.
-_NOT_SETTINGS = ("NEARLINE_REQUIRE", "NEARLINE_FULL", "NEARLINE_VENV", "NEARLINE_CACHE_DIR", "NEARLINE_TEST_")
+NOT_SETTINGS = ("NEARLINE_REQUIRE", "NEARLINE_FULL", "NEARLINE_VENV", "NEARLINE_CACHE_DIR", "NEARLINE_TEST_")
 
 
 def _known_keys() -> list[str]:
@@ -240,7 +240,7 @@ def load_settings(**overrides: Any) -> Settings:
     secrets = _secret_files(os.environ, known)
     for name in os.environ:
         upper = name.upper()
-        if not upper.startswith(PREFIX) or upper.startswith(_NOT_SETTINGS) or upper in known:
+        if not upper.startswith(PREFIX) or upper.startswith(NOT_SETTINGS) or upper in known:
             continue
         if upper.removesuffix("_FILE") in secrets:
             continue

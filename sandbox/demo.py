@@ -13,21 +13,23 @@ import asyncio
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
 from rich.console import Console
+from rich.markup import escape
 
 from contracts.codec import Codec
 from runtime.kafka import AIOKafkaProducer, make_producer
 from runtime.logs import configure_logs
-from runtime.settings import Settings, load_settings
+from runtime.settings import NOT_SETTINGS, PREFIX, Settings, load_settings
 from runtime.tasks import cancel_all
 from sandbox.children import FolderLock, find_free_port, port_is_free
 from sandbox.live_backend import open_backend
@@ -79,6 +81,7 @@ class _Demo:
         self.options = options
         self.progress = Progress()
         self.folder = Path(DEFAULT_FOLDER).absolute() / "demo"
+        self.environment_file = self.folder / "env"
         self.stopping = asyncio.Event()
         self.sent = 0  # live events acknowledged by Kafka
 
@@ -132,6 +135,7 @@ class _Demo:
             "NEARLINE_LOG_LEVEL": "warning",
         }
         os.environ.update(environment)
+        write_environment(self.environment_file, os.environ)
         return load_settings(), {**environment, "NEARLINE_LOG_LEVEL": "info"}
 
     async def _history(self, settings: Settings, world: World, history: list[Any]) -> None:
@@ -261,11 +265,9 @@ class _Demo:
             f"  [bold]The live page:   http://127.0.0.1:{port}/[/bold]   choose a viewer, press play, watch the row answer"
         )
         console.print(f"  The home-page service: {homepage.url}/v1/home/{viewer}")
-        console.print(
-            f"  Next, in another terminal:  [bold]./run nearline explain {viewer}[/bold]   (why each title is there), with"
-        )
-        for name in ("NEARLINE_STORE__URL", "NEARLINE_GENERATIONS_PATH"):
-            console.print(f"    export {name}={os.environ[name]}")
+        console.print("  Next, in another terminal, with the same settings:")
+        console.print(f"    [bold]. {escape(shell_path(self.environment_file))}[/bold]")
+        console.print(f"    [bold]./run nearline explain {viewer}[/bold]   (why each title is there)")
         console.print("  Ctrl-C ends everything.")
         console.print()
 
@@ -345,6 +347,25 @@ def _given_servers(settings: Settings) -> dict[str, str]:
     if "NEARLINE_STORE__URL" in os.environ:
         given["url"] = settings.store.url.get_secret_value()
     return given
+
+
+def write_environment(path: Path, environ: Mapping[str, str]) -> None:
+    """Every setting in `environ` as a line that a shell reads; only for its owner, as a URL may hold a password."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    path.touch(mode=0o600)
+    lines = [
+        f"export {name}={shlex.quote(value)}\n"
+        for name, value in sorted(environ.items())
+        if name.startswith(PREFIX) and not name.startswith(NOT_SETTINGS)
+    ]
+    path.write_text("".join(lines))
+
+
+def shell_path(path: Path) -> str:
+    """For typing after `.`: relative to the working directory if below it."""
+    here = Path.cwd()
+    return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
 
 
 def _require_free(folder: Path, what: str) -> None:

@@ -111,6 +111,10 @@ def test_a_person_opens_the_page_presses_play_sees_the_row_move_and_ends_it_with
             page.get_by_role("button", name=re.compile("^Why ")).first.click()
             expect(page.get_by_text("Because you played", exact=False)).to_be_visible(timeout=20_000)
             browser.close()
+        assert ". .nearline/demo/env" in log.read_text()
+        exported = (tmp_path / ".nearline" / "demo" / "env").read_text()
+        for name in ("KAFKA__BOOTSTRAP_SERVERS", "STORE__URL", "GENERATIONS_PATH", "LAKE_PATH"):
+            assert f"export NEARLINE_{name}=" in exported
         demo.send_signal(signal.SIGINT)
         assert demo.wait(60) == 0, log.read_text()
         assert "0 unaccounted" in log.read_text()
