@@ -100,6 +100,7 @@ class Swap:
         while True:
             try:
                 await self.check()
+                await store.announce_activation(self.rewriter.activation)  # a store that fell back may have forgotten
                 await store.report_updater(self._instance, self.rewriter.activation, int(now_ms()))
             except NearlineError as error:
                 log.warning("generation_watch_failed", error=str(error))

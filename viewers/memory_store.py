@@ -85,6 +85,8 @@ class MemoryStore:
                 return Written()
             if stored.activation > write.activation:
                 return Stale(stored.activation)
+        elif not write.expected_token and self.server.activation > write.activation:
+            return Stale(self.server.activation)
         if stored.token != write.expected_token:
             return Conflict(replace(stored, vector=b"", row=b""))
         self.server.viewers[write.viewer] = StoredViewer(

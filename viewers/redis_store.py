@@ -150,7 +150,7 @@ class RedisStore:
         replies = await self._pipeline(
             [
                 (
-                    *("EVALSHA", sha, 1, self.keys.viewer(write.viewer)),
+                    *("EVALSHA", sha, 2, self.keys.viewer(write.viewer), self.keys.activation),
                     *(write.expected_token, write.new_token, write.activation, write.state, write.vector, write.row),
                 )
                 for write in writes

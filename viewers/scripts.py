@@ -5,7 +5,8 @@ of memory or cannot write its log; Lua has no rollback, so each ends in at most 
 """
 
 WRITE_VIEWER = """#!lua
--- KEYS[1] viewer hash. ARGV: expected token, new token, activation (decimal), state, vector, row.
+-- KEYS[1] viewer hash, KEYS[2] the highest activation announced (asked only for a viewer who has no row to refuse by, or one
+-- that the sweep cannot have seen would be left behind). ARGV: expected token, new token, activation (decimal), state, vector, row.
 -- Returns {1} written, {0, control, state} somebody else wrote, {2, activation} the stored activation is newer.
 local control = redis.call('HGET', KEYS[1], 'c')
 if control then
@@ -16,6 +17,9 @@ if control then
   if token ~= ARGV[1] then return {0, control, redis.call('HGET', KEYS[1], 's')} end
 elseif ARGV[1] ~= '' then
   return {0, '', ''}
+else
+  local announced = tonumber(redis.call('GET', KEYS[2]) or '0')
+  if announced > tonumber(ARGV[3]) then return {2, announced} end
 end
 redis.call('HSET', KEYS[1], 'c', ARGV[2] .. ARGV[3], 's', ARGV[4], 'v', ARGV[5], 'r', ARGV[6])
 return {1}

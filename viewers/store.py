@@ -23,7 +23,8 @@ class StoredViewer:
 
 @dataclass(frozen=True, slots=True)
 class ViewerWrite:
-    """One compare-and-set. Applied only if the stored token is `expected_token` and the stored activation is not newer.
+    """One compare-and-set. Applied only if the stored token is `expected_token` and the stored activation (of a new viewer: the
+    highest one announced) is not newer.
 
     `new_token`: 8 random bytes drawn by the client, so that "the stored token is mine" means an earlier try succeeded.
     """

@@ -88,6 +88,13 @@ async def test_an_older_activation_is_refused_and_named(store: Store) -> None:
     assert await store.write_viewers([write(b"token--2", b"token--3", activation=11)]) == [Written()]
 
 
+async def test_a_new_viewer_is_refused_below_the_highest_activation_announced(store: Store) -> None:
+    await store.announce_activation(10)
+    assert await store.write_viewers([write(activation=9)]) == [Stale(10)]
+    assert await store.read_viewer("ana") == StoredViewer()
+    assert await store.write_viewers([write(activation=10)]) == [Written()]
+
+
 async def test_each_viewer_of_a_batch_is_judged_alone(store: Store) -> None:
     await store.write_viewers([write()])
     results = await store.write_viewers([write(b"other---", b"token--2"), write(viewer="ben")])
