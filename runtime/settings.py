@@ -10,10 +10,12 @@ import difflib
 import os
 import ssl
 from collections.abc import Mapping
+from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, StringConstraints, ValidationError, field_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from contracts.errors import SettingsError
@@ -23,8 +25,34 @@ PREFIX = "NEARLINE_"
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,200}$")]
 
 
+MAX_PORT = 65_535
+
+
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+def _check_address(text: str, example: str) -> str:
+    """One `host:port`, an IPv6 host in brackets. Raises `ValueError` saying what is wrong, with the example."""
+    host, colon, port = text.strip().rpartition(":")
+    if "@" in text:  # not quoted: it may hold a password
+        raise ValueError(f"a user or a password is no part of it (NEARLINE_KAFKA__SASL_…), e.g. {example}")
+    if not host or not colon:
+        raise ValueError(f"{text!r} is not host:port, e.g. {example}")
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else ""
+    if (":" in host and not _is_ipv6(bare)) or any(c.isspace() or c in "/?#" for c in host):
+        raise ValueError(f"{text!r} has a host that is none, e.g. {example} (an IPv6 address in brackets)")
+    if not (port.isascii() and port.isdigit() and 0 < int(port) <= MAX_PORT):
+        raise ValueError(f"{text!r} has a port that is not a number from 1 to {MAX_PORT}, e.g. {example}")
+    return text.strip()
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        IPv6Address(text)
+    except ValueError:
+        return False
+    return True
 
 
 class KafkaSettings(_Section):
@@ -49,6 +77,11 @@ class KafkaSettings(_Section):
     rebalance_timeout_ms: int = Field(60_000, ge=1_000, description="time to drain when partitions move, ms")
     max_batch_records: int = Field(512, ge=1, le=8_192, description="records in a micro-batch at most")
     max_partition_fetch_bytes: int = Field(1 << 20, ge=1 << 14, description="fetch size per partition, bytes")
+
+    @field_validator("bootstrap_servers")
+    @classmethod
+    def _addresses(cls, value: str) -> str:
+        return ",".join(_check_address(one, "kafka-1:9092,kafka-2:9092") for one in value.split(","))
 
     @property
     def dead_letter_topic(self) -> str:
@@ -88,6 +121,9 @@ class KafkaSettings(_Section):
         return kwargs
 
 
+_STORE_EXAMPLE = "e.g. redis://user:password@redis:6379/0"
+
+
 class StoreSettings(_Section):
     """Redis ≥ 7.0 or Valkey."""
 
@@ -98,6 +134,43 @@ class StoreSettings(_Section):
     connect_timeout_s: float = Field(0.5, gt=0)
     command_timeout_s: float = Field(3.0, gt=0, description="total deadline of one pipeline, seconds")
     max_connections: int = Field(16, ge=1)
+
+    @field_validator("url")
+    @classmethod
+    def _store_url(cls, value: SecretStr) -> SecretStr:
+        """Quotes nothing that it was given: a URL that is written wrongly may hold the password in any of its parts."""
+        try:
+            parts = urlsplit(value.get_secret_value())
+        except ValueError:
+            raise ValueError(f"not a URL, {_STORE_EXAMPLE}") from None
+        if parts.scheme == "unix" and parts.path:
+            return value
+        if parts.scheme not in ("redis", "rediss"):
+            raise ValueError(f"must start with redis:// or rediss:// (TLS), {_STORE_EXAMPLE}")
+        if not parts.hostname:
+            raise ValueError(f"names no host, {_STORE_EXAMPLE}")
+        try:
+            port = parts.port
+        except ValueError:
+            port = 0
+        if port == 0:
+            raise ValueError(
+                f"the port is not a number from 1 to {MAX_PORT}, {_STORE_EXAMPLE}; "
+                "in a password, / ? # @ : and % are written %2F %3F %23 %40 %3A %25"
+            )
+        database = parts.path.strip("/")
+        if database and not (database.isascii() and database.isdigit()):
+            raise ValueError(f"what follows the port must be the number of the database, {_STORE_EXAMPLE}")
+        if parts.query:
+            from redis.asyncio.connection import parse_url  # a tenth of a second, which most commands need not spend
+
+            try:
+                parse_url(value.get_secret_value())
+            except ValueError:
+                raise ValueError(
+                    f"has an option behind the ? with a value that it cannot have, {_STORE_EXAMPLE}"
+                ) from None
+        return value
 
 
 class StateSettings(_Section):
@@ -158,6 +231,7 @@ class Settings(BaseSettings):
         env_file=".env",
         extra="forbid",
         frozen=True,
+        hide_input_in_errors=True,  # it may be a secret
         nested_model_default_partial_update=True,
     )
 
@@ -258,7 +332,11 @@ def load_settings(**overrides: Any) -> Settings:
             near = (
                 difflib.get_close_matches(key, known, n=1, cutoff=0.5) if problem["type"] == "extra_forbidden" else []
             )
-            message = "no such setting" if problem["type"] == "extra_forbidden" else problem["msg"]
+            message = (
+                "no such setting"
+                if problem["type"] == "extra_forbidden"
+                else problem["msg"].removeprefix("Value error, ")
+            )
             lines.append(f"{key}: {message}" + (f"; did you mean {near[0]}?" if near else ""))
         raise SettingsError("\n".join(lines)) from None
 

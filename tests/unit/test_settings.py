@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from contracts.errors import SettingsError
-from runtime.settings import load_settings
+from runtime.settings import Settings, load_settings
 
 
 @pytest.fixture(autouse=True)
@@ -61,3 +61,66 @@ def test_the_stream_is_named_by_topic_and_epoch() -> None:
     settings = load_settings(kafka={"topic": "plays", "stream_epoch": 3})
     assert settings.keys.marker(0) == "nl:marker:plays@3:0"
     assert settings.kafka.dead_letter_topic == "plays.dlq"
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("foo", "must start with redis://"),
+        ("foo:hunter2@h:1", "must start with redis://"),
+        ("http://u:hunter2@host/0", "must start with redis://"),
+        ("redis://", "names no host"),
+        ("redis://u:hunter2@", "names no host"),
+        ("redis://u:hunter2@host:x/0", "port is not a number"),
+        ("redis://u:hunter2@host:70000/0", "port is not a number"),
+        ("redis://u:hun/ter2@host:6379/0", "port is not a number"),
+        ("redis://u:hunter2@[::1/0", "not a URL"),
+        ("redis://u:hunter2@host:1/zero", "number of the database"),
+        ("redis://u:hunter2@host:1/0?socket_timeout=soon", "option behind the ?"),
+    ],
+)
+def test_a_store_url_that_is_none_is_refused_with_an_example_and_without_its_password(
+    url: str, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NEARLINE_STORE__URL", url)
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    said = str(caught.value)
+    assert said.startswith("NEARLINE_STORE__URL: ")
+    assert says in said
+    assert "e.g. redis://" in said
+    assert "hun" not in said
+    assert "ter2" not in said
+    with pytest.raises(ValueError, match="validation error") as direct:
+        Settings()
+    assert "hun" not in str(direct.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["redis://h", "rediss://:p%2Fw@redis:6379/3", "redis://[::1]:6379", "unix:///run/redis.sock", "redis://h?db=2"],
+)
+def test_every_form_of_a_store_url_is_taken(url: str) -> None:
+    assert load_settings(store={"url": url}).store.url.get_secret_value() == url
+
+
+@pytest.mark.parametrize(
+    "servers", ["a:b:c", "a", "a:", ":9092", "a:9092,", "a:0", "a:70000", "a:x", "::1:9092", "PLAINTEXT://a:9092", ""]
+)
+def test_brokers_that_are_no_addresses_are_refused_with_an_example(
+    servers: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NEARLINE_KAFKA__BOOTSTRAP_SERVERS", servers)
+    with pytest.raises(SettingsError, match=r"^NEARLINE_KAFKA__BOOTSTRAP_SERVERS: .*e\.g\. kafka-1:9092"):
+        load_settings()
+
+
+def test_a_password_among_the_brokers_is_not_shown() -> None:
+    with pytest.raises(SettingsError, match="SASL") as caught:
+        load_settings(kafka={"bootstrap_servers": "u:hunter2@a:1"})
+    assert "hunter2" not in str(caught.value)
+
+
+def test_several_brokers_and_ipv6_are_taken() -> None:
+    kafka = load_settings(kafka={"bootstrap_servers": "a:1, b.example:9092,[::1]:9093"}).kafka
+    assert kafka.bootstrap_servers == "a:1,b.example:9092,[::1]:9093"
