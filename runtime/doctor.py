@@ -41,6 +41,12 @@ MIN_PARTITIONS = 2
 """Fewer and a second updater would stand by idle."""
 MIN_RETENTION_MS = 7 * 24 * 3_600_000
 """A lake that was not fed for a week, or a store that fell back that far, can still catch up from the log."""
+MAX_AHEAD_MS = 24 * 3_600_000
+"""Records stamped further ahead than this should be refused by the broker, whose default is an hour since Kafka 4 and was never."""
+DEFAULT_AHEAD_MS = 3_600_000
+MAX_LETTER_SEGMENT_MS = 7 * 24 * 3_600_000
+"""Erased dead letters are unreadable at once and leave the disk with their segment. Kafka's default, and a week is long."""
+LETTER_SEGMENT_MS = 24 * 3_600_000
 MAX_CLOCK_DIFFERENCE_S = 5.0
 """Events more than five minutes ahead of the broker are dead letters: a clock that is seconds off is on its way there."""
 MAX_MEMORY_SHARE = 0.8
@@ -161,7 +167,7 @@ async def _check_kafka(settings: Settings) -> list[Finding]:
     noisy.setLevel(logging.CRITICAL)  # it logs each refused connection; the finding says it once
     try:
         async with asyncio.timeout(PROBE_DEADLINE_S):
-            facts = await _probe_kafka(settings)
+            facts, letters = await _probe_kafka(settings)
     except (KafkaUnavailable, KafkaError, OSError, TimeoutError) as error:
         cause = str(error.__cause__ or error) or f"no answer within {PROBE_DEADLINE_S:.0f} s"
         remedy = (
@@ -171,24 +177,35 @@ async def _check_kafka(settings: Settings) -> list[Finding]:
         return [Finding("kafka", False, f"{where}: {cause}", remedy)]
     finally:
         noisy.setLevel(level)
-    return [judge_broker(where, facts.fetch_version), *judge_topic(settings.kafka.topic, where, facts)]
+    return [
+        judge_broker(where, facts.fetch_version),
+        *judge_topic(settings.kafka.topic, where, facts),
+        *judge_dead_letters(settings.kafka.dead_letter_topic, where, letters),
+    ]
 
 
-async def _probe_kafka(settings: Settings) -> TopicFacts:
-    topic = settings.kafka.topic
+async def _probe_kafka(settings: Settings) -> tuple[TopicFacts, TopicFacts]:
+    """What the broker says of the playback topic and of the dead letters'."""
     admin = await make_admin(settings)
     try:
         # The library has no public call for these two answers; both requests are part of Kafka's stable protocol.
         versions = await admin._send_request(ApiVersionRequest())
         fetch_key = 1
         fetch_version = max((entry[2] for entry in versions.api_versions if entry[0] == fetch_key), default=0)
-        # All topics, not this one by name: asking by name would create it where a broker creates topics by itself.
-        if topic not in await admin.list_topics():
-            return TopicFacts(fetch_version, 0, {})
-        described = await admin.describe_topics([topic])
-        answers = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic)])
-        config = {entry[0]: entry[1] for answer in answers for resource in answer.resources for entry in resource[4]}
-        return TopicFacts(fetch_version, len(described[0]["partitions"]), config)
+        # All topics, not these by name: asking by name would create them where a broker creates topics by itself.
+        there = await admin.list_topics()
+
+        async def facts(topic: str) -> TopicFacts:
+            if topic not in there:
+                return TopicFacts(fetch_version, 0, {})
+            described = await admin.describe_topics([topic])
+            answers = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic)])
+            config = {
+                entry[0]: entry[1] for answer in answers for resource in answer.resources for entry in resource[4]
+            }
+            return TopicFacts(fetch_version, len(described[0]["partitions"]), config)
+
+        return await facts(settings.kafka.topic), await facts(settings.kafka.dead_letter_topic)
     finally:
         await admin.close()
 
@@ -204,7 +221,7 @@ def judge_broker(where: str, fetch_version: int) -> Finding:
 
 
 def judge_topic(topic: str, where: str, facts: TopicFacts) -> list[Finding]:
-    """Existence, partitions, retention and clean-up of the playback topic."""
+    """Existence, partitions, retention, clean-up and time stamps of the playback topic."""
     tool = f"--bootstrap-server {where}"
     if facts.partitions == 0:
         create = (
@@ -233,7 +250,51 @@ def judge_topic(topic: str, where: str, facts: TopicFacts) -> list[Finding]:
         findings.append(Finding("topic clean-up", False, policy, remedy))
     else:
         findings.append(Finding("topic clean-up", True, policy))
-    return findings
+    return [*findings, _judge_timestamps(facts.config, alter)]
+
+
+def _judge_timestamps(config: Mapping[str, str], alter: str) -> Finding:
+    """Whether the broker refuses records stamped far ahead: event times are held against the stamp, and so is retention."""
+    name = "topic time stamps"
+    if config.get("message.timestamp.type") == "LogAppendTime":
+        return Finding(name, True, "the broker's own")
+    # Brokers before Kafka 3.6 know only the second, which bounds both directions.
+    key = next(
+        (key for key in ("message.timestamp.after.max.ms", "message.timestamp.difference.max.ms") if key in config),
+        "message.timestamp.after.max.ms",
+    )
+    ahead_ms = int(config.get(key, MAX_AHEAD_MS + 1))
+    if ahead_ms > MAX_AHEAD_MS:
+        remedy = f"a record stamped far ahead brings events from the future, and retention spares its segment: {alter} {key}={DEFAULT_AHEAD_MS}"
+        return Finding(name, None, "may be far ahead", remedy)
+    return Finding(name, True, f"at most {ahead_ms / 3_600_000:.3g} h ahead")
+
+
+def judge_dead_letters(topic: str, where: str, facts: TopicFacts) -> list[Finding]:
+    """Existence, retention, clean-up and segments of the dead letter topic. All advice: plays do not depend on it."""
+    tool = f"--bootstrap-server {where}"
+    if facts.partitions == 0:
+        create = (
+            f"kafka-topics.sh {tool} --create --topic {topic} --partitions 1 --config cleanup.policy=delete "
+            f"--config retention.ms=-1 --config segment.ms={LETTER_SEGMENT_MS}"
+        )
+        remedy = f"create it, or the first record that cannot be read stops the updater: {create}"
+        return [Finding("dead letters", None, f"{topic} does not exist", remedy)]
+    alter = f"kafka-configs.sh {tool} --alter --topic {topic} --add-config"
+    findings = []
+    policy = facts.config.get("cleanup.policy", "delete")
+    if policy != "delete":
+        remedy = f"compaction drops letters and the marks beside them: {alter} cleanup.policy=delete"
+        findings.append(Finding("dead letters clean-up", None, policy, remedy))
+    retention_ms = int(facts.config.get("retention.ms", "-1"))
+    if retention_ms >= 0:
+        remedy = f"letters carry their records' times, so old ones vanish at once: {alter} retention.ms=-1"
+        findings.append(Finding("dead letters retention", None, f"{retention_ms / 86_400_000:.3g} days", remedy))
+    segment_ms = int(facts.config.get("segment.ms", LETTER_SEGMENT_MS))
+    if segment_ms > MAX_LETTER_SEGMENT_MS:
+        remedy = f"an erased viewer's letters leave the disk with their segment: {alter} segment.ms={LETTER_SEGMENT_MS}"
+        findings.append(Finding("dead letters segments", None, f"{segment_ms / 86_400_000:.3g} days", remedy))
+    return findings or [Finding("dead letters", True, f"{topic}: kept for ever")]
 
 
 # The store
@@ -375,12 +436,14 @@ def check_generations(path: str) -> list[Finding]:
     except (OSError, UnicodeDecodeError) as error:
         return [
             *findings,
-            Finding("generation in force", False, f"{current}: {error}", "roll back: ./run nearline rollback"),
+            Finding(
+                "generation in force", False, f"{current}: {error}", "roll back: ./run nearline generations rollback"
+            ),
         ]
     complete = [manifest.parent.name for manifest in Path(path).glob("*/manifest.json")]
     named = max((name for name in complete if name in text), key=len, default=None)
     if named is None:
-        remedy = "its folder is missing or has no manifest.json: restore it, or roll back: ./run nearline rollback"
+        remedy = "its folder is missing or has no manifest.json: restore it, or roll back: ./run nearline generations rollback"
         return [*findings, Finding("generation in force", False, f"CURRENT says {text.strip()[:80]}", remedy)]
     return [*findings, Finding("generation in force", True, named)]
 

@@ -14,6 +14,9 @@ KEEP_FOR_EVER = {"retention.ms": "-1"}
 NEWEST_PER_KEY = KEEP_FOR_EVER | {"cleanup.policy": "compact"}
 """The catalogue: the newest state of each title."""
 
+DEAD_LETTERS = KEEP_FOR_EVER | {"cleanup.policy": "delete", "segment.ms": "86400000"}
+"""An erased viewer's letters are cut off and leave the disk with their segment: within a day, where Kafka's default is a week."""
+
 _TOPIC_EXISTS = 36
 """Kafka's error code: somebody made it first, which is as good."""
 
@@ -25,7 +28,7 @@ async def ensure_topics(settings: Settings, partitions: int = 4) -> Mapping[str,
     kafka = settings.kafka
     wanted = {
         kafka.topic: (partitions, KEEP_FOR_EVER),
-        kafka.dead_letter_topic: (1, KEEP_FOR_EVER),
+        kafka.dead_letter_topic: (1, DEAD_LETTERS),
         kafka.impressions_topic: (partitions, KEEP_FOR_EVER),
         kafka.catalogue_topic: (1, NEWEST_PER_KEY),
     }

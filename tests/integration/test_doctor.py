@@ -7,6 +7,7 @@ import time
 from runtime.doctor import diagnose
 from runtime.settings import Settings, load_settings
 from sandbox.children import find_free_port
+from sandbox.topics import ensure_topics
 
 
 def make_settings(tmp_path, bootstrap: str, url: str, topic: str = "playback") -> Settings:
@@ -28,6 +29,14 @@ async def test_real_servers_pass(kafka, valkey, topic, tmp_path):
     assert found["topic"].found == f"{name}: 2 partitions"
     assert found["kafka"].ok is True
     assert found["clock"].ok is True
+
+
+async def test_the_sandboxs_own_topics_need_no_mending(kafka, valkey, namespace, tmp_path):
+    settings = make_settings(tmp_path, kafka.bootstrap, valkey.url, namespace)
+    await ensure_topics(settings, 2)
+    found = [f for f in await diagnose(settings) if f.name.startswith(("topic", "dead letters"))]
+    assert [f.name for f in found if f.ok is not True] == []
+    assert "dead letters" in {f.name for f in found}
 
 
 async def test_a_missing_topic_is_found_and_not_created_by_asking(kafka, valkey, tmp_path):

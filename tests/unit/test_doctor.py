@@ -18,11 +18,13 @@ from runtime.doctor import (
     check_port,
     exit_code,
     judge_broker,
+    judge_dead_letters,
     judge_python,
     judge_store,
     judge_topic,
     render,
 )
+from sandbox.topics import DEAD_LETTERS
 
 GOOD_INFO = {
     "redis_version": "7.2.4",
@@ -43,8 +45,18 @@ def store(clock_difference_s: float = 0.0, shebang: bool = True, **info: object)
 
 
 def topic(partitions: int = 4, **config: str) -> dict[str, Finding]:
-    facts = TopicFacts(18, partitions, {"retention.ms": str(MIN_RETENTION_MS), "cleanup.policy": "delete"} | config)
-    return by_name(judge_topic("playback", "here:9092", facts))
+    good = {
+        "retention.ms": str(MIN_RETENTION_MS),
+        "cleanup.policy": "delete",
+        "message.timestamp.type": "CreateTime",
+        "message.timestamp.after.max.ms": "3600000",
+    }
+    return by_name(judge_topic("playback", "here:9092", TopicFacts(18, partitions, good | config)))
+
+
+def letters(partitions: int = 1, **config: str) -> dict[str, Finding]:
+    facts = TopicFacts(18, partitions, DEAD_LETTERS | config)
+    return by_name(judge_dead_letters("playback.dlq", "here:9092", facts))
 
 
 def test_a_store_run_as_it_should_be_has_nothing_to_mend():
@@ -91,6 +103,36 @@ def test_a_compacted_topic_is_bad_and_a_short_retention_or_one_partition_is_advi
     assert topic(**{"retention.ms": "-1"})["topic retention"] == Finding("topic retention", True, "for ever")
     assert topic(partitions=1)["topic"].ok is None
     assert all(finding.ok for finding in topic().values())
+
+
+def test_time_stamps_far_ahead_are_advice_unless_the_broker_stamps_itself():
+    for_ever = {"message.timestamp.after.max.ms": str(2**63 - 1)}
+    finding = topic(**for_ever)["topic time stamps"]
+    assert finding.ok is None
+    assert finding.remedy.endswith("--add-config message.timestamp.after.max.ms=3600000")
+    assert topic(**for_ever, **{"message.timestamp.type": "LogAppendTime"})["topic time stamps"].ok is True
+    old = TopicFacts(11, 4, {"message.timestamp.difference.max.ms": str(2**63 - 1)})
+    assert "timestamp.difference.max.ms=" in by_name(judge_topic("p", "h:1", old))["topic time stamps"].remedy
+
+
+def test_dead_letters_as_the_sandbox_keeps_them_are_fine_and_every_other_way_is_advice():
+    assert [finding.ok for finding in letters().values()] == [True]
+    for name, setting, bad, good in (
+        ("clean-up", "cleanup.policy", "compact", "delete"),
+        ("retention", "retention.ms", "604800000", "-1"),
+        ("segments", "segment.ms", str(2**63 - 1), "86400000"),
+    ):
+        (finding,) = letters(**{setting: bad}).values()
+        assert (finding.name, finding.ok) == (f"dead letters {name}", None)
+        assert finding.remedy.endswith(f"--alter --topic playback.dlq --add-config {setting}={good}")
+    (missing,) = letters(partitions=0).values()
+    assert missing.ok is None
+    assert "--create --topic playback.dlq" in missing.remedy
+
+
+def test_a_remedy_names_a_command_that_exists(tmp_path):
+    (tmp_path / "CURRENT").write_text("nothing")
+    assert "./run nearline generations rollback" in check_generations(str(tmp_path))[1].remedy
 
 
 @pytest.mark.parametrize(
