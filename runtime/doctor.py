@@ -265,7 +265,10 @@ def _judge_timestamps(config: Mapping[str, str], alter: str) -> Finding:
     )
     ahead_ms = int(config.get(key, MAX_AHEAD_MS + 1))
     if ahead_ms > MAX_AHEAD_MS:
-        remedy = f"a record stamped far ahead brings events from the future, and retention spares its segment: {alter} {key}={DEFAULT_AHEAD_MS}"
+        remedy = (
+            f"a record stamped far ahead brings events from the future, and retention spares its segment: "
+            f"{alter} {key}={DEFAULT_AHEAD_MS}"
+        )
         return Finding(name, None, "may be far ahead", remedy)
     return Finding(name, True, f"at most {ahead_ms / 3_600_000:.3g} h ahead")
 
