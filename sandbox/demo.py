@@ -34,7 +34,7 @@ from runtime.tasks import cancel_all
 from sandbox.children import FolderLock, find_free_port, port_is_free
 from sandbox.live_backend import open_backend
 from sandbox.live_sources import NightSnapshot
-from sandbox.processes import Service, get_json
+from sandbox.processes import Service, ServiceUnavailable, get_json
 from sandbox.replay import publish_items, replay, send_event
 from sandbox.servers import DEFAULT_FOLDER, Sandbox
 from sandbox.topics import ensure_topics
@@ -43,6 +43,8 @@ from viewers.redis_store import RedisStore, open_store
 
 PARTITIONS = 4
 DRAIN_DEADLINE_S = 30.0
+WATCHDOG_S = 0.5
+"""A process that was killed is seen to have ended by then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +252,7 @@ class _Demo:
 
     async def _first_row(self, client: httpx.AsyncClient, updater: Service) -> None:
         while not self.stopping.is_set():
-            stats = await get_json(client, updater.url + "/stats")
+            stats = await _read_stats(client, updater)
             if stats["rows_written"]:
                 break
             updater.require_running()
@@ -286,8 +288,8 @@ class _Demo:
                 homepage.require_running()
                 if time.monotonic() > shown_s and not self.options.json_output:
                     shown_s = time.monotonic() + 10
-                    stats = await get_json(client, updater.url + "/stats")
-                    recent: dict[str, Any] = stats["freshness_recent_s"]  # type: ignore[assignment]
+                    stats = await _read_stats(client, updater)
+                    recent: dict[str, Any] = stats["freshness_recent_s"]
                     self.progress.say(
                         f"event → row: p50 {recent['p50'] * 1000:.0f} ms, p99 {recent['p99'] * 1000:.0f} ms; "
                         f"{stats['rows_written']:,} rows written, lag {stats['lag_records']}, unaccounted {stats['unaccounted']}"
@@ -304,7 +306,7 @@ class _Demo:
                 break
             updater.require_running()
             await asyncio.sleep(0.02)
-        return await get_json(client, updater.url + "/stats")
+        return await _read_stats(client, updater)
 
     async def _report(self, sandbox: Sandbox, store: RedisStore, stats: dict[str, Any], generation_id: str) -> int:
         markers = [m for p in range(PARTITIONS) if (m := await store.read_marker(p)) is not None]
@@ -337,6 +339,16 @@ class _Demo:
                 f"{result['private']} private, {result['dead_letters']} dead letters, [bold]{unaccounted} unaccounted[/bold]"
             )
         return 0 if unaccounted == 0 else 1
+
+
+async def _read_stats(client: httpx.AsyncClient, updater: Service) -> dict[str, Any]:
+    """The updater's figures. Errors: `SandboxError` saying how it ended if that is why it does not answer; `ServiceUnavailable`."""
+    try:
+        return await get_json(client, updater.url + "/stats")
+    except ServiceUnavailable:
+        await asyncio.sleep(WATCHDOG_S)
+        updater.require_running()
+        raise
 
 
 def _given_servers(settings: Settings) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,6 +34,7 @@ class Service:
             verb,
         ]
         self._child = Child(verb, command, folder=folder / verb, log=self.log)
+        self._status: int | None = None
 
     def start(self) -> None:
         """Start; returns before it is ready."""
@@ -43,11 +45,19 @@ class Service:
         return self._child.pid
 
     def require_running(self) -> None:
-        """Errors: `SandboxError` with the end of its log if the process has ended."""
+        """Errors: `SandboxError` with how it ended and the end of its log if the process has ended."""
         if not self._child.running:
             raise SandboxError(
-                f"nearline {self.verb} has ended unexpectedly; the end of {self.log}:\n{read_tail(self.log)}"
+                f"nearline {self.verb} has ended unexpectedly ({describe_end(self._exit_status())}); "
+                f"the end of {self.log}:\n{read_tail(self.log)}"
             )
+
+    def _exit_status(self) -> int | None:
+        """What the watchdog said last, `exit STATUS`; None if it was killed itself."""
+        while self._status is None and (line := self._child._read_line(0)):
+            if line.startswith("exit "):
+                self._status = int(line.removeprefix("exit "))
+        return self._status
 
     async def wait_ready(self) -> None:
         """Poll `/health/ready`. Errors: `SandboxError` if the process ends or the deadline passes."""
@@ -69,6 +79,18 @@ class Service:
     def stop(self) -> None:
         """Ask to stop cleanly (drain, marker, commit), then insist."""
         self._child.stop()
+
+
+def describe_end(status: int | None) -> str:
+    """`exit status 1`, `killed by SIGKILL`; `subprocess` gives a signal as a negative number."""
+    if status is None:
+        return "how is not known"
+    if status >= 0:
+        return f"exit status {status}"
+    try:
+        return f"killed by {signal.Signals(-status).name}"
+    except ValueError:
+        return f"killed by signal {-status}"
 
 
 class ServiceUnavailable(NearlineError):
