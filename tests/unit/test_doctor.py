@@ -8,22 +8,9 @@ from dataclasses import asdict
 
 import pytest
 
-from runtime.doctor import (
-    MIN_RETENTION_MS,
-    Finding,
-    StoreFacts,
-    TopicFacts,
-    check_folder,
-    check_generations,
-    check_port,
-    exit_code,
-    judge_broker,
-    judge_dead_letters,
-    judge_python,
-    judge_store,
-    judge_topic,
-    render,
-)
+from runtime.doctor import StoreFacts, check_folder, check_generations, check_port, judge_python, judge_store
+from runtime.doctor_kafka import MIN_RETENTION_MS, TopicFacts, judge_broker, judge_dead_letters, judge_topic
+from runtime.findings import Finding, exit_code, render
 from sandbox.topics import DEAD_LETTERS
 
 GOOD_INFO = {
