@@ -13,12 +13,13 @@ import os
 import secrets
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from contracts.errors import DataError, SettingsError
-from embeddings.roots import flush_folder, write_file
+from embeddings.roots import flush_folder
 
 LEDGER = "erasures.jsonl"
 KEY_FILE = "lake.key"
@@ -65,6 +66,7 @@ class Ledger:
         self._file = folder / LEDGER
         self._key = key
         self._through: dict[str, int] = {}
+        self._line: dict[str, int] = {}  # digest → the last line, from 1, that names it
         self._cache: dict[str, int] = {}
         self.lines = 0
         self.load()
@@ -74,7 +76,7 @@ class Ledger:
 
         Errors: `DataError` naming file and line for any other odd line, and for a ledger begun with another key.
         """
-        self._through, self._cache, self.lines = {}, {}, 0
+        self._through, self._line, self._cache, self.lines = {}, {}, {}, 0
         if not self._file.exists():
             return
         text = self._file.read_text(encoding="utf-8")
@@ -89,7 +91,6 @@ class Ledger:
                 raise DataError(
                     f"{self._file}: line {number}: not an erasure; restore the file from a backup"
                 ) from error
-            self.lines += 1
 
     def digest(self, viewer: str) -> str:
         """HMAC-SHA256 of the viewer's id, hex."""
@@ -112,39 +113,51 @@ class Ledger:
         """`through_s` of many: (n,) int64."""
         return np.array([self.through_s(viewer) for viewer in viewers], dtype=np.int64)
 
+    def line_of(self, viewer: str) -> int:
+        """The last line, counted from 1, that names the viewer; 0 if none does."""
+        return self._line.get(self.digest(viewer), 0) if self.lines else 0
+
     def append(self, erasures: Mapping[str, int]) -> int:
         """Add viewer → erased through (second), flushed to disk before it returns; what is known already is left out.
 
         Returns how many were new. A torn last line of an earlier crash is cut off first.
         """
-        new = {viewer: second for viewer, second in erasures.items() if second > self.through_s(viewer)}
-        if not new:
+        if not any(second > self.through_s(viewer) for viewer, second in erasures.items()):
             return 0
-        self._mend()
-        with self._file.open("a", encoding="utf-8") as out:
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        with self._file.open("a+b") as out:
             fcntl.flock(out, fcntl.LOCK_EX)  # beside a nightly job somebody may be forgotten by hand
+            self._mend(out)
+            self.load()  # what others added meanwhile: `lines` is exactly what is known here
+            new = {viewer: second for viewer, second in erasures.items() if second > self.through_s(viewer)}
             for viewer, second in new.items():
-                out.write(json.dumps({"viewer": self.digest(viewer), "erased_through_s": second}) + "\n")
+                out.write(_line(self.digest(viewer), second))
                 self._join(self.digest(viewer), second)
             out.flush()
             os.fsync(out.fileno())
-        self.lines += len(new)
         self._cache = {}
         return len(new)
 
-    def _mend(self) -> None:
-        """Begin the file with a line that proves the key; cut a torn last line."""
-        if not self._file.exists():
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            write_file(self._file, (json.dumps({"viewer": self.digest(""), "erased_through_s": -1}) + "\n").encode())
+    def _mend(self, out: BinaryIO) -> None:
+        """Cut a torn last line; begin an empty file with a line that proves the key. Only under the lock: else it would cut, or write
+        over, what somebody else is writing."""
+        out.seek(0)
+        data = out.read()
+        whole = data.rfind(b"\n") + 1
+        if whole < len(data):
+            out.truncate(whole)
+        if not whole:
+            out.write(_line(self.digest(""), -1))
+            out.flush()
             flush_folder(self._file.parent)
-            self.lines = 1
-            return
-        data = self._file.read_bytes()
-        if not data.endswith(b"\n"):
-            with self._file.open("r+b") as out:
-                out.truncate(data.rfind(b"\n") + 1)
 
     def _join(self, digest: str, second: int) -> None:
+        """Take in the next line."""
+        self.lines += 1
+        self._line[digest] = self.lines
         if second > self._through.get(digest, -1):
             self._through[digest] = second
+
+
+def _line(digest: str, second: int) -> bytes:
+    return (json.dumps({"viewer": digest, "erased_through_s": second}) + "\n").encode()

@@ -16,7 +16,6 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import structlog
 
 from batch.lake import Lake, open_lake
@@ -105,15 +104,15 @@ async def _erase_letters(settings: Settings, belongs: Callable[[Letter], bool], 
 
 
 def scrub_generations(folder: GenerationsFolder, lake: Lake) -> tuple[str, ...]:
-    """Remove the vectors of erased viewers from every generation made before their erasure; returns those that held some.
+    """Remove the vectors of viewers from every generation that did not obey their erasure yet; returns those that held some.
 
+    Lines of the ledger are compared, not times: an erasure may reach the ledger after a generation was made and be dated before.
     Errors: `GenerationError`.
     """
     held = []
     for manifest in folder.list():
         users, _ = load_users(folder.root, manifest.generation_id)
-        through_ms = (lake.ledger.through_s_of(users) + 1) * 1000
-        erased = frozenset(users[row] for row in np.flatnonzero(through_ms > manifest.created_at_ms))
+        erased = frozenset(user for user in users if lake.ledger.line_of(user) > manifest.ledger_lines)
         if erased and remove_users(folder, manifest.generation_id, erased):
             held.append(manifest.generation_id)
     return tuple(held)

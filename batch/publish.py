@@ -112,7 +112,8 @@ def publish(
 ) -> Manifest:
     """Fold every viewer in, and write the generation. It serves nobody until it is activated. Errors: `GenerationError`.
 
-    `created_at_ms`: when the erasures that the data obeys were read: who is erased later may still be in it.
+    The manifest says how many lines of the ledger the data obeys: who is in a later line may still be in it. `created_at_ms`: when
+    they were read.
     """
     items, factors, popularity = assemble(interactions, Y, lake.catalogue())
     parameters = fold_in_parameters(settings.train)
@@ -147,6 +148,7 @@ def publish(
         },
         decision=decision,
         files={},
+        ledger_lines=lake.ledger.lines,
     )
     user_factors = np.stack(vectors) if vectors else np.zeros((0, factors.shape[1]), dtype=np.float32)
     return write_generation(root, manifest, Contents(items, factors, popularity, users, user_factors))

@@ -65,7 +65,8 @@ class Manifest:
 
     `created_at_ms`: UTC milliseconds. `k`: length of an embedding. `stream`: `topic@epoch` that `cutoffs` (partition → first offset
     not in the training data) belong to. `inputs`: digest of everything that the training depended on; equal inputs are
-    the same generation. `versions`: program → version. `metrics`: arm → metric → value.
+    the same generation. `versions`: program → version. `metrics`: arm → metric → value. `ledger_lines`: how many lines of the
+    erasure ledger the training data obeyed; whoever stands in a later line may still be in it.
     """
 
     generation_id: str
@@ -82,6 +83,7 @@ class Manifest:
     metrics: Mapping[str, Mapping[str, float]]
     decision: Decision
     files: Mapping[str, FileEntry]
+    ledger_lines: int = 0
     format: int = FORMAT
 
 
@@ -257,5 +259,6 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "metrics": _mapping(_mapping(_number)),
     "decision": _decision,
     "files": _files,
+    "ledger_lines": _count,
     "format": _positive,
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -215,6 +216,24 @@ async def test_a_torn_last_line_of_the_ledger_is_cut_and_another_key_is_refused(
     assert [again.ledger.through_s(viewer) for viewer in ("ana", "bob", "cid")] == [5, 7, -1]
     with pytest.raises(DataError, match="another key"):
         Lake(tmp_path, key="0123456789abcdef")
+
+
+def test_two_who_write_the_ledger_in_turn_count_each_others_lines(tmp_path: Path) -> None:
+    one, two = Lake(tmp_path).ledger, Lake(tmp_path).ledger  # neither has seen a line
+    one.append({"ana": 5})
+    two.append({"bob": 6})
+    one.append({"bob": 6, "cid": 7})  # bob is known by now
+    assert (one.lines, one.line_of("bob"), one.line_of("cid"), one.line_of("dan")) == (4, 3, 4, 0)
+    assert Lake(tmp_path).ledger.lines == 4  # the key's line, ana, bob, cid
+
+
+def test_many_who_begin_the_ledger_at_once_lose_nothing(tmp_path: Path) -> None:
+    ledgers = [Lake(tmp_path).ledger for _ in range(16)]
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda n: ledgers[n].append({f"v{n}": n}), range(16)))
+    again = Lake(tmp_path).ledger
+    assert [again.through_s(f"v{n}") for n in range(16)] == list(range(16))
+    assert again.lines == 17
 
 
 async def test_the_latest_version_of_a_title_wins_and_a_record_without_a_value_deletes_it(tmp_path: Path) -> None:

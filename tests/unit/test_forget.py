@@ -1,0 +1,38 @@
+"""Taking viewers who asked to be forgotten out of what was published."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from batch.forget import scrub_generations
+from batch.lake import Lake
+from embeddings.files import GenerationsFolder, load_users
+from embeddings.publishing import write_generation
+from tests.unit.test_files import contents, manifest
+
+DAY_MS = 86_400_000
+
+
+def publish(tmp_path: Path, *, ledger_lines: int) -> GenerationsFolder:
+    """A generation of the viewers v1 and v2, made on the second day, that obeyed so many lines of the ledger."""
+    write_generation(tmp_path / "g", manifest(created_at_ms=2 * DAY_MS, ledger_lines=ledger_lines), contents())
+    return GenerationsFolder(tmp_path / "g")
+
+
+def test_an_erasure_that_reaches_the_ledger_later_is_obeyed_whatever_its_date(tmp_path: Path) -> None:
+    lake = Lake(tmp_path / "lake")
+    lake.ledger.append({"somebody": 5})
+    folder = publish(tmp_path, ledger_lines=lake.ledger.lines)
+    assert scrub_generations(folder, lake) == ()
+    lake.ledger.append({"v1": DAY_MS // 1000})  # a day before the generation was made: its event came after the copy
+    assert scrub_generations(folder, lake) == ("g1",)
+    users, vectors = load_users(folder.root, "g1")
+    assert users == ["~erased~0", "v2"] and not vectors[0].any()
+
+
+def test_a_generation_that_obeyed_an_erasure_keeps_the_viewer_who_came_back(tmp_path: Path) -> None:
+    lake = Lake(tmp_path / "lake")
+    lake.ledger.append({"v1": 3 * DAY_MS // 1000})
+    folder = publish(tmp_path, ledger_lines=lake.ledger.lines)
+    assert scrub_generations(folder, lake) == ()
+    assert load_users(folder.root, "g1")[0] == ["v1", "v2"]
