@@ -200,10 +200,12 @@ async def rollback(settings: Settings, store: Store, *, progress: ProgressReport
     current = folder.read_current()
     if current is None:
         raise UserError("no generation is in force: there is nothing to roll back from (nearline generations list)")
-    ids = [manifest.generation_id for manifest in folder.list()]
-    target = current.previous if current.previous in ids else None
-    if target is None and current.generation_id in ids:
-        target = next(iter(reversed(ids[: ids.index(current.generation_id)])), None)
+    older: str | None = None
+    for manifest in folder.list():  # oldest first
+        if manifest.generation_id == current.generation_id:
+            break
+        older = manifest.generation_id
+    target = older  # not "the one before in force": a second rollback must not bring the first one's generation back
     if target is None:
         raise UserError(
             f"no generation older than {current.generation_id} is kept: train a new one, or activate one by name"

@@ -27,7 +27,7 @@ import structlog
 from batch.lake import EVENTS_SCHEMA, HOUR_MS, SCHEMAS, Lake, hour_folder, write_parquet
 from batch.plans import CHUNK_RECORDS, CopyPlan, CopyReport, Plans, Range, draw_plan
 from contracts.codec import Codec
-from contracts.errors import HaltError, InvalidEvent, KafkaUnavailable, RecordError
+from contracts.errors import HaltError, InvalidEvent, KafkaUnavailable, RecordError, UserError
 from contracts.events import Kind, valid_id, validate
 from embeddings.roots import flush_folder
 from runtime.kafka import TopicPartition, kafka_errors
@@ -70,7 +70,8 @@ async def copy_records(
     """Finish the plan in hand, if there is one; else draw a new one and carry it out.
 
     `partitions`: topic → number of partitions (0: no such topic). `advance(done, total)`: offsets dealt with.
-    Errors: `KafkaUnavailable` and `UnknownSchema` (try again: it goes on where it was), `HaltError`, `DataError`.
+    Errors: `KafkaUnavailable` and `UnknownSchema` (try again: it goes on where it was), `HaltError`, `DataError`,
+    `UserError` if the topic of the events is not there.
     """
     plans = Plans(lake)
     plan = plans.last()
@@ -111,7 +112,10 @@ async def _ends(
     kafka = settings.kafka
     topics = {"events": kafka.topic, "impressions": kafka.impressions_topic, "catalogue": kafka.catalogue_topic}
     if not partitions.get(kafka.topic):
-        raise KafkaUnavailable(f"topic {kafka.topic}: not there yet; create it (nearline doctor tells how)")
+        raise UserError(
+            f"topic {kafka.topic}: not on Kafka at {kafka.bootstrap_servers}: create it (nearline doctor tells how), or set "
+            "NEARLINE_KAFKA__TOPIC to the one that the players write to"
+        )
     asked = {
         (kind, topic, p): TopicPartition(topic, p)
         for kind, topic in topics.items()

@@ -29,6 +29,7 @@ from runtime.deadletters import Letter, belongs_to, viewer_in
 from runtime.deadletters import erase as erase_letters
 from runtime.kafka import kafka_errors, make_producer
 from runtime.settings import Settings
+from runtime.tasks import stop_client
 
 log = structlog.get_logger()
 
@@ -67,7 +68,7 @@ async def forget(settings: Settings, viewer: str, *, now_ms: int) -> Receipt:
                 settings.kafka.topic, value, key=viewer.encode(), timestamp_ms=now_ms, headers=[("private", b"0")]
             )
     finally:
-        await producer.stop()
+        await stop_client(producer)
     lake = await asyncio.to_thread(open_lake, settings)
     await asyncio.to_thread(lake.ledger.append, {viewer: now_ms // 1000})  # 2
     dead_letters = await _erase_letters(settings, belongs_to(viewer, codec), now_ms)  # 3

@@ -11,6 +11,7 @@ numbers as the batches come in, and the grouping is numpy's: ten million events 
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -47,6 +48,8 @@ COLUMNS = (
     "viewer", "kind", "event_id", "event_time_ms", "item_id", "play_id", "play_started_at_ms", "watched_ms", "duration_ms", "value",
 )  # fmt: skip
 
+BUCKETS = ".buckets-"
+"""Prefix of the folders that viewers are dealt out into while a job reads the lake."""
 BUCKET_ROWS = 400_000
 """Events of a bucket of viewers held in memory at once, some 200 MB as Python values."""
 
@@ -203,6 +206,12 @@ def _register(row: dict[str, Any]) -> Register:
 # States
 
 
+def remove_leftovers(lake_path: str | Path) -> None:
+    """Remove buckets that a killed job left behind: they hold plays, erased viewers' included. Only for who holds the lake's lock."""
+    for folder in Path(lake_path).glob(f"{BUCKETS}*"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def states_from_lake(
     lake: Lake,
     limits: Limits,
@@ -221,7 +230,7 @@ def states_from_lake(
     if count == 0:
         return
     n_buckets = count // BUCKET_ROWS + 1
-    with tempfile.TemporaryDirectory(prefix=".buckets-", dir=lake.path) as folder:
+    with tempfile.TemporaryDirectory(prefix=BUCKETS, dir=lake.path) as folder:
         schema = pa.schema([(name, pa.string()) if name in _TEXTS else (name, pa.int64()) for name in columns])
         paths = [Path(folder) / f"{bucket}.arrow" for bucket in range(n_buckets)]
         writers = [pa.ipc.new_stream(str(path), schema) for path in paths]

@@ -29,7 +29,7 @@ from batch.activation import Activator, wall_ms
 from batch.copy import copy_records
 from batch.evaluate import Evaluation, choose_holdout, decide, evaluate, make_generation, read_cases
 from batch.forget import scrub_dead_letters, scrub_generations
-from batch.interactions import Interactions, read_interactions, states_from_lake
+from batch.interactions import Interactions, read_interactions, remove_leftovers, states_from_lake
 from batch.lake import ScrubReport, open_lake, write_atomically
 from batch.lock import lake_lock
 from batch.plans import CopyPlan, CopyReport, Plans
@@ -37,13 +37,14 @@ from batch.publish import TRAINING, find_published, fold_in_parameters, inputs_d
 from batch.rebuild import Rebuilt
 from batch.train import train_item_factors
 from contracts.codec import Codec
-from contracts.errors import GenerationError, StoreChanged, TransientError
+from contracts.errors import GenerationError, StoreChanged, TransientError, UserError
 from contracts.manifest import Decision, Manifest
 from embeddings.files import Current, GenerationsFolder, load_generation, load_manifest
 from embeddings.generation import Generation
 from runtime.kafka import kafka_errors, make_admin, make_consumer
 from runtime.progress import ProgressReporter, make_progress
 from runtime.settings import Settings
+from runtime.tasks import stop_client
 from viewers.state import Limits
 from viewers.store import Store
 
@@ -134,8 +135,13 @@ async def run_nightly(
     stays away.
     """
     with lake_lock(settings.lake_path):
+        remove_leftovers(settings.lake_path)
         job = _Nightly(settings, store, progress or make_progress(), now_ms, updaters_deadline_s)
-        return await job.run(force=force, skip_evaluation=skip_evaluation, seed=seed)
+        try:
+            return await job.run(force=force, skip_evaluation=skip_evaluation, seed=seed)
+        except UserError:
+            job.give_up()  # what it was given cannot be worked with: the next try begins anew, with what came meanwhile
+            raise
 
 
 class _Nightly:
@@ -188,6 +194,10 @@ class _Nightly:
         self._finish_night()
         return self._told(pruned=tuple(pruned))
 
+    def give_up(self) -> None:
+        """The next night begins with a plan of its own."""
+        self._finish_night()
+
     # 1
 
     async def _copy(self) -> CopyPlan:
@@ -211,8 +221,8 @@ class _Nightly:
         return plan
 
     def _scrub(self) -> ScrubReport:
-        """Erasures made by hand meanwhile count too. What is trained from here on is dated now: a viewer who is forgotten during the
-        training is newer than the generation, and the next scrub takes them out of it."""
+        """Erasures made by hand meanwhile count too. What is trained from here on obeys the ledger as it is now: who gets into it
+        during the training stands in a later line, and the next scrub takes them out of the generation."""
         self._lake.ledger.load()
         self._known_at_ms = int(self._now_ms())
         report = self._lake.scrub()
@@ -385,4 +395,4 @@ async def _consumer(settings: Settings) -> AsyncIterator[Any]:
     try:
         yield consumer
     finally:
-        await consumer.stop()
+        await stop_client(consumer)

@@ -80,9 +80,11 @@ def generations_list(json_output: Json = False) -> None:
         print_json(found)
         return
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("generation", "made (UTC)", "titles", "viewers", "k", "NDCG@10", "gate", "state")
+    table = Table(
+        Column("generation", no_wrap=True), "made (UTC)", "titles", "viewers", "k", "NDCG@10", "gate", "state"
+    )
     for one in found:
         made = datetime.fromtimestamp(one.created_at_ms / 1000, UTC).isoformat(" ", "seconds").removesuffix("+00:00")
         ndcg = "" if one.ndcg_at_10 is None else f"{one.ndcg_at_10:.4f}"
@@ -102,7 +104,7 @@ def generations_activate(
 ) -> None:
     """Put a published generation in force, under a new activation, and rebuild every row.
 
-    Example: nearline generations activate 2026-01-31T22-00-00
+    Example: nearline generations activate 20260131T220000.000Z-6b1810f8
     """
     from batch.activation import activate
 

@@ -6,6 +6,7 @@ NEARLINE_TEST_KAFKA (host:port) and NEARLINE_TEST_STORE (a redis:// URL) name se
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import uuid
@@ -15,6 +16,7 @@ from typing import Protocol
 
 import hypothesis
 import pytest
+import structlog
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from sandbox.servers import KafkaServer, SandboxError, ValkeyServer
@@ -88,6 +90,17 @@ def fresh_kafka(tmp_path: Path) -> Iterator[KafkaServer]:
 def namespace() -> str:
     """A key prefix that no other test uses."""
     return f"t{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture(autouse=True)
+def _logs_as_before() -> Iterator[None]:
+    """A test that runs a verb sets up logs; the next one must not write to its closed streams."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    structlog.reset_defaults()
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 class TopicFactory(Protocol):

@@ -180,6 +180,21 @@ async def test_a_rollback_is_a_new_activation_of_the_older_generation(settings: 
         ("in force", 3),
         ("previous", None),
     ]
+    with pytest.raises(UserError, match="no generation older"):  # not forward again, to the one that was rolled back
+        await rollback(settings, store, progress=SilentProgress())
+
+
+async def test_a_night_without_anything_to_learn_from_is_given_up_and_the_next_one_copies_what_came(
+    settings: Settings,
+) -> None:
+    store = MemoryStore()
+    with pytest.raises(UserError):
+        await run(settings, store)
+    left = Path(settings.lake_path) / ".buckets-of-a-killed-job"
+    left.mkdir()
+    await send(settings, history())
+    assert (await run(settings, store, seed=True)).published
+    assert not left.exists()
 
 
 async def test_a_forgotten_viewer_leaves_the_lake_the_generations_and_the_next_rebuild(settings: Settings) -> None:
@@ -290,3 +305,29 @@ async def test_a_viewer_forgotten_while_the_night_trains_is_taken_out_by_the_nex
     for generation_id in (first.generation_id, GenerationsFolder(settings.generations_path).list()[-1].generation_id):
         assert "v07" not in load_users(settings.generations_path, generation_id)[0]
     assert unpack(store.server.viewers["v07"].state).is_empty
+
+
+async def test_a_night_on_a_topic_that_is_not_there_says_which(settings: Settings) -> None:
+    kafka = settings.kafka.model_copy(update={"topic": f"{settings.kafka.topic}.misspelt"})
+    wrong = settings.model_copy(update={"kafka": kafka})
+    with pytest.raises(UserError, match="misspelt: not on Kafka"):
+        await run(wrong, MemoryStore())
+
+
+async def test_an_erasure_that_comes_after_the_cut_off_is_obeyed_though_it_is_older_than_the_generation(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = MemoryStore()
+    await send(settings, history())
+    scrub = nightly._Nightly._scrub
+
+    def erased_on_another_machine(self: object) -> object:  # after the copy, before the scrub: in the topic alone
+        asyncio.run(send(settings, [PlaybackEvent("erase.1", Kind.ERASE, "v07", T0 + 10**8)]))
+        return scrub(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(nightly._Nightly, "_scrub", erased_on_another_machine)
+        first = await run(settings, store, skip_evaluation=True)
+    assert "v07" in load_users(settings.generations_path, first.generation_id)[0]
+    await run(settings, store, skip_evaluation=True)
+    assert "v07" not in load_users(settings.generations_path, first.generation_id)[0]

@@ -16,7 +16,7 @@ from batch.lake import Lake
 from batch.plans import CopyPlan, CopyReport, Range, draw_plan
 from contracts.catalogue import CatalogueItem
 from contracts.codec import Codec
-from contracts.errors import DataError, HaltError, KafkaUnavailable
+from contracts.errors import DataError, HaltError, KafkaUnavailable, UserError
 from contracts.events import Kind, PlaybackEvent
 from contracts.rows import Impression
 from runtime.kafka import TopicPartition
@@ -143,6 +143,12 @@ async def test_a_repeat_after_a_crash_follows_the_plan_and_gives_the_same_lake(
     report = await copy(Lake(tmp_path), log)
     assert (report.plan, report.cutoffs, report.written["events"]) == (1, {0: 9, 1: 6}, 15)
     assert [(p, o) for p, o, _, _ in rows(lake)] == [(0, o) for o in range(9)] + [(1, o) for o in range(6)]
+
+
+async def test_a_topic_that_is_not_there_is_named_and_nothing_is_planned(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"topic playback: not on Kafka at .*create it"):
+        await copy(Lake(tmp_path), FakeLog())
+    assert not (tmp_path / "plans").exists()
 
 
 async def test_what_retention_deleted_before_the_copy_is_counted_as_lost(tmp_path: Path) -> None:

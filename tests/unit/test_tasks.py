@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from runtime.tasks import cancel_all
+import pytest
+
+from runtime.tasks import cancel_all, stop_client
 
 
 async def test_a_task_that_misses_one_cancellation_hears_another() -> None:
@@ -35,3 +37,31 @@ async def test_tasks_that_have_failed_already_are_left_as_they_are() -> None:
     await asyncio.wait([task])
     await cancel_all(task)
     assert isinstance(task.exception(), ValueError)
+
+
+class JustStarted:
+    """A client whose own background task was cancelled before it had run. `until`: what stopping waits for."""
+
+    def __init__(self, until: asyncio.Event | None = None) -> None:
+        self.until = until
+
+    async def stop(self) -> None:
+        if self.until is not None:
+            await self.until.wait()
+        raise asyncio.CancelledError
+
+
+async def test_a_client_stopped_because_of_an_error_does_not_replace_it() -> None:
+    with pytest.raises(ValueError, match="the reason"):
+        try:
+            raise ValueError("the reason")
+        finally:
+            await stop_client(JustStarted())
+
+
+async def test_who_is_cancelled_while_stopping_a_client_hears_it() -> None:
+    task = asyncio.create_task(stop_client(JustStarted(asyncio.Event())))
+    await asyncio.wait([task], timeout=0)
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled()
