@@ -5,7 +5,8 @@
 3. The dead letters about the viewer              cut out of their topic
 4. The files of the lake, and the vectors in published generations
 
-A crash in between is mended by asking again: each step is a join. If a nightly job is at work, it (or the next one) does step 4.
+A crash in between is mended by asking again: each step is a join. If a nightly job is at work, it does step 4 if it has not come to
+its own scrub yet, and the next night if it has: then what is being trained still holds the viewer until then.
 Every night looks for dead letters of erased viewers again: an updater that was behind may have written one after step 3.
 """
 
@@ -18,12 +19,12 @@ from dataclasses import dataclass
 
 import structlog
 
-from batch.lake import Lake, open_lake
-from batch.lock import lake_lock
+from batch.lake import Lake, ScrubReport, open_lake
+from batch.lock import LakeInUse, lake_lock
 from contracts.codec import Codec
 from contracts.errors import KafkaUnavailable, UserError
 from contracts.events import Kind, PlaybackEvent, valid_id
-from embeddings.files import GenerationsFolder, load_users
+from embeddings.files import GenerationsFolder
 from embeddings.publishing import remove_users
 from runtime.deadletters import Letter, belongs_to, viewer_in
 from runtime.deadletters import erase as erase_letters
@@ -39,7 +40,7 @@ class Receipt:
     """What was removed, and where. `viewer_digest`: the keyed hash in the ledger, which proves the erasure without naming anyone.
 
     `dead_letters`: None if they could not be taken out (the log says why; the next night tries again). `lake_rows`, `generations`:
-    None if a nightly job was at work; it removes them before it trains.
+    None if a nightly job was at work: the next night removes them at the latest.
     """
 
     viewer_digest: str
@@ -76,10 +77,11 @@ async def forget(settings: Settings, viewer: str, *, now_ms: int) -> Receipt:
     generations: tuple[str, ...] | None = None
     try:
         with lake_lock(settings.lake_path):  # 4
-            rows = (await asyncio.to_thread(lake.scrub)).rows
-            generations = await asyncio.to_thread(scrub_generations, GenerationsFolder(settings.generations_path), lake)
-    except UserError:
-        pass  # a nightly job is at work: it scrubs before it trains
+            folder = GenerationsFolder(settings.generations_path)
+            report, generations = await asyncio.to_thread(scrub, folder, lake)
+            rows = report.rows
+    except LakeInUse:
+        pass  # a nightly job is at work: the ledger is read by it or by the next one
     return Receipt(lake.ledger.digest(viewer), now_ms, sent.partition, sent.offset, dead_letters, rows, generations)
 
 
@@ -104,6 +106,20 @@ async def _erase_letters(settings: Settings, belongs: Callable[[Letter], bool], 
         return None
 
 
+def scrub(folder: GenerationsFolder, lake: Lake) -> tuple[ScrubReport, tuple[str, ...]]:
+    """Remove what erasures cover, if there are new ones. Returns what went from the lake, and the generations that held some.
+
+    1. The files of the lake   2. the generations   3. how far the ledger is obeyed, noted last: a crash before it does all again
+    Errors: `DataError`, `GenerationError`.
+    """
+    report = lake.scrub()  # 1
+    if not report.due:
+        return report, ()
+    held = scrub_generations(folder, lake)  # 2
+    lake.note_scrubbed()  # 3
+    return report, held
+
+
 def scrub_generations(folder: GenerationsFolder, lake: Lake) -> tuple[str, ...]:
     """Remove the vectors of viewers from every generation that did not obey their erasure yet; returns those that held some.
 
@@ -112,8 +128,7 @@ def scrub_generations(folder: GenerationsFolder, lake: Lake) -> tuple[str, ...]:
     """
     held = []
     for manifest in folder.list():
-        users, _ = load_users(folder.root, manifest.generation_id)
-        erased = frozenset(user for user in users if lake.ledger.line_of(user) > manifest.ledger_lines)
-        if erased and remove_users(folder, manifest.generation_id, erased):
+        obeyed = manifest.ledger_lines
+        if remove_users(folder, manifest.generation_id, lambda user: lake.ledger.line_of(user) > obeyed):  # noqa: B023 (called at once)
             held.append(manifest.generation_id)
     return tuple(held)

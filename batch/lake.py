@@ -157,7 +157,7 @@ class Lake:
         return [_item(row) for _, (_, row) in sorted(latest.items()) if not row["deleted"]]
 
     def scrub(self) -> ScrubReport:
-        """Remove from the files what erasures cover. Skipped if no erasure came since the last time.
+        """Remove from the files what erasures cover. Skipped if no erasure came since `note_scrubbed`.
 
         Each file is written anew beside, flushed, renamed: a crash leaves old or new files, and the next scrub ends it.
         """
@@ -165,14 +165,16 @@ class Lake:
         rewritten = 0
         if self.ledger.lines == self._scrubbed_lines():
             return ScrubReport(rows, 0, due=False)
-        lines = self.ledger.lines
         for kind in TIMES:
             for file in self.files(kind):
                 removed = self._scrub_file(kind, file)
                 rows[kind] += removed
                 rewritten += removed > 0
-        write_atomically(self.path / SCRUBBED, json.dumps({"lines": lines}).encode())
         return ScrubReport(rows, rewritten, due=True)
+
+    def note_scrubbed(self) -> None:
+        """Everything that the ledger covers as it is known here is gone: from the files and from wherever else it has to go."""
+        write_atomically(self.path / SCRUBBED, json.dumps({"lines": self.ledger.lines}).encode())
 
     def erased(self, kind: str, batch: Any) -> NDArray[np.bool_]:
         """(n,) bool: rows that an erasure covers. `batch` has the viewer's and the time columns."""

@@ -11,9 +11,13 @@ from pathlib import Path
 from contracts.errors import DataError, UserError
 
 
+class LakeInUse(UserError):
+    """Another job holds the lake: wait until it has ended."""
+
+
 @contextmanager
 def lake_lock(lake_path: str | Path) -> Iterator[None]:
-    """Hold the lake. Errors: `UserError` naming the process that does, `DataError` if the folder cannot be written."""
+    """Hold the lake. Errors: `LakeInUse` naming the process that does, `DataError` if the folder cannot be written."""
     file = Path(lake_path) / "nightly.lock"
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -26,7 +30,7 @@ def lake_lock(lake_path: str | Path) -> Iterator[None]:
         except OSError as error:
             lock.seek(0)
             holder = lock.read().strip() or "unknown"
-            raise UserError(
+            raise LakeInUse(
                 f"{lake_path}: another job works on this lake (pid {holder}): wait until it has ended"
             ) from error
         lock.truncate(0)

@@ -28,7 +28,7 @@ import structlog
 from batch.activation import Activator, wall_ms
 from batch.copy import copy_records
 from batch.evaluate import Evaluation, choose_holdout, decide, evaluate, make_generation, read_cases
-from batch.forget import scrub_dead_letters, scrub_generations
+from batch.forget import scrub, scrub_dead_letters
 from batch.interactions import Interactions, read_interactions, remove_leftovers, states_from_lake
 from batch.lake import ScrubReport, open_lake, write_atomically
 from batch.lock import lake_lock
@@ -225,9 +225,7 @@ class _Nightly:
         during the training stands in a later line, and the next scrub takes them out of the generation."""
         self._lake.ledger.load()
         self._known_at_ms = int(self._now_ms())
-        report = self._lake.scrub()
-        if report.due:
-            scrub_generations(self._folder, self._lake)
+        report, _ = scrub(self._folder, self._lake)
         return report
 
     async def _copy_once(self, advance: Callable[[int, int], None]) -> CopyReport:

@@ -154,7 +154,10 @@ def forget(viewer: Annotated[str, typer.Argument(help="the viewer's id")], json_
         + ("not reached, see the log; ask again" if receipt.dead_letters is None else f"{receipt.dead_letters:,}")
     )
     if receipt.lake_rows is None:
-        typer.echo("  lake         a nightly job is at work; it removes what is left before it trains")
+        typer.echo(
+            "  lake         a nightly job is at work: no read of the lake gives the viewer any more, and the next night at the latest "
+            "removes what is left, from the lake and the generations"
+        )
     else:
         typer.echo(
             "  lake         "

@@ -6,7 +6,7 @@ import hashlib
 import io
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -165,12 +165,12 @@ def _has_manifest(opened: Root, generation_id: str) -> bool:
     return bool(info.type == fs.FileType.File)
 
 
-def remove_users(folder: GenerationsFolder, generation_id: str, viewers: frozenset[str]) -> int:
+def remove_users(folder: GenerationsFolder, generation_id: str, erased: Callable[[str], bool]) -> int:
     """Take viewers who asked to be forgotten out of a generation's user vectors; returns how many were in it.
 
     Their vectors become zero and their ids `~erased~<row>`, so that rows keep their numbers. Written in this order: manifest, vectors,
     ids. A crash in between leaves user files that do not fit the manifest (serving does not read them) and ids that are still
-    there, so doing it again ends it. Errors: `GenerationError`.
+    there: the next time finds them, as it reads the ids whatever the manifest says of them, and ends it. Errors: `GenerationError`.
     """
     with folder.locked():
         manifest = load_manifest(folder.root, generation_id)
@@ -178,9 +178,13 @@ def remove_users(folder: GenerationsFolder, generation_id: str, viewers: frozens
         try:
             table = pq.read_table(pa.BufferReader(folder.root.read(f"{generation_id}/{USERS}")))
             users: list[str] = table.column("viewer").to_pylist()
-            rows = [row for row, viewer in enumerate(users) if viewer in viewers]
+            rows = [row for row, viewer in enumerate(users) if erased(viewer)]
             if not rows:
                 return 0
+            if len(users) != manifest.n_users:
+                raise GenerationError(
+                    f"{where}/{USERS}: {len(users)} rows, the manifest says {manifest.n_users}; remove the generation"
+                )
             data = folder.root.read(f"{generation_id}/{USER_FACTORS}")
             factors = parse_factors(data, manifest.n_users, manifest.k, where, USER_FACTORS).copy()
             factors[rows] = 0
