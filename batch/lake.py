@@ -146,15 +146,21 @@ class Lake:
         return sum(pq.ParquetFile(file).metadata.num_rows for file in self.files(kind))
 
     def catalogue(self) -> list[CatalogueItem]:
-        """The latest version of every title that was not deleted, by id."""
-        latest: dict[str, tuple[tuple[int, int, int], dict[str, Any]]] = {}
+        """The latest version of every title that was not deleted, by id.
+
+        Files are read in the order of their plans and chunks, and within one by partition and offset: of a partition the last row
+        read is the latest, whatever producers' clocks said. Only between partitions (their number was raised) the times decide.
+        """
+        latest: dict[tuple[str, int], dict[str, Any]] = {}  # (title, partition)
         for batch in self.batches("catalogue", CATALOGUE_SCHEMA.names):
             for row in batch.to_pylist():
-                at = (row["timestamp_ms"], row["epoch"], row["offset"])
-                known = latest.get(row["item_id"])
-                if known is None or at >= known[0]:
-                    latest[row["item_id"]] = (at, row)
-        return [_item(row) for _, (_, row) in sorted(latest.items()) if not row["deleted"]]
+                latest[row["item_id"], row["partition"]] = row
+        titles: dict[str, dict[str, Any]] = {}
+        for (item_id, _), row in latest.items():
+            known = titles.get(item_id)
+            if known is None or row["timestamp_ms"] > known["timestamp_ms"]:
+                titles[item_id] = row
+        return [_item(row) for _, row in sorted(titles.items()) if not row["deleted"]]
 
     def scrub(self) -> ScrubReport:
         """Remove from the files what erasures cover. Skipped if no erasure came since `note_scrubbed`.

@@ -255,6 +255,18 @@ async def test_the_latest_version_of_a_title_wins_and_a_record_without_a_value_d
     assert lake.catalogue() == [CatalogueItem("a", "New", ("drama",))]
 
 
+async def test_the_later_offset_wins_whatever_the_producers_clock_said(tmp_path: Path) -> None:
+    log, lake = FakeLog(), Lake(tmp_path)
+    plays(log, 1)
+    for title, timestamp_ms in (("First", T0 + 9000), ("Second", T0 + 5000), ("Third", T0)):
+        log.append("playback.catalogue", 0, b"a", CODEC.encode_item(CatalogueItem("a", title)))
+        log.records[TopicPartition("playback.catalogue", 0)][-1].timestamp = timestamp_ms
+        if title == "Second":
+            await copy(lake, log)  # the third comes with another plan
+    await copy(lake, log)
+    assert lake.catalogue() == [CatalogueItem("a", "Third")]
+
+
 async def test_impressions_are_copied_too(tmp_path: Path) -> None:
     log, lake = FakeLog(), Lake(tmp_path)
     plays(log, 1)
