@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from batch.interactions import remove_leftovers
 from batch.lake import Lake, ScrubReport, open_lake
 from batch.lock import LakeInUse, lake_lock
 from contracts.codec import Codec
@@ -77,6 +78,7 @@ async def forget(settings: Settings, viewer: str, *, now_ms: int) -> Receipt:
     generations: tuple[str, ...] | None = None
     try:
         with lake_lock(settings.lake_path):  # 4
+            await asyncio.to_thread(remove_leftovers, settings.lake_path)
             folder = GenerationsFolder(settings.generations_path)
             report, generations = await asyncio.to_thread(scrub, folder, lake)
             rows = report.rows

@@ -37,6 +37,7 @@ from viewers.state import (
     RegisterKind,
     ViewerState,
     merge,
+    watched_share,
 )
 
 F32 = NDArray[np.float32]
@@ -53,6 +54,8 @@ BUCKETS = ".buckets-"
 BUCKET_ROWS = 400_000
 """Events of a bucket of viewers held in memory at once, some 200 MB as Python values."""
 
+_MULTIPLIED_MAX = np.iinfo(np.int64).max // 255
+"""Milliseconds that can be taken 255 times in 64 bits."""
 _FLAGS = {kind.value: flags for kind, flags in FLAG_OF_KIND.items()}
 PLAY_KIND_NAMES = pa.array(sorted(kind.value for kind in PLAY_KINDS))
 _ITEM_REGISTERS = {kind.value for kind in (Kind.RATE, Kind.CLEAR_RATING, Kind.HIDE)}
@@ -145,7 +148,10 @@ def share_and_flags(batch: Any) -> tuple[U8, U8]:
     """(n,) uint8 watched share and (n,) uint8 flags of play events; `viewers.state.watched_share` of many."""
     watched = batch.column("watched_ms").to_numpy()
     duration = batch.column("duration_ms").to_numpy()
-    share = np.minimum(255, 255 * watched // duration).astype(np.uint8)
+    fits = (np.abs(watched) <= _MULTIPLIED_MAX) & (np.abs(duration) <= _MULTIPLIED_MAX)
+    share = np.minimum(255, 255 * np.where(fits, watched, 0) // duration).astype(np.uint8)
+    for row in np.flatnonzero(~fits):  # Python's numbers do not overflow
+        share[row] = watched_share(int(watched[row]), int(duration[row]))
     kinds = batch.column("kind").dictionary_encode()
     flags = np.array([_FLAGS[kind] for kind in kinds.dictionary.to_pylist()], dtype=np.uint8)
     return share, flags[kinds.indices.to_numpy()]
@@ -207,9 +213,12 @@ def _register(row: dict[str, Any]) -> Register:
 
 
 def remove_leftovers(lake_path: str | Path) -> None:
-    """Remove buckets that a killed job left behind: they hold plays, erased viewers' included. Only for who holds the lake's lock."""
+    """Remove the buckets and half-written files that a killed job left behind: they hold plays, erased viewers' included. Only for who
+    holds the lake's lock."""
     for folder in Path(lake_path).glob(f"{BUCKETS}*"):
         shutil.rmtree(folder, ignore_errors=True)
+    for file in Path(lake_path).rglob(".*.parquet"):
+        file.unlink(missing_ok=True)
 
 
 def states_from_lake(

@@ -13,14 +13,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from batch import interactions as module
-from batch.interactions import Interactions, read_interactions, states_from_lake
+from batch.interactions import Interactions, read_interactions, remove_leftovers, share_and_flags, states_from_lake
 from batch.lake import EVENTS_SCHEMA, Lake, hour_folder, write_parquet
 from batch.train import train_item_factors
 from contracts.errors import DataError
 from contracts.events import Kind, PlaybackEvent
 from runtime.settings import TrainSettings
 from tests.worlds import T0, play_event
-from viewers.state import Limits, merge, state_of
+from viewers.state import Limits, merge, state_of, watched_share
 
 LIMITS = Limits(max_plays=6, max_plays_per_item=2)
 
@@ -181,3 +181,26 @@ def test_confidences_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     Cui.data[0] = np.nan
     with pytest.raises(DataError, match="finite"):
         train_item_factors(Cui, TrainSettings())
+
+
+HUGE = 2**63 - 1
+
+
+@pytest.mark.parametrize("watched", [0, 1, 10**6, HUGE // 255, HUGE // 255 + 1, HUGE // 2, HUGE])
+@pytest.mark.parametrize("duration", [1, 10**6, HUGE // 255 + 1, HUGE // 2, HUGE])
+def test_the_share_of_any_duration_is_the_live_one(watched: int, duration: int) -> None:
+    columns = {"watched_ms": [watched, 50], "duration_ms": [duration, 100], "kind": ["stop", "stop"]}
+    share, _ = share_and_flags(pa.RecordBatch.from_pydict(columns))
+    assert share.tolist() == [watched_share(watched, duration), 127]
+
+
+def test_what_a_killed_job_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    lake = put(Lake(tmp_path), [play_event("ana", 1, 0)])
+    buckets = tmp_path / ".buckets-x1"
+    buckets.mkdir()
+    (buckets / "0.arrow").write_bytes(b"plays")
+    half = lake.files("events")[0].with_name(".half.parquet")
+    half.write_bytes(b"plays")
+    remove_leftovers(tmp_path)
+    assert not buckets.exists() and not half.exists()
+    assert [viewer for viewer, _ in states_from_lake(lake, LIMITS)] == ["ana"]
