@@ -195,19 +195,21 @@ async def activate(
 
 
 async def rollback(settings: Settings, store: Store, *, progress: ProgressReporter | None = None) -> ActivationReport:
-    """Put the generation before the one in force back: a new activation of an old generation. Errors: `UserError` if none is kept."""
+    """Put the newest kept generation that is older than the one in force back: a new activation of an old generation.
+
+    Not "what was in force before": a second rollback would go forward again. Errors: `UserError` if none is kept.
+    """
     folder = GenerationsFolder(settings.generations_path)
     current = folder.read_current()
     if current is None:
         raise UserError("no generation is in force: there is nothing to roll back from (nearline generations list)")
-    older: str | None = None
-    for manifest in folder.list():  # oldest first
-        if manifest.generation_id == current.generation_id:
-            break
-        older = manifest.generation_id
-    target = older  # not "the one before in force": a second rollback must not bring the first one's generation back
-    if target is None:
+    kept = folder.list()
+    made_ms = {manifest.generation_id: manifest.created_at_ms for manifest in kept}
+    in_force_ms = made_ms.get(current.generation_id, 0)  # not listed, so damaged: nobody knows what is older
+    older = [manifest.generation_id for manifest in kept if manifest.created_at_ms < in_force_ms]
+    if not older:
         raise UserError(
-            f"no generation older than {current.generation_id} is kept: train a new one, or activate one by name"
+            f"no generation older than {current.generation_id} is known: choose one (nearline generations list) "
+            "and put it in force by name (nearline generations activate)"
         )
-    return await activate(settings, store, target, progress=progress)
+    return await activate(settings, store, older[-1], progress=progress)

@@ -82,8 +82,10 @@ def generations_list(json_output: Json = False) -> None:
     from rich.console import Console
     from rich.table import Column, Table
 
+    widest = max((len(one.generation_id) for one in found), default=0)  # whole on any terminal: people copy it
     table = Table(
-        Column("generation", no_wrap=True), "made (UTC)", "titles", "viewers", "k", "NDCG@10", "gate", "state"
+        Column("generation", no_wrap=True, overflow="fold", min_width=widest),
+        *("made (UTC)", "titles", "viewers", "k", "NDCG@10", "gate", "state"),
     )
     for one in found:
         made = datetime.fromtimestamp(one.created_at_ms / 1000, UTC).isoformat(" ", "seconds").removesuffix("+00:00")
@@ -104,7 +106,7 @@ def generations_activate(
 ) -> None:
     """Put a published generation in force, under a new activation, and rebuild every row.
 
-    Example: nearline generations activate 20260131T220000.000Z-6b1810f8
+    Example: nearline generations activate 20261121T094009.191Z-e1a2e022
     """
     from batch.activation import activate
 
@@ -113,7 +115,7 @@ def generations_activate(
 
 @generations_app.command("rollback")
 def generations_rollback(json_output: Json = False) -> None:
-    """Put the generation before the one in force back in force, and rebuild every row.
+    """Put the newest kept generation that is older than the one in force in its place, and rebuild every row.
 
     Example: nearline generations rollback
     """
