@@ -1,5 +1,6 @@
 """The nightly job: the steps in order. Each can be done again; a job that was interrupted goes on where it was.
 
+0. mend      a store that fell back, or a rebuild that died: the generation in force is rebuilt first
 1. copy      new records to the lake, by a plan; then what erasures cover is scrubbed     → the cut-off offsets
 2. train     on the past, and evaluate on the held-out plays: the gate                      (not if inputs did not change)
 3. publish   trained on everything: a generation folder, manifest last
@@ -139,8 +140,8 @@ async def run_nightly(
         job = _Nightly(settings, store, progress or make_progress(), now_ms, updaters_deadline_s)
         try:
             return await job.run(force=force, skip_evaluation=skip_evaluation, seed=seed)
-        except UserError:
-            job.give_up()  # what it was given cannot be worked with: the next try begins anew, with what came meanwhile
+        except (UserError, GenerationError):
+            job.give_up()  # the same plan would fail again: the next try begins anew, with what came meanwhile
             raise
 
 
@@ -168,6 +169,7 @@ class _Nightly:
         self._report = NightlyReport("unchecked", "")
 
     async def run(self, *, force: bool, skip_evaluation: bool, seed: bool) -> NightlyReport:
+        await self._timed("mend", self._mend())  # 0
         plan = await self._timed("copy", self._copy())  # 1
         inputs = inputs_digest(plan, self._settings, self._lake.ledger.lines)
         manifest = await asyncio.to_thread(find_published, self._folder, inputs)
@@ -194,6 +196,28 @@ class _Nightly:
         self._finish_night()
         return self._told(pruned=tuple(pruned))
 
+    # 0
+
+    async def _mend(self) -> None:
+        """Rebuild the generation in force if the store does not know that this has been done: it came back as an older copy, was
+        emptied, or the rebuild died. Until then viewers keep older rows, and a night that is held back would leave it so."""
+        current = await asyncio.to_thread(self._folder.current_or_none)
+        if current is None or await self._retried(lambda: self._store.read_rebuilt(current.activation)):
+            return
+        log.warning(
+            "rebuild_of_the_generation_in_force",
+            generation_id=current.generation_id,
+            activation=current.activation,
+            reason="the store does not know of a finished rebuild: it fell back, or the rebuild was interrupted",
+        )
+        try:
+            again = await self._retried(lambda: self._activator.activate(current.generation_id, again=False))
+            await self._retried(lambda: self._activator.rebuild(again, erased_through_s=self._lake.ledger.through_s))
+        except (GenerationError, TransientError) as error:
+            log.error(
+                "generation_in_force_not_rebuilt", error=str(error), remedy="the night goes on: its own replaces it"
+            )
+
     def give_up(self) -> None:
         """The next night begins with a plan of its own."""
         self._finish_night()
@@ -201,12 +225,14 @@ class _Nightly:
     # 1
 
     async def _copy(self) -> CopyPlan:
-        """Copy what is new, or resume an interrupted night with its plan; then scrub. Returns the plan that is covered."""
+        """Copy what is new, or resume an interrupted night with its plan; then scrub. Returns the plan that is covered.
+
+        A plan that copied nothing is not worth resuming: there may be something by now."""
         plans = Plans(self._lake)
         begun = self._read_night()
         plan = plans.last()
         report = plans.report(plan) if plan is not None else None
-        if begun is None or plan is None or report is None or begun != plan.number:
+        if begun is None or plan is None or report is None or begun != plan.number or not plan.records:
             with self._progress.step("copy to the lake") as step:
                 report = await self._retried(lambda: self._copy_once(step.set))
             plan = plans.last()

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
-from batch import nightly
-from batch.activation import list_generations, rollback
+from batch import nightly, verbs
+from batch.activation import activate, list_generations, rollback
 from batch.evaluate import Evaluation, Holdout
 from batch.forget import forget
 from batch.lake import Lake, open_lake
@@ -197,6 +198,18 @@ async def test_a_night_without_anything_to_learn_from_is_given_up_and_the_next_o
     assert not left.exists()
 
 
+async def test_a_rollback_from_a_generation_that_is_damaged_chooses_nothing(settings: Settings) -> None:
+    store = MemoryStore()
+    await send(settings, history())
+    first = await run(settings, store)
+    await send(settings, [play_event("v00", 21, 10**5)])
+    await run(settings, store, skip_evaluation=True)
+    await activate(settings, store, str(first.generation_id), progress=SilentProgress())
+    (Path(settings.generations_path) / str(first.generation_id) / "manifest.json").unlink()
+    with pytest.raises(UserError, match="nearline generations activate"):
+        await rollback(settings, store, progress=SilentProgress())
+
+
 async def test_a_forgotten_viewer_leaves_the_lake_the_generations_and_the_next_rebuild(settings: Settings) -> None:
     store = MemoryStore()
     await send(settings, history())
@@ -331,3 +344,51 @@ async def test_an_erasure_that_comes_after_the_cut_off_is_obeyed_though_it_is_ol
     assert "v07" in load_users(settings.generations_path, first.generation_id)[0]
     await run(settings, store, skip_evaluation=True)
     assert "v07" not in load_users(settings.generations_path, first.generation_id)[0]
+
+
+async def test_a_night_that_died_without_having_copied_anything_begins_anew(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = MemoryStore()
+    await send(settings, history())
+    await run(settings, store)
+    other = settings.model_copy(update={"train": settings.train.model_copy(update={"factors": 3})})
+
+    def dies(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(nightly, "train_item_factors", dies)
+        with pytest.raises(KeyboardInterrupt):
+            await run(other, store, skip_evaluation=True)
+    await send(settings, [play_event("late", 1, 10**5)])
+    assert (await run(other, store, skip_evaluation=True)).copied["events"] == 1
+
+
+async def test_a_night_first_rebuilds_what_a_store_that_fell_back_has_lost(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = MemoryStore()
+    await send(settings, history())
+    await run(settings, store, seed=True)
+    before = dict(store.server.viewers)
+    await send(settings, [play_event("v00", 21, 10**5)])
+    second = await run(settings, store, skip_evaluation=True)
+    store.server.viewers, store.server.rebuilt = before, {1}
+    await send(settings, [play_event("v00", 23, 10**5)])
+    monkeypatch.setattr(
+        nightly, "evaluate", lambda *a, **k: Evaluation({}, 60, HOLDOUT, Decision("held_back", "worse"))
+    )
+    assert not (await run(settings, store)).published
+    assert {one.activation for one in store.server.viewers.values()} == {second.activation}
+    assert await store.read_rebuilt(2)
+
+
+async def test_an_id_of_a_generation_is_listed_whole_on_a_narrow_terminal(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await send(settings, history())
+    report = await run(settings, MemoryStore())
+    monkeypatch.setattr(verbs, "read_settings", lambda: settings)
+    told = CliRunner().invoke(verbs.generations_app, ["list"], env={"COLUMNS": "80"})
+    assert str(report.generation_id) in told.output
