@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from batch.erasures import Ledger, load_key
 from contracts.catalogue import CatalogueItem
 from contracts.errors import DataError
+from embeddings.files import catalogue_item
 from embeddings.roots import flush_folder, write_file
 from runtime.settings import Settings
 
@@ -160,7 +161,7 @@ class Lake:
             known = titles.get(item_id)
             if known is None or row["timestamp_ms"] > known["timestamp_ms"]:
                 titles[item_id] = row
-        return [_item(row) for _, row in sorted(titles.items()) if not row["deleted"]]
+        return [catalogue_item(row) for _, row in sorted(titles.items()) if not row["deleted"]]
 
     def scrub(self) -> ScrubReport:
         """Remove from the files what erasures cover. Skipped if no erasure came since `note_scrubbed`.
@@ -273,19 +274,3 @@ def _gathered(batches: Iterator[Any]) -> Iterator[Any]:
 def _column(batch: Any, name: str) -> Any:
     column = batch.column(name)
     return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-
-
-def _item(row: dict[str, Any]) -> CatalogueItem:
-    return CatalogueItem(
-        item_id=row["item_id"],
-        title=row["title"] or row["item_id"],
-        topics=tuple(row["topics"] or ()),
-        creators=tuple(row["creators"] or ()),
-        duration_ms=row["duration_ms"],
-        maturity=row["maturity"] or 0,
-        territories=tuple(row["territories"] or ()),
-        available_from_ms=row["available_from_ms"],
-        available_until_ms=row["available_until_ms"],
-        released_at_ms=row["released_at_ms"],
-        taken_down=bool(row["taken_down"]),
-    )

@@ -117,7 +117,7 @@ def load_items(root: str | Path | Root, generation_id: str) -> list[CatalogueIte
     manifest = load_manifest(opened, generation_id)
     try:
         rows = read_table(checked_bytes(opened, manifest, ITEMS), manifest.n_items).to_pylist()
-        return [_item(row) for row in rows]
+        return [catalogue_item(row) for row in rows]
     except FOREIGN as error:
         raise GenerationError(f"{opened.name}/{generation_id}/{ITEMS}: {error}") from error
 
@@ -218,7 +218,8 @@ def _integers(table: Any, column: str, missing: int) -> np.ndarray[Any, np.dtype
     return np.array(values, dtype=np.int64)
 
 
-def _item(row: Mapping[str, Any]) -> CatalogueItem:
+def catalogue_item(row: Mapping[str, Any]) -> CatalogueItem:
+    """The title in a row of `ITEMS_SCHEMA`."""
     return CatalogueItem(
         item_id=row["item_id"],
         title=row["title"] or row["item_id"],
