@@ -14,7 +14,9 @@ import structlog
 from contracts.codec import Codec
 from homepage.catalogue import LiveCatalogue
 from homepage.feed import CatalogueFeed
+from homepage.identity import choose_identity
 from homepage.impressions import KafkaImpressions, QueuedImpressions
+from homepage.limits import RequestLimits
 from homepage.schemas import LearningCodec
 from homepage.service import ROW_DEADLINE_S, DefaultRows, Homepage, Metrics, make_app
 from runtime.http import serve
@@ -39,8 +41,12 @@ async def run_homepage(
     """Serve until `stop` is set. `on_listening` is told the bound port (port 0 takes a free one).
 
     `store` None: the one in the settings. A store or a broker that is away does not keep the service from starting: it serves
-    default rows, and drops impressions, until they are back. Raises `SettingsError` if the address cannot be bound.
+    default rows, and drops impressions, until they are back. Raises `SettingsError` if the address cannot be bound, or if anyone
+    could ask for anyone's row there.
     """
+    page = settings.homepage
+    metrics = Metrics()
+    identify = choose_identity(page, lambda reason: metrics.refused.labels(reason).inc())
     async with AsyncExitStack() as stack:
         # Left in the opposite order: stop serving, send what is queued, end the tasks, then close what they use.
         reader = (
@@ -52,7 +58,6 @@ async def run_homepage(
             stack.push_async_callback(reader.close)
         codec = Codec.load(settings.registry_path)
         learning = LearningCodec(codec)  # what others write, by a schema that may be newer than this process
-        metrics = Metrics()
         catalogue = LiveCatalogue(settings.generations_path)
         kafka = KafkaImpressions(settings, codec, metrics.impressions_lost)
         stack.push_async_callback(kafka.close)
@@ -61,16 +66,17 @@ async def run_homepage(
         stack.push_async_callback(impressions.drain)
         defaults = DefaultRows(reader)
         homepage = Homepage(
-            reader, learning, catalogue, impressions, defaults, metrics, territory=settings.homepage.territory
-        )
+            reader, learning, catalogue, impressions, defaults, metrics, identify,
+            territory=page.territory, limits=RequestLimits.of(page),
+        )  # fmt: skip
         await defaults.refresh()
         tasks.start(
             defaults.run(), catalogue.run(), impressions.run(), CatalogueFeed(settings, learning, catalogue).run()
         )
         port = await stack.enter_async_context(
-            serve(make_app(homepage), settings.homepage.host, settings.homepage.port)
+            serve(make_app(homepage), page.host, page.port, trusted_proxies=page.trusted_proxies)
         )
-        log.info("homepage_listening", host=settings.homepage.host, port=port)
+        log.info("homepage_listening", host=page.host, port=port, viewer_from="token" if page.with_token else "path")
         if on_listening is not None:
             on_listening(port)
         await stop.wait()

@@ -1,11 +1,13 @@
 """The home-page service: reads one row, drops what may no longer be shown, and reports that it was shown.
 
-    GET /v1/home/{viewer}?limit=&territory=&maturity=     the row; never 404 and never an error page because a store is away
+    GET /v1/home?limit=&territory=&maturity=     the row of the token's viewer (401, 403, 429: who may not ask)
+    GET /v1/home/{viewer}                        the same; without tokens the path says whose row it is
+                                                 never 404 and never an error page because a store is away
     GET /health/live, /health/ready, /metrics
 
 What is served, in this order: the viewer's own row; else the default row for the territory and maturity; else, when the store
 is away, the default row last seen, marked `degraded`. An unknown viewer takes the same path at the same cost as a known one,
-so the time of an answer does not tell who has an account here.
+so the time of an answer does not tell who has an account here. Who may ask is decided before, without the store.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ from contracts.errors import NearlineError, StoreUnavailable
 from contracts.events import valid_id
 from contracts.rows import ENTRIES_SHOWN, HomeRow, Impression
 from homepage.catalogue import CatalogueView
+from homepage.identity import viewer_from_path
 from homepage.impressions import ImpressionSink
+from homepage.limits import RequestLimits, TooMany
 from homepage.render import ANY, Audience, Selection, default_keys, render_row, select_entries
 from homepage.schemas import LearningCodec
 from viewers.store import Store
@@ -49,6 +53,7 @@ PRIVATE_HEADER = "X-Nearline-Private"
 
 _TERRITORY = re.compile(r"[A-Za-z0-9_-]{1,16}|\*")
 _LATENCY_BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
+_OUTCOMES = {401: "unauthorized", 403: "forbidden", 429: "limited"}
 _EMPTY_ROW = HomeRow("none", "", 0, "", 0, None, ())
 
 log = structlog.get_logger()
@@ -68,6 +73,12 @@ class Metrics:
             buckets=_LATENCY_BUCKETS_S,
             registry=self.registry,
         )
+        self.refused = Counter(
+            "nearline_homepage_identity_refused_total",
+            "Requests whose viewer is not known",
+            ["reason"],
+            registry=self.registry,
+        )
         self.rows_missing = Counter(
             "nearline_homepage_rows_missing_total", "Viewers served a default row", ["reason"], registry=self.registry
         )
@@ -83,11 +94,6 @@ class Metrics:
         self.impressions_lost = Counter(
             "nearline_homepage_impressions_lost_total", "Impressions dropped or not delivered", registry=self.registry
         )
-
-
-def viewer_from_path(request: Request) -> str:
-    """The viewer named in the path: for the sandbox and behind a gateway that has checked who asks."""
-    return str(request.path_params["viewer"])
 
 
 def clock_ms() -> int:
@@ -129,7 +135,7 @@ class DefaultRows:
 
 @dataclass(frozen=True, slots=True)
 class Homepage:
-    """The service's parts. `identify` tells who asks (raise `HTTPException(401)` if nobody may); path-based by default."""
+    """The service's parts. `identify` tells who asks (raises `HTTPException` if nobody may); path-based by default."""
 
     store: Store
     codec: Codec | LearningCodec
@@ -140,11 +146,16 @@ class Homepage:
     identify: Callable[[Request], str] = viewer_from_path
     clock_ms: Callable[[], int] = clock_ms
     territory: str = ANY
+    limits: RequestLimits = field(default_factory=RequestLimits.none)
 
     async def home(self, request: Request) -> Response:
-        """`GET /v1/home/{viewer}`."""
+        """`GET /v1/home` and `GET /v1/home/{viewer}`."""
         started = time.perf_counter()
-        viewer = self.identify(request)
+        try:
+            viewer = self._admit(request)
+        except HTTPException as error:
+            self.metrics.requests.labels(_OUTCOMES.get(error.status_code, "bad_request")).inc()
+            raise
         problem, limit, audience = self._parameters(viewer, request)
         if problem:
             self.metrics.requests.labels("bad_request").inc()
@@ -166,6 +177,13 @@ class Homepage:
         response = JSONResponse(body, headers={"Cache-Control": "no-store"})
         self.metrics.seconds.observe(time.perf_counter() - started)
         return response
+
+    def _admit(self, request: Request) -> str:
+        """Who asks. Raises `HTTPException`: 401, 403, 429. The address first: checking a signature costs more than refusing to."""
+        _refuse(self.limits.take_address(request.client.host if request.client else None))
+        viewer = self.identify(request)
+        _refuse(self.limits.take_viewer(viewer) if valid_id(viewer) else None)
+        return viewer
 
     async def _read(self, viewer: str) -> tuple[bytes, str]:
         """The viewer's encoded row, and why there is none (empty text if there is one)."""
@@ -251,6 +269,7 @@ def make_app(homepage: Homepage) -> Starlette:
     """The ASGI application; background tasks (`defaults.run`, the catalogue's, the impressions') are its owner's."""
     app = Starlette(
         routes=[
+            Route("/v1/home", homepage.home),
             Route("/v1/home/{viewer}", homepage.home),
             Route("/health/live", homepage.live),
             Route("/health/ready", homepage.ready),
@@ -260,6 +279,11 @@ def make_app(homepage: Homepage) -> Starlette:
     )
     app.router.redirect_slashes = False  # the redirect decodes the query, and a byte that is no UTF-8 there was a 500
     return app
+
+
+def _refuse(why: TooMany | None) -> None:
+    if why is not None:
+        raise HTTPException(429, why.text, {"Retry-After": str(why.retry_after_s)})
 
 
 async def _json_error(request: Request, error: Exception) -> Response:

@@ -28,6 +28,9 @@ BACKLOG = 1024
 MAX_HEAD_BYTES = 64 * 1024
 """A request line and headers longer than this are nobody's: the parser would keep them all, however long they become."""
 
+HEAD_DEADLINE_S = 10.0
+"""A client that has not sent its headers by then is broken, or holds connections open to exhaust them."""
+
 POLL_S = 0.002
 """How often the start is looked at."""
 
@@ -40,9 +43,30 @@ log = structlog.get_logger()
 
 
 class _BoundedHead(HttpToolsProtocol):
-    """Hangs up on a request that sends more than `MAX_HEAD_BYTES` (and what one read brings) before its headers end."""
+    """Hangs up on a request whose headers are longer than `MAX_HEAD_BYTES` (and what one read brings), or take longer than
+    `HEAD_DEADLINE_S`. Between requests uvicorn's own limit on idle connections holds."""
 
     _head_bytes = 0
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._deadline = self.loop.call_later(HEAD_DEADLINE_S, transport.abort)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._head_ended()
+        super().connection_lost(exc)
+
+    def _head_ended(self) -> None:
+        self._head_bytes = 0
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def on_message_begin(self) -> None:
+        if self._deadline is None:
+            self._deadline = self.loop.call_later(HEAD_DEADLINE_S, self.transport.abort)
+        super().on_message_begin()
 
     def data_received(self, data: bytes) -> None:
         self._head_bytes += len(data)
@@ -51,7 +75,7 @@ class _BoundedHead(HttpToolsProtocol):
             self.transport.abort()
 
     def on_headers_complete(self) -> None:
-        self._head_bytes = 0
+        self._head_ended()
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -68,8 +92,12 @@ class _Server(uvicorn.Server):
 
 
 @contextlib.asynccontextmanager
-async def serve(app: AsgiApp, host: str, port: int, *, grace_s: float = GRACE_S) -> AsyncIterator[int]:
+async def serve(
+    app: AsgiApp, host: str, port: int, *, grace_s: float = GRACE_S, trusted_proxies: str = ""
+) -> AsyncIterator[int]:
     """Serve `app` while the block runs; yields the bound port (`port` 0 takes a free one).
+
+    `trusted_proxies`: addresses and networks whose X-Forwarded-For names the client; from anyone else it is only a claim.
 
     Raises `SettingsError` if the address cannot be bound. The app's lifespan is not run: its owner starts what
     it needs.
@@ -85,6 +113,8 @@ async def serve(app: AsgiApp, host: str, port: int, *, grace_s: float = GRACE_S)
             log_config=None,
             access_log=False,  # paths hold viewers' ids
             server_header=False,
+            proxy_headers=bool(trusted_proxies),
+            forwarded_allow_ips=trusted_proxies,
             timeout_graceful_shutdown=None,  # ours, below: uvicorn counts in whole seconds
         )
         server = _Server(config)

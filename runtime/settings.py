@@ -15,21 +15,28 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, StringConstraints, ValidationError, field_validator
+from pydantic import BaseModel, Field, SecretStr, StringConstraints, ValidationError, field_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from contracts.errors import SettingsError
 from contracts.keys import Keys
+from runtime.sections import HealthSettings, HomepageSettings, HttpSettings, Section
+
+__all__ = [
+    "HealthSettings",
+    "HomepageSettings",
+    "HttpSettings",
+    "KafkaSettings",
+    "Settings",
+    "StoreSettings",
+    "load_settings",
+]
 
 PREFIX = "NEARLINE_"
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,200}$")]
 
 
 MAX_PORT = 65_535
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 def _check_address(text: str, example: str) -> str:
@@ -55,7 +62,7 @@ def _is_ipv6(text: str) -> bool:
     return True
 
 
-class KafkaSettings(_Section):
+class KafkaSettings(Section):
     """The event log."""
 
     bootstrap_servers: str = Field("127.0.0.1:9092", description="host:port, comma-separated")
@@ -75,6 +82,12 @@ class KafkaSettings(_Section):
         10_000, ge=1_000, description="a silent updater loses its partitions after this, ms"
     )
     rebalance_timeout_ms: int = Field(60_000, ge=1_000, description="time to drain when partitions move, ms")
+    metadata_max_age_ms: int = Field(
+        30_000, ge=1_000, description="added partitions are taken up, and the log looked at again, after this, ms"
+    )
+    stall_timeout_s: float = Field(
+        30.0, ge=1, description="an updater whose records wait without any progress for this long leaves, seconds"
+    )
     max_batch_records: int = Field(512, ge=1, le=8_192, description="records in a micro-batch at most")
     max_partition_fetch_bytes: int = Field(1 << 20, ge=1 << 14, description="fetch size per partition, bytes")
 
@@ -124,7 +137,7 @@ class KafkaSettings(_Section):
 _STORE_EXAMPLE = "e.g. redis://user:password@redis:6379/0"
 
 
-class StoreSettings(_Section):
+class StoreSettings(Section):
     """Redis ≥ 7.0 or Valkey."""
 
     url: SecretStr = Field(
@@ -173,7 +186,7 @@ class StoreSettings(_Section):
         return value
 
 
-class StateSettings(_Section):
+class StateSettings(Section):
     """Bounds of one viewer's state."""
 
     max_plays: int = Field(200, ge=1, le=5_000, description="newest plays kept")
@@ -182,7 +195,7 @@ class StateSettings(_Section):
     max_seen: int = Field(5_000, ge=1, le=65_535, description="items remembered beyond the kept plays")
 
 
-class TrainSettings(_Section):
+class TrainSettings(Section):
     """The nightly job."""
 
     factors: int = Field(64, ge=1, le=512, description="k, length of an embedding")
@@ -200,26 +213,6 @@ class TrainSettings(_Section):
         0.1, ge=0, description="a new generation may be worse than the one in force by this share of NDCG@10"
     )
     keep_generations: int = Field(5, ge=2, description="newest generations kept for rollback")
-
-
-class HttpSettings(_Section):
-    """Where a process listens; loopback unless told otherwise."""
-
-    host: str = "127.0.0.1"
-    port: int = Field(0, ge=0, le=65_535, description="0 takes a free port")
-
-
-class HomepageSettings(HttpSettings):
-    """The home-page service."""
-
-    port: int = Field(8080, ge=0, le=65_535)
-    territory: str = Field("*", description="default row for viewers whose territory is not told")
-
-
-class HealthSettings(HttpSettings):
-    """Health and metrics of the updater."""
-
-    port: int = Field(9100, ge=0, le=65_535)
 
 
 class Settings(BaseSettings):

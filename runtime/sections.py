@@ -1,0 +1,112 @@
+"""Settings of what listens: the home page, health and metrics. Loopback unless told otherwise."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+
+MIN_SECRET_BYTES = 32
+"""RFC 7518: a key of HS256 is as long as its hash; a shorter one can be guessed from a single token."""
+
+
+class Section(BaseModel):
+    """Frozen, without unknown keys; errors quote no value, as it may be a secret."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+class HttpSettings(Section):
+    """Where a process listens; loopback unless told otherwise."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(0, ge=0, le=65_535, description="0 takes a free port")
+
+    @property
+    def on_loopback(self) -> bool:
+        """Whether only processes of this machine can reach it. A name other than localhost may be anything."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+
+class HealthSettings(HttpSettings):
+    """Health and metrics of the updater."""
+
+    port: int = Field(9100, ge=0, le=65_535)
+
+
+class HomepageSettings(HttpSettings):
+    """The home-page service."""
+
+    port: int = Field(8080, ge=0, le=65_535)
+    territory: str = Field("*", description="default row for viewers whose territory is not told")
+    auth: Literal["auto", "token", "none"] = Field(
+        "auto",
+        description="who asks: a token's viewer; with `none` the id in the path, which your gateway must have checked. "
+        "auto: a token where a key is set, else the path, on loopback alone",
+    )
+    token_secret: SecretStr | None = Field(None, description="secret of HS256 tokens, ≥ 32 bytes")
+    token_key_file: Path | None = Field(
+        None, description="public key of RS256 or ES256 tokens: PEM, or a JWKS, which may change while it runs"
+    )
+    token_issuer: str | None = Field(None, description="`iss` that a token must have")
+    token_audience: str | None = Field(
+        None, description="`aud` that a token must have; unset: tokens that name one are refused"
+    )
+    token_viewer_claim: str = Field("sub", min_length=1, description="the claim that holds the viewer's id")
+    token_leeway_s: float = Field(10.0, ge=0, le=300, description="how far clocks may differ, seconds")
+    viewer_rate_per_s: float = Field(10.0, ge=0, description="requests a second of one viewer, on average; 0: any")
+    viewer_burst: int = Field(40, ge=1, description="requests of one viewer at once")
+    address_rate_per_s: float = Field(
+        100.0,
+        ge=0,
+        description="requests a second from one address (IPv6: one /64), on average; 0: any; never loopback's",
+    )
+    address_burst: int = Field(400, ge=1, description="requests from one address at once")
+    trusted_proxies: str = Field(
+        "", description="addresses or networks, comma-separated, whose X-Forwarded-For names the client"
+    )
+
+    @property
+    def with_token(self) -> bool:
+        """Whether a verified token tells who asks."""
+        return self.token_secret is not None or self.token_key_file is not None
+
+    @field_validator("token_secret")
+    @classmethod
+    def _long_enough(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and len(value.get_secret_value().encode()) < MIN_SECRET_BYTES:
+            raise ValueError(f"must have at least {MIN_SECRET_BYTES} bytes, e.g. from: openssl rand -base64 48")
+        if value is not None and value.get_secret_value().lstrip().startswith(("-----BEGIN", "ssh-", "{")):
+            raise ValueError(
+                "looks like a key pair's public key, which is no secret: NEARLINE_HOMEPAGE__TOKEN_KEY_FILE"
+            )
+        return value
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _networks(cls, value: str) -> str:
+        parts = [part.strip() for part in value.split(",") if part.strip()]
+        for part in parts:
+            try:
+                ip_network(part)
+            except ValueError:
+                raise ValueError(f"{part!r} is no address or network, e.g. 10.0.0.0/8,192.168.1.7") from None
+        return ",".join(parts)
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        key = "NEARLINE_HOMEPAGE__TOKEN_SECRET (HS256) or NEARLINE_HOMEPAGE__TOKEN_KEY_FILE (RS256, ES256)"
+        if self.token_secret is not None and self.token_key_file is not None:
+            raise ValueError(f"set one of {key}, not both: a token must be good for one kind of key alone")
+        if self.auth == "token" and not self.with_token:
+            raise ValueError(f"auth=token needs {key}")
+        if self.auth == "none" and self.with_token:
+            raise ValueError(f"auth=none would ignore {key}: unset that, or auth")
+        return self
