@@ -107,17 +107,21 @@ class DefaultRows:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._rows: Mapping[str, bytes] = {}
+        self._reported = ""
         self.reachable = False
 
     async def refresh(self) -> None:
-        """Read them again; when the store is away the last ones stay."""
+        """Read them again; when the store is away the last ones stay, and why is logged once."""
         try:
             async with asyncio.timeout(ROW_DEADLINE_S * 4):
                 rows = await self._store.read_default_rows()
-            self.reachable = True
+            self.reachable, self._reported = True, ""
             self._rows = rows or self._rows
-        except (StoreUnavailable, TimeoutError):
+        except (StoreUnavailable, TimeoutError) as error:
             self.reachable = False
+            if (problem := str(error) or "no answer") != self._reported:
+                self._reported = problem
+                log.warning("store_away", problem=problem)
 
     async def run(self) -> None:
         """Refresh until cancelled."""

@@ -24,8 +24,10 @@ from typing import Any
 import redis.asyncio as redis
 from redis.exceptions import RedisError
 
+from contracts.errors import SettingsError
 from runtime.doctor_kafka import check_kafka
 from runtime.findings import DEPENDENCIES, PROBE_DEADLINE_S, Finding, exit_code, render
+from runtime.redis_errors import explain, explain_timeout
 from runtime.settings import Settings
 
 __all__ = ["Finding", "diagnose", "exit_code", "render"]
@@ -91,11 +93,16 @@ def _check_dependency(distribution: str) -> Finding:
 
 async def _check_store(settings: Settings) -> list[Finding]:
     where = _store_address(settings)
+    encrypted = settings.store.url.get_secret_value().startswith("rediss:")
     try:
         async with asyncio.timeout(PROBE_DEADLINE_S):
             facts = await _probe_store(settings)
+    except SettingsError as error:
+        return [Finding("store", False, str(error), "set them right, or leave them unset")]
     except (RedisError, OSError, TimeoutError, ValueError) as error:
-        cause = str(error) or f"no answer within {PROBE_DEADLINE_S:.0f} s"
+        cause = explain(error, encrypted=encrypted) if isinstance(error, RedisError | OSError) else str(error)
+        if isinstance(error, TimeoutError) or not cause:
+            cause = explain_timeout(PROBE_DEADLINE_S, encrypted=encrypted)
         remedy = (
             "start Valkey or Redis >= 7.0 (./run demo brings its own), or set NEARLINE_STORE__URL; "
             "rediss:// for TLS, redis://user:password@host:port/0 with a password"
@@ -116,6 +123,7 @@ async def _probe_store(settings: Settings) -> StoreFacts:
         retry=None,
         socket_connect_timeout=PROBE_DEADLINE_S,
         socket_timeout=PROBE_DEADLINE_S,
+        **settings.store.client_kwargs(),
     )
     try:
         info = await client.info("everything")

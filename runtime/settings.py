@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import difflib
 import os
-import ssl
 from collections.abc import Mapping
 from ipaddress import IPv6Address
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, Field, SecretStr, StringConstraints, ValidationError, field_validator
+from pydantic import BaseModel, Field, SecretStr, StringConstraints, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from contracts.errors import SettingsError
 from contracts.keys import Keys
 from runtime.sections import HealthSettings, HomepageSettings, HttpSettings, Section
+from runtime.tls import make_context
 
 __all__ = [
     "HealthSettings",
@@ -115,7 +115,7 @@ class KafkaSettings(Section):
         return f"{self.topic}@{self.stream_epoch}"
 
     def client_kwargs(self) -> dict[str, Any]:
-        """Connection arguments that every aiokafka client takes."""
+        """Connection arguments that every aiokafka client takes. Errors: `SettingsError` for a file that cannot be used."""
         kwargs: dict[str, Any] = {
             "bootstrap_servers": self.bootstrap_servers,
             "security_protocol": self.security_protocol,
@@ -127,11 +127,22 @@ class KafkaSettings(Section):
                 "sasl_plain_password": self.sasl_password.get_secret_value() if self.sasl_password else None,
             }
         if "SSL" in self.security_protocol:
-            context = ssl.create_default_context(cafile=str(self.ssl_ca_file) if self.ssl_ca_file else None)
-            if self.ssl_cert_file:
-                context.load_cert_chain(str(self.ssl_cert_file), str(self.ssl_key_file) if self.ssl_key_file else None)
-            kwargs["ssl_context"] = context
+            kwargs["ssl_context"] = make_context(
+                "NEARLINE_KAFKA__", self.ssl_ca_file, self.ssl_cert_file, self.ssl_key_file
+            )
         return kwargs
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        protocol = f"NEARLINE_KAFKA__SECURITY_PROTOCOL={self.security_protocol}"
+        named, secret = self.sasl_username is not None, self.sasl_password is not None
+        if "SASL" in self.security_protocol and not (named and secret):
+            raise ValueError(f"{protocol} needs NEARLINE_KAFKA__SASL_USERNAME and NEARLINE_KAFKA__SASL_PASSWORD(_FILE)")
+        if "SASL" not in self.security_protocol and (named or secret):
+            raise ValueError(f"{protocol} would not use NEARLINE_KAFKA__SASL_…: set it to SASL_SSL")
+        if "SSL" not in self.security_protocol and (self.ssl_ca_file or self.ssl_cert_file or self.ssl_key_file):
+            raise ValueError(f"{protocol} would not use NEARLINE_KAFKA__SSL_…: set it to SSL or SASL_SSL")
+        return self
 
 
 _STORE_EXAMPLE = "e.g. redis://user:password@redis:6379/0"
@@ -143,6 +154,9 @@ class StoreSettings(Section):
     url: SecretStr = Field(
         SecretStr("redis://127.0.0.1:6379/0"), description="redis:// or rediss:// URL, may hold a password"
     )
+    ssl_ca_file: Path | None = Field(None, description="authority of the server's certificate; the machine's if unset")
+    ssl_cert_file: Path | None = Field(None, description="our own certificate, for a server that asks for one")
+    ssl_key_file: Path | None = None
     namespace: Name = Field("nl", description="prefix of every key")
     connect_timeout_s: float = Field(0.5, gt=0)
     command_timeout_s: float = Field(3.0, gt=0, description="total deadline of one pipeline, seconds")
@@ -184,6 +198,28 @@ class StoreSettings(Section):
                     f"has an option behind the ? with a value that it cannot have, {_STORE_EXAMPLE}"
                 ) from None
         return value
+
+    @model_validator(mode="after")
+    def _encrypted(self) -> Self:
+        if (self.ssl_ca_file or self.ssl_cert_file or self.ssl_key_file) and not self._with_tls:
+            raise ValueError("NEARLINE_STORE__URL is not rediss://, so that NEARLINE_STORE__SSL_… would not be used")
+        return self
+
+    @property
+    def _with_tls(self) -> bool:
+        return urlsplit(self.url.get_secret_value()).scheme == "rediss"
+
+    def client_kwargs(self) -> dict[str, Any]:
+        """Arguments of TLS for redis-py. Errors: `SettingsError` for a file that cannot be used."""
+        if not self._with_tls:
+            return {}
+        make_context("NEARLINE_STORE__", self.ssl_ca_file, self.ssl_cert_file, self.ssl_key_file)  # only to check it
+        files = {
+            "ssl_ca_certs": self.ssl_ca_file,
+            "ssl_certfile": self.ssl_cert_file,
+            "ssl_keyfile": self.ssl_key_file,
+        }
+        return {name: str(path) for name, path in files.items() if path is not None}
 
 
 class StateSettings(Section):

@@ -14,11 +14,12 @@ from typing import Any, Protocol, TypeVar
 
 import redis.asyncio as redis
 from redis.asyncio.connection import parse_url
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import NoScriptError, RedisError
 
 from contracts import keys as fields
 from contracts.errors import StoreChanged, StoreUnavailable
 from contracts.keys import TOKEN_BYTES, Keys
+from runtime.redis_errors import explain, explain_timeout
 from viewers import scripts
 from viewers.packing import BadState
 from viewers.store import Conflict, Marker, MarkerWrite, Stale, StoredViewer, ViewerWrite, WriteResult, Written
@@ -59,6 +60,8 @@ class StoreConfig(Protocol):
     def command_timeout_s(self) -> float: ...
     @property
     def max_connections(self) -> int: ...
+    def client_kwargs(self) -> dict[str, Any]:
+        """More for the client: the files of TLS."""
 
 
 def open_store(config: StoreConfig, keys: Keys, *, deadline_s: float | None = None, connections: int = 0) -> RedisStore:
@@ -70,6 +73,7 @@ def open_store(config: StoreConfig, keys: Keys, *, deadline_s: float | None = No
         connect_timeout_s=min(config.connect_timeout_s, shorter),
         command_timeout_s=min(config.command_timeout_s, shorter),
         max_connections=max(config.max_connections, connections),
+        more=config.client_kwargs(),
     )
 
 
@@ -84,6 +88,7 @@ class RedisStore:
         connect_timeout_s: float = 0.5,
         command_timeout_s: float = 3.0,
         max_connections: int = 16,
+        more: Mapping[str, Any] | None = None,
     ) -> None:
         self.keys = keys
         self._timeout_s = command_timeout_s
@@ -101,8 +106,11 @@ class RedisStore:
         connection_class = parsed.pop("connection_class", None)
         if connection_class is not None:
             arguments["connection_class"] = connection_class
-        self._pool: redis.BlockingConnectionPool = redis.BlockingConnectionPool(**(arguments | dict(parsed)))
+        self._pool: redis.BlockingConnectionPool = redis.BlockingConnectionPool(
+            **(arguments | dict(parsed) | dict(more or {}))
+        )
         self._redis: redis.Redis = redis.Redis(connection_pool=self._pool)
+        self._encrypted = connection_class is redis.SSLConnection
         self._where = f"{parsed.get('host', 'localhost')}:{parsed.get('port', 6379)}"
 
     async def connect(self) -> str:
@@ -298,11 +306,11 @@ class RedisStore:
                 f"store {self._where}: our scripts are gone, the server was restarted; rewinding"
             ) from error
         except TimeoutError as error:
-            raise StoreUnavailable(f"store {self._where}: no answer within {self._timeout_s:g} s") from error
-        except ResponseError as error:
-            raise StoreUnavailable(f"store {self._where} refuses: {error}") from error
+            said = explain_timeout(self._timeout_s, encrypted=self._encrypted)
+            raise StoreUnavailable(f"store {self._where}: {said}") from error
         except (RedisError, OSError) as error:
-            raise StoreUnavailable(f"store {self._where}: {error}") from error
+            said = explain(error, encrypted=self._encrypted)
+            raise StoreUnavailable(f"store {self._where}: {said}") from error
 
 
 def _stored(

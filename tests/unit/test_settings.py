@@ -39,6 +39,8 @@ def test_a_value_out_of_range_is_refused_and_named(monkeypatch: pytest.MonkeyPat
 def test_a_secret_is_read_from_its_file_and_never_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "password").write_text("hunter2\n")
     monkeypatch.setenv("NEARLINE_KAFKA__SASL_PASSWORD_FILE", str(tmp_path / "password"))
+    monkeypatch.setenv("NEARLINE_KAFKA__SECURITY_PROTOCOL", "SASL_SSL")
+    monkeypatch.setenv("NEARLINE_KAFKA__SASL_USERNAME", "nearline")
     settings = load_settings()
     assert settings.kafka.sasl_password is not None
     assert settings.kafka.sasl_password.get_secret_value() == "hunter2"
@@ -124,3 +126,42 @@ def test_a_password_among_the_brokers_is_not_shown() -> None:
 def test_several_brokers_and_ipv6_are_taken() -> None:
     kafka = load_settings(kafka={"bootstrap_servers": "a:1, b.example:9092,[::1]:9093"}).kafka
     assert kafka.bootstrap_servers == "a:1,b.example:9092,[::1]:9093"
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "says"),
+    [
+        ("kafka", {"security_protocol": "SASL_SSL"}, "needs NEARLINE_KAFKA__SASL_USERNAME"),
+        ("kafka", {"security_protocol": "SASL_SSL", "sasl_username": "u"}, "NEARLINE_KAFKA__SASL_PASSWORD"),
+        ("kafka", {"sasl_username": "u", "sasl_password": "hunter2"}, "would not use NEARLINE_KAFKA__SASL"),
+        ("kafka", {"ssl_ca_file": "/ca.pem"}, "would not use NEARLINE_KAFKA__SSL"),
+        ("store", {"url": "redis://u:hunter2@h:1", "ssl_ca_file": "/ca.pem"}, "NEARLINE_STORE__URL is not rediss://"),
+    ],
+)
+def test_half_of_what_encryption_needs_is_refused_with_the_other_half(
+    section: str, values: dict[str, str], says: str
+) -> None:
+    with pytest.raises(SettingsError, match=says) as caught:
+        load_settings(**{section: values})
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("field", ["ssl_ca_file", "ssl_cert_file"])
+@pytest.mark.parametrize(
+    "content", [None, "", "no PEM", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"]
+)
+def test_a_file_of_tls_that_cannot_be_used_is_named_when_a_client_is_made(
+    field: str, content: str | None, tmp_path: Path
+) -> None:
+    if content is not None:
+        (tmp_path / "file").write_text(content)
+    kafka = load_settings(kafka={"security_protocol": "SSL", field: tmp_path / "file"}).kafka
+    store = load_settings(store={"url": "rediss://h:1", field: tmp_path / "file"}).store
+    for section, make in (("KAFKA", kafka.client_kwargs), ("STORE", store.client_kwargs)):
+        with pytest.raises(SettingsError, match=f"^NEARLINE_{section}__{field.upper()}={tmp_path}/file"):
+            make()
+
+
+def test_a_key_without_its_certificate_is_refused() -> None:
+    with pytest.raises(SettingsError, match="SSL_KEY_FILE is set and NEARLINE_STORE__SSL_CERT_FILE is not"):
+        load_settings(store={"url": "rediss://h:1", "ssl_key_file": "/key"}).store.client_kwargs()
