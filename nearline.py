@@ -13,6 +13,7 @@ for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
 
 import asyncio
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -21,7 +22,7 @@ import typer
 from batch.verbs import forget, generations_app, nightly, with_store
 from contracts.errors import HaltError, NearlineError, TransientError, UserError
 from runtime.console import Json, print_json, read_settings
-from sandbox.verbs import demo, import_app, replay
+from sandbox.verbs import chaos, demo, import_app, replay
 from updater.verbs import dlq_app
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ app.add_typer(generations_app, name="generations")
 app.add_typer(contracts_app, name="contracts")
 app.add_typer(import_app, name="import")
 app.add_typer(dlq_app, name="dlq")
-for _verb in (demo, nightly, replay, forget):
+for _verb in (demo, nightly, replay, forget, chaos):
     app.command()(_verb)
 
 
@@ -196,9 +197,14 @@ def contracts_register(
 
 
 def main() -> None:
+    """The command line."""
+    run_verb(lambda: app(standalone_mode=True))
+
+
+def run_verb(verb: Callable[[], None]) -> None:
     """Run a verb; turn our own errors into a message and an exit status."""
     try:
-        app(standalone_mode=True)
+        verb()
     except UserError as error:
         _fail(error, 2)
     except HaltError as error:

@@ -11,13 +11,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic, RecordsToDelete
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError, NoOffsetForPartitionError
 from aiokafka.partitioner import murmur2
 from aiokafka.structs import ConsumerRecord, OffsetAndMetadata
 
 from contracts.errors import KafkaUnavailable
 from runtime.settings import Settings
+from runtime.tasks import stop_client
 
 __all__ = [
     "AIOKafkaAdminClient",
@@ -28,6 +29,7 @@ __all__ = [
     "ConsumerRecord",
     "IllegalStateError",
     "KafkaError",
+    "NewPartitions",
     "NewTopic",
     "NoOffsetForPartitionError",
     "OffsetAndMetadata",
@@ -73,14 +75,14 @@ async def make_consumer(settings: Settings, *, group_id: str | None = None) -> A
         max_partition_fetch_bytes=kafka.max_partition_fetch_bytes,
         fetch_max_wait_ms=250,
         request_timeout_ms=_REQUEST_TIMEOUT_MS,
-        metadata_max_age_ms=30_000,
+        metadata_max_age_ms=kafka.metadata_max_age_ms,
         isolation_level="read_committed",
     )
     with kafka_errors("connecting the consumer", settings):
         try:
             await consumer.start()
         except BaseException:
-            await consumer.stop()
+            await stop_client(consumer)
             raise
     return consumer
 
@@ -100,7 +102,7 @@ async def make_producer(settings: Settings, *, linger_ms: int = 0) -> AIOKafkaPr
         try:
             await producer.start()
         except BaseException:
-            await producer.stop()
+            await stop_client(producer)
             raise
     return producer
 

@@ -28,8 +28,11 @@ def report(line: str) -> None:
         pass
 
 
-def die_with_watchdog() -> None:
-    """Linux only, belt and braces: should this process be killed outright, the kernel kills the server."""
+def in_server() -> None:
+    """What the server inherits. A file that may not grow (a quota, a full disk) is an error to handle, not a signal that ends it.
+
+    Linux only, belt and braces: should this process be killed outright, the kernel kills the server."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     if sys.platform == "linux":
         import ctypes
 
@@ -61,7 +64,7 @@ def main() -> int:
                 stderr=log,
                 start_new_session=True,
                 pass_fds=(lock_fd,),
-                preexec_fn=die_with_watchdog,
+                preexec_fn=in_server,
                 restore_signals=True,
             )
         except OSError as error:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import httpx
+from pydantic import SecretStr
 
 from contracts.errors import NearlineError
+from runtime.settings import Settings
 from sandbox.children import Child, SandboxError, find_free_port, read_tail
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -20,7 +22,16 @@ READY_DEADLINE_S = 30.0
 class Service:
     """One verb of the command line as a process that cannot outlive this one."""
 
-    def __init__(self, verb: str, environment: Mapping[str, str], folder: Path, *, port_setting: str) -> None:
+    def __init__(
+        self,
+        verb: str,
+        environment: Mapping[str, str],
+        folder: Path,
+        *,
+        port_setting: str,
+        program: Sequence[str] = (),
+    ) -> None:
+        """`program`: what Python runs, in place of the command line's verb."""
         self.verb = verb
         self.port = find_free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -30,8 +41,7 @@ class Service:
             "env",
             *(f"{name}={value}" for name, value in values.items()),
             sys.executable,
-            str(ROOT / "nearline.py"),
-            verb,
+            *(program or (str(ROOT / "nearline.py"), verb)),
         ]
         self._child = Child(verb, command, folder=folder / verb, log=self.log)
         self._status: int | None = None
@@ -44,15 +54,24 @@ class Service:
     def pid(self) -> int | None:
         return self._child.pid
 
+    @property
+    def running(self) -> bool:
+        """Whether the process is there (a stopped one counts)."""
+        return self._child.running
+
+    def signal(self, word: str) -> None:
+        """Send TERM, KILL, STOP or CONT."""
+        self._child.signal(word)
+
     def require_running(self) -> None:
         """Errors: `SandboxError` with how it ended and the end of its log if the process has ended."""
         if not self._child.running:
             raise SandboxError(
-                f"nearline {self.verb} has ended unexpectedly ({describe_end(self._exit_status())}); "
+                f"nearline {self.verb} has ended unexpectedly ({describe_end(self.exit_status())}); "
                 f"the end of {self.log}:\n{read_tail(self.log)}"
             )
 
-    def _exit_status(self) -> int | None:
+    def exit_status(self) -> int | None:
         """What the watchdog said last, `exit STATUS`; None if it was killed itself."""
         while self._status is None and (line := self._child._read_line(0)):
             if line.startswith("exit "):
@@ -76,9 +95,19 @@ class Service:
                     )
                 await asyncio.sleep(0.05)
 
-    def stop(self) -> None:
-        """Ask to stop cleanly (drain, marker, commit), then insist."""
-        self._child.stop()
+    def stop(self, *, kill: bool = False) -> None:
+        """Ask to stop cleanly (drain, marker, commit), then insist; at once with `kill`."""
+        self._child.stop(kill=kill)
+
+
+def environment_of(settings: Settings) -> dict[str, str]:
+    """The settings that differ from their defaults, as an operator gives them to a process."""
+    variables = {}
+    for name, value in settings.model_dump(exclude_defaults=True).items():
+        for key, inner in value.items() if isinstance(value, dict) else [("", value)]:
+            text = inner.get_secret_value() if isinstance(inner, SecretStr) else str(inner)
+            variables[f"NEARLINE_{name}{'__' + key if key else ''}".upper()] = text
+    return variables
 
 
 def describe_end(status: int | None) -> str:

@@ -87,7 +87,8 @@ def _read_version(binary: Path) -> tuple[int, int] | None:
 
 
 class ValkeyServer:
-    """A Valkey with its own folder; with `url` no process is started and start, stop and kill do nothing.
+    """A Valkey with its own folder; with `url` no process is started and start, stop and kill do nothing. `binary`: this server, not the
+    first that is found.
 
     `stop`, `kill` and `start` may alternate: port and data stay. Killed, it loses at most what production would lose.
     """
@@ -99,8 +100,10 @@ class ValkeyServer:
         url: str | None = None,
         port: int | None = None,
         extra_config: dict[str, str] | None = None,
+        binary: Path | None = None,
     ) -> None:
         self.data_dir = Path(data_dir).absolute()
+        self._binary = binary
         self._external_url = url
         self._pinned = port is not None
         self.port = port
@@ -131,7 +134,7 @@ class ValkeyServer:
     def start(self) -> None:
         """Start and wait until it answers. Without effect when running."""
         if self._external_url is None and self._child is None:
-            self._start_child(find_binary())
+            self._start_child(self._binary or find_binary())
         self._read_info()
 
     def _start_child(self, binary: Path) -> None:

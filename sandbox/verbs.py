@@ -1,8 +1,9 @@
-"""The verbs of the sandbox: `demo`, `import`, `replay`. What they call is imported when they run."""
+"""The verbs of the sandbox: `demo`, `import`, `replay`, `chaos`. What they call is imported when they run."""
 
 from __future__ import annotations
 
 import asyncio
+import random
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -52,6 +53,67 @@ def replay(
         print_json(report)
     else:
         typer.echo(report.summary())
+
+
+def chaos(
+    faults: Annotated[int, typer.Option(help="how many faults")] = 24,
+    seed: Annotated[int | None, typer.Option(help="seed of everything that is drawn (default: a fresh one)")] = None,
+    run_for: Annotated[
+        str | None, typer.Option("--for", help="instead: this long (20m, 90s, 1h), watching memory and open files")
+    ] = None,
+    only: Annotated[list[str] | None, typer.Option(help="only this class (may be repeated)")] = None,
+    fault: Annotated[
+        list[str] | None, typer.Option(help="exactly this one, as faults.jsonl has it: name:seed (may be repeated)")
+    ] = None,
+    rate: Annotated[float, typer.Option(help="live events per second")] = 120.0,
+    folder: Annotated[Path | None, typer.Option(help="where everything is kept (default: a temporary folder)")] = None,
+    list_classes: Annotated[bool, typer.Option("--list", help="the classes of faults, and nothing else")] = False,
+    json_output: Json = False,
+) -> None:
+    """Break a real Kafka, a real store and real updaters under a live stream, and prove that no play was lost or counted twice.
+
+    Example: nearline chaos --faults 24 --seed 7 --json
+    """
+    from sandbox.chaos.faults import ALL
+    from sandbox.chaos.run import Options, run_chaos
+
+    if list_classes:
+        for one in ALL:
+            typer.echo(f"{one.name:<26} {(one.action.__doc__ or '').splitlines()[0]}")
+        return
+    options = Options(
+        faults=_at_least_one(faults),
+        seed=random.SystemRandom().randrange(1 << 32) if seed is None else seed,
+        for_s=None if run_for is None else _seconds(run_for),
+        only=tuple(only or ()),
+        replayed=tuple(fault or ()),
+        rate=rate,
+        folder=folder,
+    )
+    report = run_chaos(options)
+    if json_output:
+        print_json(report.to_json())
+    else:
+        typer.echo(report.summary())
+    raise SystemExit(0 if report.ok else 1)
+
+
+def _at_least_one(count: int) -> int:
+    if count < 1:
+        raise UserError(f"--faults {count}: at least 1")
+    return count
+
+
+def _seconds(text: str) -> float:
+    """`20m`, `90s`, `1.5h`, `90`."""
+    factor = {"s": 1.0, "m": 60.0, "h": 3600.0}.get(text[-1:], 0.0)
+    try:
+        value = float(text[:-1]) * factor if factor else float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise UserError(f"--for {text}: a time such as 20m, 90s or 1h")
+    return value
 
 
 def _positive(text: str) -> float:

@@ -10,10 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
-
-from pydantic import SecretStr
 
 from contracts.codec import Codec
 from contracts.events import PlaybackEvent
@@ -209,13 +207,3 @@ def plays(viewers: int, count: int, *, start: int = 0) -> list[PlaybackEvent]:
         item: int | str = f"new{i % 7}" if i % 11 == 0 else (i * 7) % 120
         events.append(play_event(f"v{i % viewers}", item, i, private=i % 13 == 5, share=(i % 10) / 10 + 0.1))
     return events
-
-
-def environment_of(settings: Settings) -> Mapping[str, str]:
-    """The settings that differ from their defaults, as an operator gives them to a process."""
-    variables = {}
-    for name, value in settings.model_dump(exclude_defaults=True).items():
-        for key, inner in value.items() if isinstance(value, dict) else [("", value)]:
-            text = inner.get_secret_value() if isinstance(inner, SecretStr) else str(inner)
-            variables[f"NEARLINE_{name}{'__' + key if key else ''}".upper()] = text
-    return variables

@@ -23,11 +23,11 @@ from aiokafka.admin import AIOKafkaAdminClient
 from contracts.errors import KafkaUnavailable
 from runtime.kafka import AIOKafkaConsumer, make_consumer
 from runtime.settings import KafkaSettings, Settings
-from sandbox.processes import Service, ServiceUnavailable, get_json
+from sandbox.processes import Service, ServiceUnavailable, environment_of, get_json
 from sandbox.servers import KafkaServer, ValkeyServer
 from sandbox.topics import ensure_topics
 from tests.conftest import TopicFactory
-from tests.consistency import CODEC, PARTITIONS, Stage, environment_of, make_stage, plays, publish
+from tests.consistency import CODEC, PARTITIONS, Stage, make_stage, plays, publish
 from tests.worlds import wait_until
 from updater.consumer import Updater
 from updater.deadletter import DeadLetterQueue
@@ -94,7 +94,7 @@ def with_kafka(settings: Settings, **changes: object) -> Settings:
 
 def kill(service: Service) -> None:
     """SIGKILL, and gone."""
-    service._child.stop(kill=True)
+    service.stop(kill=True)
 
 
 def exit_status(service: Service) -> str:
@@ -185,10 +185,10 @@ async def test_frozen_past_its_session_and_woken_up_an_updater_doubles_nothing(
     async with Stream(stage) as stream:
         await wait_until(lambda: shared(frozen, other), "both have work")
         await stream.moves(50)
-        frozen._child.signal("STOP")
+        frozen.signal("STOP")
         await wait_until(lambda: owns(other, PARTITIONS), "the other takes over")
         await stream.moves(200)
-        frozen._child.signal("CONT")
+        frozen.signal("CONT")
         await stream.moves(200)
         await wait_until(lambda: shared(frozen, other), "both have work again")
         await stream.moves(200)
@@ -211,7 +211,7 @@ async def test_asked_to_stop_it_commits_its_markers_leaves_the_group_and_ends_wi
     service = start("one")
     async with Stream(stage) as stream:
         await stream.moves(200)
-        service._child.signal("TERM")
+        service.signal("TERM")
         assert await asyncio.to_thread(exit_status, service) == "exit 0"
         markers = {p: await stage.store.read_marker(p) for p in range(PARTITIONS)}
         assert await stage.committed() == {p: m.next_offset if m else None for p, m in markers.items()}

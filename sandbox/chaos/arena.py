@@ -1,0 +1,524 @@
+"""Where faults happen: a real Kafka, a real Valkey behind a proxy, updater processes that are restarted when they end, a stream."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import os
+import random
+import shutil
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import redis.asyncio as redis
+import structlog
+
+from batch.activation import activate
+from contracts.codec import Codec
+from contracts.errors import NearlineError
+from contracts.registry import DEFAULT_PATH as REGISTRY
+from embeddings.files import GenerationsFolder, load_generation
+from embeddings.generation import Generation
+from runtime.kafka import AIOKafkaProducer, KafkaError, TopicPartition, make_consumer, make_producer
+from runtime.progress import SilentProgress
+from runtime.settings import KafkaSettings, Settings, load_settings
+from sandbox.chaos.proxy import Proxy
+from sandbox.chaos.stream import SECRET, Audience, Message
+from sandbox.chaos.truth import INTENT, Truth
+from sandbox.children import SandboxError, find_free_port, read_tail
+from sandbox.kafka_server import KafkaServer
+from sandbox.made_up import T0, make_generation, write_generation_folder
+from sandbox.processes import ROOT, Service, describe_end, environment_of
+from sandbox.topics import ensure_topics
+from sandbox.valkey_server import ValkeyServer
+from viewers.redis_store import RedisStore, open_store
+from viewers.state import Limits
+from viewers.store import Marker
+
+log = structlog.get_logger()
+
+PARTITIONS = 4
+GENERATIONS = {f"made-up-{i}": (120 + 4 * i, i) for i in range(1, 6)}
+"""Generation → (titles, seed); the first is in force at the start."""
+FACTORS = 16
+SESSION_MS = 2_000
+"""A dead updater keeps its partitions this long."""
+RESTART_S = 0.3
+"""What an orchestrator takes to start a process that has ended."""
+HALTED_STATUS = 3
+TRY_AGAIN_STATUS = 4
+FLOOD = "poison"
+"""In the reason of a halt for too many records that cannot be applied."""
+GIVE_UP_S = 150.0
+"""No fault may keep the lag above 0 for so long."""
+
+
+class Stuck(NearlineError):
+    """The updaters did not do in time what they had to: the harness's finding, not its failure."""
+
+
+@dataclass(slots=True)
+class Slot:
+    """A place for one updater process. `spared`: no fault may end it (a soak watches its memory)."""
+
+    name: str
+    service: Service | None = None
+    wanted: bool = True
+    spared: bool = False
+    ends: list[str] = field(default_factory=list)
+
+    @property
+    def running(self) -> bool:
+        return self.service is not None and self.service.running
+
+    def signal(self, word: str) -> None:
+        """TERM, KILL, STOP or CONT, if it runs."""
+        if self.service is not None and self.service.running:
+            with contextlib.suppress(SandboxError):
+                self.service.signal(word)
+
+
+class Arena:
+    """Everything that faults act on. `async with`: started and stopped."""
+
+    def __init__(self, folder: Path, seed: int, *, rate: float = 120.0, updaters: int = 2, spare: bool = False) -> None:
+        self.folder = folder
+        self.rate = rate
+        self.kafka = KafkaServer(folder / "kafka")
+        self.valkey = ValkeyServer(folder / "valkey-0")
+        self.proxy = Proxy(find_free_port(), 0)
+        self.slots = [Slot(f"updater-{i}", spared=spare and i == 0) for i in range(updaters)]
+        self.settings = Settings()
+        self.codec = Codec.load()
+        self.truth = Truth(self.settings, self.codec.decode_event)
+        self.audience = Audience(self.truth, self.codec, random.Random(seed))
+        self.generations: dict[str, Generation] = {}
+        self.limits = Limits()
+        self.copies: list[Path] = []
+        self.secrets = {SECRET}
+        self.surprises: list[str] = []
+        self.halts = 0
+        self._stores = 0
+        self._pinned = True
+        self._producer: AIOKafkaProducer | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._flowing = asyncio.Event()
+        self._sending = asyncio.Lock()
+
+    # Start and end
+
+    async def __aenter__(self) -> Arena:
+        await asyncio.gather(asyncio.to_thread(self.kafka.start), asyncio.to_thread(self.valkey.start))
+        self.proxy.target_port = self._store_port
+        await self.proxy.start()
+        shutil.copytree(REGISTRY, self.folder / "registry")
+        self.settings = self._make_settings()
+        self.limits = Limits(**self.settings.state.model_dump())
+        self.truth.settings = self.settings
+        await ensure_topics(self.settings, PARTITIONS)
+        for generation_id, (titles, seed) in GENERATIONS.items():
+            made = make_generation(titles, FACTORS, seed, generation_id=generation_id)
+            write_generation_folder(self.settings.generations_path, made, created_at_ms=T0 + seed)
+        self.folder_of_generations.activate(next(iter(GENERATIONS)), floor=0)
+        self._tasks = [asyncio.create_task(self._supervise()), asyncio.create_task(self._stream())]
+        self._flowing.set()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for slot in self.slots:
+            if slot.service is not None:
+                await asyncio.to_thread(slot.service.stop, kill=True)
+        await self._drop_producer()
+        await self.proxy.stop()
+        await asyncio.to_thread(self.kafka.stop, kill=True)
+        await asyncio.to_thread(self.valkey.stop, kill=True)
+
+    def _make_settings(self) -> Settings:
+        return load_settings(
+            kafka={
+                "bootstrap_servers": self.kafka.bootstrap,
+                "session_timeout_ms": SESSION_MS,
+                "max_batch_records": 128,
+            },
+            store={"url": f"redis://127.0.0.1:{self.proxy.port}/0"},
+            state={"max_plays": 20, "max_registers": 12, "max_plays_per_item": 2},
+            train={"factors": FACTORS, "keep_generations": 1_000},
+            generations_path=str(self.folder / "generations"),
+            lake_path=str(self.folder / "lake"),
+            registry_path=str(self.folder / "registry"),
+            log_format="json",
+        )
+
+    def with_epoch(self, epoch: int) -> Settings:
+        """The settings of the topic's next life."""
+        kafka = KafkaSettings(**(self.settings.kafka.model_dump() | {"stream_epoch": epoch}))
+        return self.settings.model_copy(update={"kafka": kafka})
+
+    @property
+    def folder_of_generations(self) -> GenerationsFolder:
+        return GenerationsFolder(self.settings.generations_path)
+
+    def generation(self, generation_id: str) -> Generation:
+        """A published generation, as the updaters load it."""
+        if generation_id not in self.generations:
+            self.generations[generation_id] = load_generation(self.settings.generations_path, generation_id)
+        return self.generations[generation_id]
+
+    async def activate(self, generation_id: str) -> None:
+        """Put a generation in force and rebuild every row, as the verb does."""
+        async with self.store() as store:
+            await activate(self.settings, store, generation_id, progress=SilentProgress())
+
+    # The store
+
+    @property
+    def _store_port(self) -> int:
+        assert self.valkey.port is not None
+        return self.valkey.port
+
+    @contextlib.asynccontextmanager
+    async def store(self) -> AsyncIterator[RedisStore]:
+        """A connection of the harness's own, past the proxy."""
+        config = self.settings.store.model_copy(update={"url": type(self.settings.store.url)(self.valkey.url)})
+        store = open_store(config, self.settings.keys)
+        try:
+            await store.connect()
+            yield store
+        finally:
+            await store.close()
+
+    @property
+    def aof(self) -> Path:
+        """The folder of the store's append-only files."""
+        return self.valkey.data_dir / "appendonlydir"
+
+    def log_file(self) -> Path:
+        """The append-only file that grows."""
+        return max(self.aof.glob("*.incr.aof"), key=lambda path: int(path.name.split(".")[-3]))
+
+    def copy_store(self) -> Path:
+        """A copy of the store as it is on disk now: what a replica that lags would hold."""
+        self._stores += 1
+        copy = self.folder / f"copy-{self._stores}"
+        shutil.copytree(self.aof, copy / "appendonlydir")
+        return copy
+
+    def adopt(self, copy: Path) -> ValkeyServer:
+        """A second server with a copy's content, not started yet."""
+        self._stores += 1
+        folder = self.folder / f"valkey-{self._stores}"
+        shutil.copytree(copy, folder)
+        return ValkeyServer(folder)
+
+    async def markers(self) -> dict[int, Marker | None]:
+        """Every partition's marker."""
+        return await self.markers_of(self.truth.now.ends)
+
+    async def markers_of(self, partitions: Iterable[int]) -> dict[int, Marker | None]:
+        """These partitions' markers. Errors: `StoreUnavailable`."""
+        async with self.store() as store:
+            return {p: await store.read_marker(p) for p in sorted(partitions)}
+
+    async def halt_reason(self, epoch: int | None = None) -> str | None:
+        """Why the stream (of this epoch) is halted."""
+        async with self.store() as store:
+            store.keys = replace(store.keys, stream=f"{self.settings.kafka.topic}@{epoch}") if epoch else store.keys
+            return await store.read_halt()
+
+    def pin(self) -> None:
+        """What is finished now can never be replayed: from now on no fault may take the store back before it."""
+        self.copies.clear()
+        self._pinned = False
+
+    async def settle(self) -> None:
+        """At rest, after the checks: what later faults may fall back to."""
+        if not self._pinned:
+            client = redis.Redis.from_url(self.valkey.url, protocol=2)
+            try:
+                await client.bgrewriteaof()
+                await wait_until(lambda: _rewritten(client), "the append-only file to be rewritten")
+            finally:
+                await client.aclose()
+            self._pinned = True
+        for old in self.copies[:-2]:
+            shutil.rmtree(old, ignore_errors=True)
+        self.copies = [*self.copies[-2:], self.copy_store()]
+
+    # The updaters
+
+    @property
+    def victims(self) -> list[Slot]:
+        """Running updaters that a fault may end."""
+        return [slot for slot in self.slots if slot.running and slot.wanted and not slot.spared]
+
+    async def victim(self, rng: random.Random) -> Slot:
+        """One of them, waited for."""
+        await wait_until(lambda: self.victims, "an updater that runs")
+        return rng.choice(self.victims)
+
+    def fuse(self, slot: Slot) -> Path:
+        """The file that says where this updater has to die."""
+        return self.folder / f"{slot.name}.fuse"
+
+    async def scale(self, count: int) -> None:
+        """So many updaters, the newest stopped first, cleanly."""
+        while len(self.slots) < count:
+            self.slots.append(Slot(f"updater-{len(self.slots)}"))
+        for i, slot in enumerate(self.slots):
+            slot.wanted = i < count
+            if not slot.wanted and slot.running:
+                slot.signal("TERM")
+
+    async def stop_updaters(self, *, kill: bool = False) -> None:
+        """All of them, and wait."""
+        for slot in self.slots:
+            slot.wanted = False
+            if slot.service is not None:
+                await asyncio.to_thread(slot.service.stop, kill=kill)
+                slot.service = None
+
+    def start_updaters(self) -> None:
+        """As many as usual; the supervisor starts them."""
+        for slot in self.slots[:2]:
+            slot.wanted = True
+
+    async def restart_updaters(self) -> None:
+        """With the settings as they are now."""
+        await self.stop_updaters()
+        self.start_updaters()
+
+    async def _supervise(self) -> None:
+        """Start what is wanted and does not run: what an orchestrator does."""
+        while True:
+            for slot in self.slots:
+                if slot.service is not None and not slot.service.running:
+                    self._note_end(slot)
+                if slot.wanted and slot.service is None:
+                    environment = {**environment_of(self.settings), "CHAOS_FUSE": str(self.fuse(slot))}
+                    service = Service(
+                        slot.name,
+                        environment,
+                        self.folder,
+                        port_setting="NEARLINE_HEALTH__PORT",
+                        program=("-m", "sandbox.chaos.wired"),
+                    )
+                    await asyncio.to_thread(service.start)
+                    slot.service = service
+            await asyncio.sleep(RESTART_S)
+
+    def _note_end(self, slot: Slot) -> None:
+        assert slot.service is not None
+        status = slot.service.exit_status()
+        slot.service.stop(kill=True)
+        slot.ends.append(describe_end(status))
+        if status not in (0, -9, HALTED_STATUS, None):
+            self.surprises.append(f"{slot.name}: {describe_end(status)}: {read_tail(slot.service.log, 4)[-2000:]}")
+        slot.service = None
+
+    async def verb(
+        self, *arguments: str, deadline_s: float = 120.0, kill_after_s: float | None = None, attempts: int = 5
+    ) -> str:
+        """Run a verb of the command line as an operator would, again if a server did not answer in time; what it said.
+
+        Errors: `Stuck` if it fails (not when killed)."""
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("NEARLINE_")}
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            str(ROOT / "nearline.py"),
+            *arguments,
+            env={**environment, **environment_of(self.settings)},
+            cwd=self.folder,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        try:
+            output, _ = await asyncio.wait_for(process.communicate(), kill_after_s or deadline_s)
+        except TimeoutError:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+            if kill_after_s is not None:
+                return "killed"
+            raise Stuck(f"nearline {' '.join(arguments)} took over {deadline_s:g} s") from None
+        text = output.decode(errors="replace")
+        with (self.folder / "verbs.log").open("a") as file:
+            file.write(f"$ nearline {' '.join(arguments)}\n{text}\n")
+        if process.returncode == TRY_AGAIN_STATUS and attempts > 1:
+            return await self.verb(*arguments, deadline_s=deadline_s, attempts=attempts - 1)
+        if process.returncode not in (0, 1):
+            raise Stuck(f"nearline {' '.join(arguments)}: exit status {process.returncode}: {text[-1500:]}")
+        return text
+
+    # The stream
+
+    async def _stream(self) -> None:
+        """Messages at the rate, in small bursts, while it flows."""
+        while True:
+            await self._flowing.wait()
+            await self.send([self.audience.live() for _ in range(max(1, round(self.rate / 20)))])
+            await asyncio.sleep(0.05)
+
+    def pause_stream(self) -> None:
+        """Nothing new from the audience."""
+        self._flowing.clear()
+
+    def resume_stream(self) -> None:
+        """As before."""
+        self._flowing.set()
+
+    async def send(self, messages: Iterable[Message], *, patiently: bool = False) -> None:
+        """Send, and wait for the acknowledgements. What a broker that is away does not take is not sent again, unless `patiently`.
+
+        What arrived all the same, once or twice, the truth reads from the log.
+        """
+        messages = list(messages)
+        async with self._sending:
+            while True:
+                try:
+                    if self._producer is None:
+                        self._producer = await make_producer(self.settings)
+                    acks = [await self._produce(self._producer, message) for message in messages]
+                    await asyncio.wait_for(asyncio.gather(*acks), 20)
+                    return
+                except (KafkaError, NearlineError, TimeoutError, OSError):
+                    await self._drop_producer()
+                    if not patiently:
+                        return
+                    await asyncio.sleep(0.2)
+
+    async def _produce(self, producer: AIOKafkaProducer, message: Message) -> asyncio.Future[object]:
+        headers = [(INTENT, str(message.intent).encode())]
+        if message.private is not None:
+            headers.append(("private", message.private))
+        sent: asyncio.Future[object] = await producer.send(
+            self.settings.kafka.topic,
+            message.value,
+            key=message.key,
+            partition=message.partition,
+            timestamp_ms=message.timestamp_ms,
+            headers=headers,
+        )
+        return sent
+
+    async def drop_producer(self) -> None:
+        """The next message is sent by a new producer, which looks at the topic as it is then."""
+        async with self._sending:
+            await self._drop_producer()
+
+    async def _drop_producer(self) -> None:
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            with contextlib.suppress(Exception):
+                async with asyncio.timeout(5):
+                    await producer.stop()
+
+    # Waiting
+
+    async def ends(self) -> Mapping[int, int]:
+        """Where each partition of the log ends now; waits for a broker that is away."""
+        topic = self.settings.kafka.topic
+        async with asyncio.timeout(GIVE_UP_S):
+            while True:
+                try:
+                    consumer = await make_consumer(self.settings)
+                    try:
+                        await consumer.topics()
+                        partitions = consumer.partitions_for_topic(topic) or set()
+                        found = await consumer.end_offsets([TopicPartition(topic, p) for p in partitions])
+                        return {tp.partition: end for tp, end in found.items()}
+                    finally:
+                        await consumer.stop()
+                except (KafkaError, NearlineError):
+                    await asyncio.sleep(0.2)
+
+    async def reach(self, ends: Mapping[int, int], what: str) -> float:
+        """Wait until every marker is there; seconds waited. Errors: `Stuck`."""
+        started = time.monotonic()
+        behind: dict[int, object] = {}
+        while time.monotonic() - started < GIVE_UP_S:
+            try:
+                async with self.store() as store:
+                    reached = {p: await store.read_marker(p) for p in ends}
+                behind = {
+                    p: (marker.next_offset if marker else None, ends[p])
+                    for p, marker in reached.items()
+                    if ends[p] > (marker.next_offset if marker else 0)
+                }
+                if not behind:
+                    return time.monotonic() - started
+                if FLOOD in (await self.halt_reason() or ""):  # poison enough for a halt: a person looks, and goes on
+                    self.halts += 1
+                    await self.verb("resume")
+            except NearlineError:
+                pass  # the store is not back yet
+            await asyncio.sleep(0.1)
+        reason = await self.halt_reason()
+        halted = f"; halted: {reason}" if reason else ""
+        raise Stuck(f"{what}: after {GIVE_UP_S:g} s partitions are behind (at, end): {behind}{halted}")
+
+    async def drain(self) -> None:
+        """Pause the stream, read the truth, wait until everything is finished. Errors: `Stuck`."""
+        self.pause_stream()
+        async with self._sending:
+            pass
+        await self.reach(await self.read_truth(), "draining")
+
+    async def read_truth(self) -> Mapping[int, int]:
+        """The log, read to its end; waits for a broker that is away."""
+        async with asyncio.timeout(GIVE_UP_S):
+            while True:
+                try:
+                    return await self.truth.catch_up()
+                except (KafkaError, NearlineError) as error:
+                    log.info("truth_waits", error=str(error))
+                    await asyncio.sleep(0.3)
+
+    async def until_halted(self, what: str, *, epoch: int | None = None, deadline_s: float = 60.0) -> str:
+        """Wait for the halt; its reason. Errors: `Stuck`."""
+        ends = time.monotonic() + deadline_s
+        while time.monotonic() < ends:
+            with contextlib.suppress(NearlineError):
+                if reason := await self.halt_reason(epoch):
+                    return reason
+            await asyncio.sleep(0.1)
+        raise Stuck(f"{what}: no halt within {deadline_s:g} s")
+
+    async def resume_after_halt(self) -> None:
+        """A person has looked: `nearline resume`, until no halt comes any more from what is in the log."""
+        ends = await self.ends()
+        deadline = time.monotonic() + GIVE_UP_S
+        while time.monotonic() < deadline:
+            if await self.halt_reason():
+                self.halts += 1
+                await self.verb("resume")
+            markers = await self.markers_of(ends)
+            if all(marker is not None and marker.next_offset >= ends[p] for p, marker in markers.items()):
+                return
+            await asyncio.sleep(0.2)
+        raise Stuck("after a halt was cleared the stream did not go on")
+
+    async def night(self, *options: str) -> None:
+        """The nightly job's own process."""
+        await self.verb("nightly", "--force", "--skip-evaluation", *options)
+
+
+async def _rewritten(client: redis.Redis) -> bool:
+    return not (await client.info("persistence"))["aof_rewrite_in_progress"]
+
+
+async def wait_until(condition: Callable[[], object], what: str, deadline_s: float = GIVE_UP_S) -> None:
+    """Poll a condition, plain or async. Errors: `Stuck`."""
+    ends = time.monotonic() + deadline_s
+    while time.monotonic() < ends:
+        held = condition()
+        if held if not inspect.isawaitable(held) else await held:
+            return
+        await asyncio.sleep(0.05)
+    raise Stuck(f"no {what} within {deadline_s:g} s")

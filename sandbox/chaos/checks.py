@@ -1,0 +1,254 @@
+"""The invariants at a quiet point: state, vector and row of every viewer, the accounts, the dead letters, and what nobody may see."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import redis.asyncio as redis
+
+from contracts.errors import NearlineError
+from runtime.deadletters import SOURCE_EPOCH
+from runtime.kafka import TopicPartition, make_consumer
+from sandbox.chaos.arena import Arena
+from sandbox.chaos.truth import Fate
+from viewers.packing import unpack
+from viewers.rewrite import Rewriter
+from viewers.state import ViewerState
+from viewers.store import StoredViewer
+
+
+@dataclass(slots=True)
+class Findings:
+    """What was wrong; all 0 when nothing was. `details`: the first of each, in words."""
+
+    lost: int = 0
+    doubled: int = 0
+    rows_wrong: int = 0
+    private_leaks: int = 0
+    unaccounted: int = 0
+    details: list[str] = field(default_factory=list)
+
+    @property
+    def total(self) -> int:
+        return self.lost + self.doubled + self.rows_wrong + self.private_leaks + self.unaccounted
+
+    def add(self, other: Findings) -> None:
+        """Sum up."""
+        for name in ("lost", "doubled", "rows_wrong", "private_leaks", "unaccounted"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.details += other.details
+
+    def say(self, text: str) -> None:
+        """Keep a detail, if there are not too many yet."""
+        if len(self.details) < 20:
+            self.details.append(text)
+
+
+class Checks:
+    """Looks at an arena at rest. What was found once is not found again: the next check starts from the store as it is."""
+
+    def __init__(self, arena: Arena) -> None:
+        self._arena = arena
+        self._read_to: dict[Path, int] = {}
+        self._letters: set[tuple[int, int, int]] = set()
+        self._letters_read = 0
+
+    async def run(self) -> Findings:
+        """Everything, after `Arena.drain`."""
+        found = Findings()
+        await self._viewers(found)
+        await self._accounts(found)
+        await self._dead_letters(found)
+        await self._secrets(found)
+        return found
+
+    # I1 and I2
+
+    async def _viewers(self, found: Findings) -> None:
+        arena = self._arena
+        current = arena.folder_of_generations.read_current()
+        assert current is not None
+        async with arena.store() as store:
+            if not await store.read_rebuilt(max(current.activation, await store.highest_activation())):
+                await arena.activate(current.generation_id)  # what the next night would do first
+                current = arena.folder_of_generations.read_current()
+                assert current is not None
+            stored = {viewer async for batch in store.scan_viewers() for viewer in batch}
+            for viewer in sorted(stored | arena.truth.histories.keys()):
+                self._viewer(viewer, await store.read_viewer(viewer), current.activation, found)
+
+    def _viewer(self, viewer: str, stored: StoredViewer, activation: int, found: Findings) -> None:
+        arena = self._arena
+        history = arena.truth.histories.get(viewer)
+        expected = history.state(arena.limits) if history is not None else ViewerState()
+        actual = unpack(stored.state)
+        if actual != expected:
+            lost, more = _difference(expected, actual), _difference(actual, expected)
+            found.lost += lost
+            found.doubled += more
+            found.say(f"state of {viewer}: {lost} facts missing, {more} too many: {_explain(expected, actual)}")
+        if expected.is_empty and not stored.row:
+            return
+        try:
+            row = arena.codec.decode_row(stored.row)
+            rewriter = Rewriter(
+                arena.generation(row.generation_id), row.activation, arena.codec.encode_row, arena.limits
+            )
+            again = rewriter.rewrite(actual, computed_at_ms=row.computed_at_ms, event_time_ms=row.event_time_ms)
+        except NearlineError as error:
+            found.rows_wrong += 1
+            found.say(f"row of {viewer}: {error}")
+            return
+        wrong = [
+            name
+            for name, same in (
+                ("activation", row.activation == stored.activation == activation),
+                ("vector", again.vector_bytes == stored.vector),
+                ("row", again.row_bytes == stored.row),
+            )
+            if not same
+        ]
+        if wrong:
+            found.rows_wrong += 1
+            found.say(
+                f"row of {viewer}: {wrong} differ; row of activation {row.activation}, hash {stored.activation}, in force {activation}"
+            )
+
+    # I3 and I5
+
+    async def _accounts(self, found: Findings) -> None:
+        arena = self._arena
+        committed = await self._committed()
+        for partition, marker in (await arena.markers()).items():
+            truth = arena.truth.now.counts(partition)
+            end = arena.truth.now.ends[partition]
+            where = f"{arena.settings.kafka.stream}[{partition}]"
+            if marker is None:
+                found.unaccounted += end
+                if end:
+                    found.say(f"{where}: no marker, the log ends at {end}")
+                continue
+            wrong = abs(marker.unaccounted) + abs(marker.next_offset - end) + abs(marker.origin)
+            for name in (Fate.PRIVATE.value, Fate.DEAD.value, "absent"):
+                wrong += abs(getattr(marker, name) - truth[name])
+            wrong += abs(marker.applied + marker.noop - truth[Fate.EVENT.value])
+            if wrong:
+                found.unaccounted += wrong
+                found.say(f"{where}: {marker} with the log at {end} and {dict(truth)}")
+            if (committed.get(partition) or 0) > marker.next_offset:
+                found.unaccounted += 1
+                found.say(f"{where}: committed {committed[partition]} past the marker {marker.next_offset}")
+
+    async def _committed(self) -> dict[int, int | None]:
+        arena = self._arena
+        consumer = await make_consumer(arena.settings, group_id=arena.settings.kafka.group_id)
+        try:
+            topic = arena.settings.kafka.topic
+            return {p: await consumer.committed(TopicPartition(topic, p)) for p in arena.truth.now.ends}
+        finally:
+            await consumer.stop()
+
+    async def _dead_letters(self, found: Findings) -> None:
+        """Every dead record has its letter, at least one; nothing else has."""
+        arena = self._arena
+        consumer = await make_consumer(arena.settings)
+        letters: list[tuple[dict[str, bytes], bytes]] = []
+        try:
+            tp = TopicPartition(arena.settings.kafka.dead_letter_topic, 0)
+            consumer.assign([tp])
+            consumer.seek(tp, self._letters_read)
+            end = (await consumer.end_offsets([tp]))[tp]
+            while await consumer.position(tp) < end:
+                for records in (await consumer.getmany(timeout_ms=200)).values():
+                    letters += [(dict(r.headers), (r.key or b"") + (r.value or b"")) for r in records]
+            self._letters_read = end
+        finally:
+            await consumer.stop()
+        for headers, content in letters:
+            partition, offset = (int(headers[f"__connect.errors.{name}"]) for name in ("partition", "offset"))
+            self._letters.add((int(headers[SOURCE_EPOCH]), partition, offset))
+            if any(secret.encode() in content for secret in self._arena.secrets):
+                found.private_leaks += 1
+                found.say(f"the dead letter of {partition}/{offset} holds private bytes")
+        now = arena.truth.now
+        wanted = {
+            (now.epoch, partition, offset)
+            for partition, fates in now.fates.items()
+            for offset, fate in fates.items()
+            if fate is Fate.DEAD and offset not in now.gone[partition]
+        }
+        have = {letter for letter in self._letters if letter[0] == now.epoch}
+        if wanted - have:
+            found.lost += len(wanted - have)
+            found.say(f"{len(wanted - have)} dead records without a letter, e.g. {sorted(wanted - have)[:3]}")
+        if have - wanted:
+            found.doubled += len(have - wanted)
+            found.say(f"{len(have - wanted)} letters of records that are not dead, e.g. {sorted(have - wanted)[:3]}")
+
+    # I4
+
+    async def _secrets(self, found: Findings) -> None:
+        arena = self._arena
+        texts: dict[str, bytes] = {}
+        for path in [*arena.folder.glob("*.log"), *arena.folder.glob("*/*.log")]:
+            if "kafka" in str(path) or "valkey" in str(path):
+                continue
+            with path.open("rb") as file:
+                file.seek(self._read_to.get(path, 0))
+                texts[path.name] = file.read()
+                self._read_to[path] = file.tell()
+        texts |= await self._pages()
+        texts |= await self._stored()
+        for where, content in texts.items():
+            for secret in self._arena.secrets:
+                if secret.encode() in content:
+                    found.private_leaks += 1
+                    found.say(f"{where} holds what nobody may see ({secret}…)")
+
+    async def _pages(self) -> dict[str, bytes]:
+        """What the updaters tell of themselves."""
+        pages = {}
+        async with httpx.AsyncClient(timeout=2) as client:
+            for slot in self._arena.slots:
+                for path in ("/metrics", "/stats"):
+                    if slot.service is not None and slot.service.running:
+                        try:
+                            pages[slot.name + path] = (await client.get(slot.service.url + path)).content
+                        except httpx.HTTPError:
+                            continue  # just starting, or busy
+        return pages
+
+    async def _stored(self) -> dict[str, bytes]:
+        """Every byte of the store."""
+        client = redis.Redis.from_url(self._arena.valkey.url, protocol=2)
+        contents: dict[str, bytes] = {}
+        try:
+            async for key in client.scan_iter(count=500):
+                if await client.type(key) == b"hash":
+                    parts: list[Any] = [part for pair in (await client.hgetall(key)).items() for part in pair]
+                else:
+                    parts = [await client.get(key) or b""]
+                contents[f"key {key.decode()}"] = b"\x00".join([key, *parts])
+        finally:
+            await client.aclose()
+        return contents
+
+
+def _difference(one: ViewerState, other: ViewerState) -> int:
+    """How many facts of `one` are not in `other`."""
+    return sum(
+        (Counter(getattr(one, part)) - Counter(getattr(other, part))).total() for part in ("plays", "seen", "registers")
+    ) + (one.erased_through_s > other.erased_through_s)
+
+
+def _explain(expected: ViewerState, actual: ViewerState) -> str:
+    """The first facts that differ."""
+    return "; ".join(
+        f"{part}: missing {sorted(set(a) - set(b))[:2]}, too many {sorted(set(b) - set(a))[:2]}"
+        for part in ("plays", "seen", "registers")
+        if (a := getattr(expected, part)) != (b := getattr(actual, part))
+    )

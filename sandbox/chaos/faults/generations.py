@@ -1,0 +1,130 @@
+"""Faults of generations: swaps under load, bad ones, rebuilds that race the stream."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import io
+import json
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from batch.activation import rollback
+from contracts.errors import UserError
+from embeddings.files import Current
+from runtime.progress import SilentProgress
+from sandbox.chaos.arena import GENERATIONS, Arena
+
+
+async def swaps(arena: Arena, rng: random.Random) -> None:
+    """A new generation, two in a row, a rollback, or an activation that is killed half way."""
+    first, second = rng.sample(sorted(GENERATIONS), 2)
+    way = rng.choice(("one", "two", "two", "rollback", "killed"))
+    if way == "one":
+        await arena.activate(first)
+    elif way == "two":
+        both = await asyncio.gather(arena.activate(first), _later(arena, second, rng), return_exceptions=True)
+        for result in both:  # the first is told that the second took over
+            if isinstance(result, BaseException) and not isinstance(result, UserError):
+                raise result
+    elif way == "rollback":
+        async with arena.store() as store:
+            with contextlib.suppress(UserError):  # the oldest is in force
+                await rollback(arena.settings, store, progress=SilentProgress())
+    else:
+        await arena.verb("generations", "activate", first, kill_after_s=rng.uniform(1.0, 2.5))
+
+
+async def _later(arena: Arena, generation_id: str, rng: random.Random) -> None:
+    await asyncio.sleep(rng.uniform(0.0, 1.0))
+    await arena.activate(generation_id)
+
+
+async def corrupt(arena: Arena, rng: random.Random) -> None:
+    """CURRENT names a generation that is damaged, half published, not finite or of a wrong shape; then the next one is good."""
+    folder = arena.folder_of_generations
+    root = Path(arena.settings.generations_path)
+    good = folder.read_current()
+    assert good is not None
+    bad = root / f"bad-{good.activation + 1}"
+    shutil.copytree(root / good.generation_id, bad)
+    HARMS[rng.choice(sorted(HARMS))](bad, rng)
+    with folder.locked():
+        folder._write_current(Current(bad.name, good.activation + 1))
+    await asyncio.sleep(rng.uniform(1.2, 2.5))
+    if rng.random() < 0.3:
+        (root / "CURRENT").write_bytes(rng.randbytes(40))
+        await asyncio.sleep(1.5)
+        with folder.locked():
+            folder._write_current(Current(bad.name, good.activation + 1))
+    await arena.activate(rng.choice(sorted(GENERATIONS)))
+    shutil.rmtree(bad, ignore_errors=True)
+
+
+def _flip(bad: Path, rng: random.Random) -> None:
+    path = bad / rng.choice(("item_factors.npy", "items.parquet"))
+    data = bytearray(path.read_bytes())
+    data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    path.write_bytes(data)
+
+
+def _cut(bad: Path, rng: random.Random) -> None:
+    path = bad / rng.choice(("item_factors.npy", "items.parquet", "manifest.json"))
+    data = path.read_bytes()
+    path.write_bytes(data[: rng.randrange(len(data))])
+
+
+def _half_published(bad: Path, rng: random.Random) -> None:
+    (bad / rng.choice(("manifest.json", "item_factors.npy", "items.parquet"))).unlink()
+
+
+def _not_finite(bad: Path, rng: random.Random) -> None:
+    factors = np.load(bad / "item_factors.npy")
+    factors[rng.randrange(len(factors)), 0] = rng.choice((np.nan, np.inf))
+    _replace_factors(bad, factors)
+
+
+def _wrong_shape(bad: Path, rng: random.Random) -> None:
+    factors = np.load(bad / "item_factors.npy")
+    _replace_factors(bad, factors[:-1] if rng.random() < 0.5 else np.ascontiguousarray(factors[:, :-1]))
+
+
+def _replace_factors(bad: Path, factors: NDArray[np.float32]) -> None:
+    """With a checksum that is right: only looking at the content can tell."""
+    buffer = io.BytesIO()
+    np.save(buffer, factors)
+    data = buffer.getvalue()
+    (bad / "item_factors.npy").write_bytes(data)
+    manifest = json.loads((bad / "manifest.json").read_text())
+    manifest["generation_id"] = bad.name
+    manifest["files"]["item_factors.npy"] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    (bad / "manifest.json").write_text(json.dumps(manifest))
+
+
+HARMS = {
+    "bit flipped": _flip,
+    "file cut": _cut,
+    "half published": _half_published,
+    "not finite": _not_finite,
+    "wrong shape": _wrong_shape,
+}
+
+
+async def rebuild_races(arena: Arena, rng: random.Random) -> None:
+    """Everybody's row is rebuilt while their plays arrive; sometimes as the verb's own process, killed half way."""
+    current = arena.folder_of_generations.read_current()
+    assert current is not None
+    burst = [arena.audience.event(arena.audience.play()) for _ in range(400)]
+    if rng.random() < 0.3:
+        verb = arena.verb(
+            "generations", "activate", current.generation_id, kill_after_s=rng.choice((1.2, 1.8, 2.5, 60.0))
+        )
+        await asyncio.gather(verb, arena.send(burst))
+    else:
+        with contextlib.suppress(UserError):
+            await asyncio.gather(arena.activate(current.generation_id), arena.send(burst))

@@ -1,0 +1,126 @@
+"""Faults of the log itself: recreated, reset, deleted. Where going on would be wrong the updaters halt, and a person decides."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+from contracts.errors import NearlineError
+from runtime.kafka import KafkaError, NewTopic, RecordsToDelete, TopicPartition, make_admin, make_consumer
+from sandbox.chaos.arena import PARTITIONS, Arena, Stuck
+from sandbox.topics import KEEP_FOR_EVER
+
+
+async def topic_recreated(arena: Arena, rng: random.Random) -> None:
+    """Deleted and made anew, perhaps already longer than it was: a halt, then the next stream epoch."""
+    await arena.drain()
+    grown = rng.random() < 0.4
+    longest = max(arena.truth.now.ends.values())
+    if grown:
+        await arena.stop_updaters()
+    await _recreate(arena)
+    following = arena.settings.kafka.stream_epoch + 1
+    arena.truth.recreated(arena.with_epoch(following))
+    await arena.drop_producer()
+    count = 40 if not grown else min(longest + 50, 3_000) * (PARTITIONS + 1)
+    await arena.send([arena.audience.event(arena.audience.play()) for _ in range(count)], patiently=True)
+    if grown:
+        arena.start_updaters()
+    reason = await arena.until_halted("a recreated topic", epoch=following - 1)
+    if "stream_epoch" not in reason:
+        raise Stuck(f"the halt does not say what to do: {reason}")
+    await arena.stop_updaters()
+    arena.settings = arena.truth.settings
+    arena.start_updaters()
+    arena.pin()
+
+
+async def _recreate(arena: Arena) -> None:
+    topic = arena.settings.kafka.topic
+    admin = await make_admin(arena.settings)
+    try:
+        await admin.delete_topics([topic])
+        async with asyncio.timeout(60):
+            while True:
+                response = await admin.create_topics([NewTopic(topic, PARTITIONS, 1, topic_configs=KEEP_FOR_EVER)])
+                if all(code == 0 for _, code, *_ in response.topic_errors):
+                    return
+                await asyncio.sleep(0.2)  # still being deleted
+    finally:
+        await admin.close()
+
+
+async def offsets_reset(arena: Arena, rng: random.Random) -> None:
+    """Somebody set the group's offsets: to the start, anywhere, past the end of what is finished; or deleted the group."""
+    await arena.drain()
+    await arena.stop_updaters(kill=rng.random() < 0.5)
+    await arena.send([arena.audience.live() for _ in range(100)], patiently=True)
+    ends = await arena.ends()
+    way = rng.choice(("start", "anywhere", "end", "group deleted"))
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                if way == "group deleted":
+                    await _delete_group(arena)
+                else:
+                    await _commit(
+                        arena, {p: {"start": 0, "end": end}.get(way, rng.randint(0, end)) for p, end in ends.items()}
+                    )
+                break
+            except (KafkaError, NearlineError):
+                await asyncio.sleep(0.5)  # the group still has members: those that were killed
+    arena.start_updaters()
+
+
+async def _delete_group(arena: Arena) -> None:
+    admin = await make_admin(arena.settings)
+    try:
+        await admin.delete_consumer_groups([arena.settings.kafka.group_id])
+    finally:
+        await admin.close()
+
+
+async def _commit(arena: Arena, offsets: dict[int, int]) -> None:
+    consumer = await make_consumer(arena.settings, group_id=arena.settings.kafka.group_id)
+    topic = arena.settings.kafka.topic
+    try:
+        consumer.assign([TopicPartition(topic, p) for p in offsets])
+        await consumer.commit({TopicPartition(topic, p): offset for p, offset in offsets.items()})
+    finally:
+        await consumer.stop()
+
+
+async def retention_gap(arena: Arena, rng: random.Random) -> None:
+    """Records are deleted before anybody read them; sometimes the lake has a copy, and the night brings the plays back."""
+    await arena.drain()
+    copied = rng.random() < 0.3
+    await arena.stop_updaters()
+    markers = await arena.markers()
+    await arena.send([arena.audience.live() for _ in range(200)], patiently=True)
+    ends = await arena.ends()
+    gone = {
+        p: rng.randint(marker.next_offset, ends[p])
+        for p, marker in markers.items()
+        if marker is not None and ends[p] > marker.next_offset
+    }
+    for partition, before in gone.items():
+        marker = markers[partition]
+        assert marker is not None
+        arena.truth.declare_gone(partition, range(marker.next_offset, before))
+    await arena.read_truth()
+    if copied:
+        await arena.night()
+    admin = await make_admin(arena.settings)
+    try:
+        topic = arena.settings.kafka.topic
+        await admin.delete_records(
+            {TopicPartition(topic, p): RecordsToDelete(before_offset=before) for p, before in gone.items()}
+        )
+    finally:
+        await admin.close()
+    arena.start_updaters()
+    if copied:
+        await arena.reach(ends, "after the gap")
+        await arena.night("--seed")
+        arena.truth.restore()
+    arena.pin()

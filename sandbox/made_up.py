@@ -1,0 +1,72 @@
+"""Small generations with known content: for tests and for faults, where nothing has to be trained."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from contracts.catalogue import CatalogueItem
+from contracts.manifest import CONFIDENCE_RULE, Confidence, Decision, Manifest
+from embeddings.generation import NEVER_MS, FoldInParameters, Generation
+from embeddings.publishing import Contents, write_generation
+from viewers.state import item_digest
+
+T0 = 1_700_000_000_000
+"""A Tuesday in November 2023, UTC milliseconds."""
+
+
+def make_generation(
+    n_items: int = 200,
+    k: int = 8,
+    seed: int = 1,
+    *,
+    generation_id: str = "g1",
+    parameters: FoldInParameters | None = None,
+) -> Generation:
+    """Random factors with norms like those of real ones; item ids `tt0000000` …; every item always available."""
+    rng = np.random.default_rng(seed)
+    ids = tuple(f"tt{i:07d}" for i in range(n_items))
+    factors = rng.normal(size=(n_items, k)) * rng.lognormal(-1, 0.5, size=(n_items, 1)) / np.sqrt(k)
+    return Generation(
+        generation_id=generation_id,
+        item_ids=ids,
+        item_factors=np.ascontiguousarray(factors, dtype=np.float32),
+        parameters=parameters or FoldInParameters(),
+        popularity=rng.pareto(1.2, size=n_items).astype(np.float32),
+        available_from_ms=np.zeros(n_items, dtype=np.int64),
+        available_until_ms=np.full(n_items, NEVER_MS, dtype=np.int64),
+        maturity=np.zeros(n_items, dtype=np.uint8),
+        item_digests=np.array([item_digest(item) for item in ids], dtype=np.int64),
+    )
+
+
+def write_generation_folder(root: str | Path, generation: Generation, *, created_at_ms: int = T0) -> None:
+    """Publish a made-up generation as the nightly job would; titles are their ids."""
+    write_generation(
+        root,
+        Manifest(
+            generation_id=generation.generation_id,
+            created_at_ms=created_at_ms,
+            k=generation.k,
+            n_items=generation.n_items,
+            n_users=0,
+            confidence=Confidence(rule=CONFIDENCE_RULE, **asdict(generation.parameters)),
+            stream="playback@1",
+            cutoffs={},
+            inputs="0" * 64,
+            trainer="made up",
+            versions={},
+            metrics={},
+            decision=Decision("unchecked", "made up"),
+            files={},
+        ),
+        Contents(
+            [CatalogueItem(item_id, f"Title of {item_id}") for item_id in generation.item_ids],
+            generation.item_factors,
+            generation.popularity,
+            [],
+            np.zeros((0, generation.k), dtype=np.float32),
+        ),
+    )
