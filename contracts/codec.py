@@ -22,7 +22,8 @@ from contracts.errors import ContractError, UndecodableRecord, UnknownSchema
 from contracts.events import Kind, PlaybackEvent
 from contracts.flat import compile_flat
 from contracts.registry import SCHEMAS_PATH, Registry, Schema, read_json, subject_for
-from contracts.rows import Entry, HomeRow, Impression, Reason
+from contracts.row_columns import read_row, row_record
+from contracts.rows import HomeRow, Impression
 
 MAX_RECORD_BYTES = 16 * 1024
 """Longest framed record, bytes. A home row of 60 entries with ids of 128 characters and three reasons each takes 12 KiB."""
@@ -66,12 +67,12 @@ class Codec:
         return self._event.decode(data, _read_event)
 
     def encode_row(self, row: HomeRow) -> bytes:
-        """Field `r` of the viewer's hash. Scores are kept as float32."""
-        return self._row.encode(_row_record(row))
+        """Field `r` of the viewer's hash. Scores are kept as float16; ids are 1-255 ASCII characters."""
+        return self._row.encode(row_record(row))
 
     def decode_row(self, data: bytes) -> HomeRow:
         """The row in field `r` (which must not be empty)."""
-        return self._row.decode(data, _read_row)
+        return self._row.decode(data, read_row)
 
     def encode_item(self, item: CatalogueItem) -> bytes:
         """One record value of the catalogue topic."""
@@ -238,80 +239,6 @@ def _read_event(record: Record) -> PlaybackEvent:
         record["preference"],
         record["row_id"],
         record["row_position"],
-    )
-
-
-def _row_record(row: HomeRow) -> Record:
-    """Rows of entries to columns."""
-    columns = zip(*row.entries, strict=True) if row.entries else iter([()] * 6)
-    items, scores, sources, why, starts, ends = columns
-    names = {name: index for index, name in enumerate(dict.fromkeys(sources))}  # in order of first use
-    with_reasons = max((place for place, reasons in enumerate(why, 1) if reasons), default=0)
-    reasons = [reason for some in why[:with_reasons] for reason in some]
-    from_positions = [place for place, time_ms in enumerate(starts) if time_ms is not None]
-    until_positions = [place for place, time_ms in enumerate(ends) if time_ms is not None]
-    return {
-        "row_id": row.row_id,
-        "generation_id": row.generation_id,
-        "activation": row.activation,
-        "trends_snapshot": row.trends_snapshot,
-        "computed_at": row.computed_at_ms,
-        "event_time": row.event_time_ms,
-        "items": items,
-        "scores": scores,
-        "sources": list(names),
-        "source_indexes": bytes([names[name] for name in sources]),
-        "reason_counts": bytes([len(some) for some in why[:with_reasons]]),
-        "reason_items": [reason.item_id for reason in reasons],
-        "reason_contributions": [reason.contribution for reason in reasons],
-        "from_positions": bytes(from_positions),
-        "available_from": [starts[place] for place in from_positions],
-        "until_positions": bytes(until_positions),
-        "available_until": [ends[place] for place in until_positions],
-    }
-
-
-def _read_row(record: Record) -> HomeRow:
-    """Columns to entries; `strict` and the index errors refuse columns that disagree about their length.
-
-    Strict in spelling too: a row has one, so sources are in order of first use, places ascend, and counts end with the last reason.
-    """
-    names, counts = record["sources"], record["reason_counts"]
-    if list(dict.fromkeys(record["source_indexes"])) != list(range(len(names))) or len(set(names)) != len(names):
-        raise ValueError("sources not in order of first use")
-    if counts[-1:] == b"\x00":
-        raise ValueError("counts after the last reason")
-    for places in (record["from_positions"], record["until_positions"]):
-        if places and list(places) != sorted(set(places)):
-            raise ValueError("places of windows not ascending")
-    reasons = map(Reason, record["reason_items"], record["reason_contributions"])
-    if len(record["reason_items"]) != len(record["reason_contributions"]):
-        raise ValueError("reason columns differ in length")
-    by_place = [tuple([next(reasons) for _ in range(count)]) for count in counts]
-    if next(reasons, None) is not None:
-        raise ValueError("more reasons than counted")
-    items = record["items"]
-    by_place += [()] * (len(items) - len(by_place))
-    starts = dict(zip(record["from_positions"], record["available_from"], strict=True))
-    ends = dict(zip(record["until_positions"], record["available_until"], strict=True))
-    if any(place >= len(items) for place in (*starts, *ends)):
-        raise ValueError("a window without an entry")
-    entries = tuple(
-        [
-            Entry(item, score, names[source], why, starts.get(place), ends.get(place))
-            for place, (item, score, source, why) in enumerate(
-                zip(items, record["scores"], record["source_indexes"], by_place, strict=True)
-            )
-        ]
-    )
-    return HomeRow(
-        record["row_id"],
-        record["generation_id"],
-        record["activation"],
-        record["trends_snapshot"],
-        record["computed_at"],
-        record["event_time"],
-        entries,
     )
 
 

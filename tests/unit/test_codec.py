@@ -21,6 +21,7 @@ from contracts.codec import MAX_RECORD_BYTES, Codec
 from contracts.errors import ContractError, RecordError, UndecodableRecord, UnknownSchema
 from contracts.events import Kind, PlaybackEvent
 from contracts.registry import SCHEMAS_PATH, Registry
+from contracts.row_columns import row_record
 from contracts.rows import ENTRIES_KEPT, Entry, HomeRow, Impression, Reason
 
 CODEC = Codec.load()
@@ -29,7 +30,8 @@ EVENT = PlaybackEvent("e1", Kind.PROGRESS, "ana", 1_700_000_000_000, False, "i1"
 longs = st.integers(-(2**63), 2**63 - 1)
 ints = st.integers(-(2**31), 2**31 - 1)
 texts = st.text(st.characters(codec="utf-8"), max_size=20)
-floats = st.floats(width=32, allow_nan=False)
+halves = st.floats(-65504, 65504, width=16)
+ids = st.text("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._:|@~-", min_size=1, max_size=20)
 
 events = st.builds(
     PlaybackEvent, texts, st.sampled_from(Kind), texts, longs, st.booleans(), texts | st.none(), texts | st.none(),
@@ -37,8 +39,8 @@ events = st.builds(
     ints | st.none(),
 )  # fmt: skip
 entries = st.builds(
-    Entry, texts, floats, st.sampled_from(["als", "popular", "new"]),
-    st.lists(st.builds(Reason, texts, floats), max_size=3).map(tuple), longs | st.none(), longs | st.none(),
+    Entry, ids, halves, st.sampled_from(["als", "popular", "new"]),
+    st.lists(st.builds(Reason, ids, halves), max_size=3).map(tuple), longs | st.none(), longs | st.none(),
 )  # fmt: skip
 rows = st.builds(
     HomeRow, texts, texts, longs, texts, longs, longs | st.none(), st.lists(entries, max_size=ENTRIES_KEPT).map(tuple)
@@ -159,7 +161,12 @@ def test_mutated_bytes_are_refused_or_are_the_only_spelling_of_their_value(name:
 @settings(max_examples=300)
 def test_arbitrary_bodies_never_raise_anything_else(body: bytes) -> None:
     """A body of random bytes is a value or an undecodable record."""
-    for schema_id, decode in ((1, CODEC.decode_event), (2, CODEC.decode_row), (4, CODEC.decode_impression)):
+    for schema_id, decode in (
+        (1, CODEC.decode_event),
+        (2, CODEC.decode_row),
+        (5, CODEC.decode_row),
+        (4, CODEC.decode_impression),
+    ):
         with contextlib.suppress(UndecodableRecord):
             assert decode(b"\x00" + schema_id.to_bytes(4, "big") + body) is not None
 
@@ -228,23 +235,37 @@ def test_a_record_over_the_limit_is_refused_unread_and_never_written() -> None:
 @pytest.mark.parametrize(
     "bad",
     [
-        {"items": ["a"], "scores": []},
-        {"source_indexes": b"\x05"},
+        {"items": ["a"], "scores": [0.5]},
+        {"half_scores": b"\x00\x38\x00\x38"},
+        {"half_scores": b"\x00\x38\x00"},
+        {"half_scores": b"\x00\x7c"},
+        {"half_scores": b""},
+        {"ids": b""},
+        {"ids": b"\x02ab\x02\x21"},
+        {"ids": b"\x02ba\x02\x10"},
+        {"ids": b"\x02ab\x00\x02\x01"},
+        {"ids": b"\x02ab\x02\x01\x00"},
+        {"ids": b"\x03abc\x02\x01"},
+        {"entry_sources": b"\x05"},
+        {"entry_sources": b"\x10"},
+        {"entry_sources": b"\x00\x00"},
+        {"source_indexes": b"\x00"},
         {"reason_counts": b"\x02"},
         {"reason_items": ["x"], "reason_contributions": [0.5], "reason_counts": b""},
+        {"reason_ids": b"\x00", "half_contributions": b"\x00\x38", "reason_counts": b"\x01"},
         {"reason_counts": b"\x00\x00"},
         {"until_positions": b"\x01", "available_until": [5]},
         {"from_positions": b"\x00", "available_from": []},
         {"from_positions": b"\x00\x00", "available_from": [5, 5]},
         {"sources": ["als", "popular"]},
         {"sources": ["als", "als"]},
-        {"sources": ["als", "new"], "source_indexes": b"\x01"},
+        {"sources": ["als", "new"], "entry_sources": b"\x01"},
         {"reason_counts": b"\x00"},
     ],
 )
 def test_a_row_whose_columns_disagree_is_refused(bad: dict[str, Any]) -> None:
     """Valid Avro is not enough: every column must fit the entries."""
-    record = module._row_record(HomeRow("r", "g", 1, "t", 5, None, (Entry("a", 0.5, "als"),)))
+    record = row_record(HomeRow("r", "g", 1, "t", 5, None, (Entry("ab", 0.5, "als"),)))
     subject = CODEC._row
     assert CODEC.decode_row(subject.encode(record)).row_id == "r"
     with pytest.raises(UndecodableRecord):

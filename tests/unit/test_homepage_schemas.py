@@ -22,7 +22,7 @@ from runtime.settings import Settings
 
 ROW = HomeRow("r", "g1", 1, "t1", 5, 4, (Entry("i1", 1.0, "als", ()),))
 ITEM = CatalogueItem("i1", "One")
-NEW_ID = (5).to_bytes(4, "big")
+NEW_ID = Registry.load().next_id.to_bytes(4, "big")
 UNSET = b"\x00"  # the first branch of the added field: null
 
 

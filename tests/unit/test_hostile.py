@@ -62,7 +62,7 @@ from viewers.state import Limits, state_of
 CODEC = Codec.load()
 DECODERS = {
     "event": (CODEC.decode_event, CODEC.encode_event, 1),
-    "row": (CODEC.decode_row, CODEC.encode_row, 2),
+    "row": (CODEC.decode_row, CODEC.encode_row, 5),
     "item": (CODEC.decode_item, CODEC.encode_item, 3),
     "impression": (CODEC.decode_impression, CODEC.encode_impression, 4),
 }

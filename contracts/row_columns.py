@@ -1,0 +1,151 @@
+"""A home row to and from the columns of its schema (`schemas/home_row.avsc`). Pure.
+
+Ids are packed (`packed_ids.py`) and scores are float16: a row of 60 takes half the bytes that lists of strings and floats take.
+Rows of older writers, in lists, are still read.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+from contracts.packed_ids import pack_ids, unpack_ids
+from contracts.rows import Entry, HomeRow, Reason
+
+Record = dict[str, Any]
+
+MAX_SOURCES = 16
+GREATEST_HALF = 65504.0
+"""Of float16. Greater scores are written as this: rows are compared within themselves, where order has been decided before."""
+
+_OLD_COLUMNS: Record = {
+    "items": [],
+    "scores": [],
+    "source_indexes": b"",
+    "reason_items": [],
+    "reason_contributions": [],
+}
+"""Columns that older writers filled, and that their readers still expect to be there."""
+
+
+def row_record(row: HomeRow) -> Record:
+    """Rows of entries to packed columns."""
+    columns = zip(*row.entries, strict=True) if row.entries else iter([()] * 6)
+    items, scores, sources, why, starts, ends = columns
+    names = {name: index for index, name in enumerate(dict.fromkeys(sources))}  # in order of first use
+    if len(names) > MAX_SOURCES:
+        raise ValueError("more sources than four bits can name")
+    with_reasons = max((place for place, reasons in enumerate(why, 1) if reasons), default=0)
+    reasons = [reason for some in why[:with_reasons] for reason in some]
+    reason_index = {item: index for index, item in enumerate(dict.fromkeys(reason.item_id for reason in reasons))}
+    of_source = [names[name] for name in sources]
+    from_positions = [place for place, time_ms in enumerate(starts) if time_ms is not None]
+    until_positions = [place for place, time_ms in enumerate(ends) if time_ms is not None]
+    return {
+        **_OLD_COLUMNS,
+        "row_id": row.row_id,
+        "generation_id": row.generation_id,
+        "activation": row.activation,
+        "trends_snapshot": row.trends_snapshot,
+        "computed_at": row.computed_at_ms,
+        "event_time": row.event_time_ms,
+        "sources": list(names),
+        "reason_counts": bytes([len(some) for some in why[:with_reasons]]),
+        "from_positions": bytes(from_positions),
+        "available_from": [starts[place] for place in from_positions],
+        "until_positions": bytes(until_positions),
+        "available_until": [ends[place] for place in until_positions],
+        "ids": pack_ids([*items, *reason_index]),
+        "half_scores": _halves(scores),
+        "entry_sources": bytes([a | b << 4 for a, b in zip(of_source[::2], [*of_source[1::2], 0], strict=False)]),
+        "reason_ids": bytes([reason_index[reason.item_id] for reason in reasons]),
+        "half_contributions": _halves([reason.contribution for reason in reasons]),
+    }
+
+
+def _halves(numbers: Sequence[float]) -> bytes:
+    limited = [max(-GREATEST_HALF, min(GREATEST_HALF, number)) for number in numbers]
+    return struct.pack(f"<{len(limited)}e", *limited)
+
+
+def _unpacked_row(record: Record) -> tuple[list[str], Sequence[float], Sequence[int], list[str], Sequence[float]]:
+    """Columns of the entries and the reasons, packed or an older writer's: items, scores, sources, reason items, contributions.
+
+    Strict: a row has one spelling, so there is one kind of columns only and no index beyond its list.
+    """
+    if not record["half_scores"]:
+        if any(record[name] for name in ("ids", "entry_sources", "reason_ids", "half_contributions")):
+            raise ValueError("packed columns without scores")
+        return (
+            record["items"], record["scores"], record["source_indexes"],
+            record["reason_items"], record["reason_contributions"],
+        )  # fmt: skip
+    if any(record[name] for name in _OLD_COLUMNS):
+        raise ValueError("entries in packed and in older columns")
+    scores = _from_halves(record["half_scores"])
+    count, indexes = len(scores), list(record["reason_ids"])
+    distinct = list(dict.fromkeys(indexes))
+    ids, end = unpack_ids(record["ids"], 0, count + len(distinct))
+    of_source = [half for byte in record["entry_sources"] for half in (byte & 15, byte >> 4)]
+    if end != len(record["ids"]) or distinct != list(range(len(distinct))) or len(set(ids[count:])) != len(distinct):
+        raise ValueError("ids behind the last, or reasons not in order of first use")
+    if len(of_source) != count + count % 2 or any(of_source[count:]):
+        raise ValueError("not one source per entry")
+    return (
+        ids[:count],
+        scores,
+        of_source[:count],
+        [ids[count + index] for index in indexes],
+        _from_halves(record["half_contributions"]),
+    )
+
+
+def _from_halves(data: bytes) -> tuple[float, ...]:
+    numbers: tuple[float, ...] = struct.unpack(f"<{len(data) // 2}e", data)
+    if not math.isfinite(sum(numbers)):
+        raise ValueError("not a number")
+    return numbers
+
+
+def read_row(record: Record) -> HomeRow:
+    """Columns to entries; `strict` and the index errors refuse columns that disagree about their length.
+
+    Strict in spelling too: a row has one, so sources are in order of first use, places ascend, and counts end with the last reason.
+    """
+    items, scores, of_source, reason_items, contributions = _unpacked_row(record)
+    names, counts = record["sources"], record["reason_counts"]
+    if list(dict.fromkeys(of_source)) != list(range(len(names))) or len(set(names)) != len(names):
+        raise ValueError("sources not in order of first use")
+    if counts[-1:] == b"\x00":
+        raise ValueError("counts after the last reason")
+    for places in (record["from_positions"], record["until_positions"]):
+        if places and list(places) != sorted(set(places)):
+            raise ValueError("places of windows not ascending")
+    if len(reason_items) != len(contributions):
+        raise ValueError("reason columns differ in length")
+    reasons = map(Reason, reason_items, contributions)
+    by_place = [tuple([next(reasons) for _ in range(count)]) for count in counts]
+    if next(reasons, None) is not None:
+        raise ValueError("more reasons than counted")
+    by_place += [()] * (len(items) - len(by_place))
+    starts = dict(zip(record["from_positions"], record["available_from"], strict=True))
+    ends = dict(zip(record["until_positions"], record["available_until"], strict=True))
+    if any(place >= len(items) for place in (*starts, *ends)):
+        raise ValueError("a window without an entry")
+    entries = tuple(
+        [
+            Entry(item, score, names[source], why, starts.get(place), ends.get(place))
+            for place, (item, score, source, why) in enumerate(zip(items, scores, of_source, by_place, strict=True))
+        ]
+    )
+    return HomeRow(
+        record["row_id"],
+        record["generation_id"],
+        record["activation"],
+        record["trends_snapshot"],
+        record["computed_at"],
+        record["event_time"],
+        entries,
+    )
