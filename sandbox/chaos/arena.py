@@ -28,7 +28,7 @@ from runtime.progress import SilentProgress
 from runtime.settings import KafkaSettings, Settings, load_settings
 from sandbox.chaos.proxy import Proxy
 from sandbox.chaos.stream import SECRET, Audience, Message
-from sandbox.chaos.truth import INTENT, Truth
+from sandbox.chaos.truth import INTENT, Truth, partitions_of
 from sandbox.children import SandboxError, find_free_port, read_tail
 from sandbox.kafka_server import KafkaServer
 from sandbox.made_up import T0, make_generation, write_generation_folder
@@ -429,8 +429,7 @@ class Arena:
                 try:
                     consumer = await make_consumer(self.settings)
                     try:
-                        await consumer.topics()
-                        partitions = consumer.partitions_for_topic(topic) or set()
+                        partitions = await partitions_of(self.settings)
                         found = await consumer.end_offsets([TopicPartition(topic, p) for p in partitions])
                         return {tp.partition: end for tp, end in found.items()}
                     finally:

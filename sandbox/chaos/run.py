@@ -34,6 +34,10 @@ MOST_IN_A_ROUND = 3
 """Faults that follow one another before anybody waits for recovery."""
 
 
+SHOWN = 3
+"""Details of one check that are shown on the way."""
+
+
 @dataclass(frozen=True, slots=True)
 class Drawn:
     """One fault to come. `seed`: of its own draws."""
@@ -115,7 +119,7 @@ class Report:
         if self.soak is not None:
             told["soak"] = self.soak.to_json()
         details = [*found.details, *self.stuck, *self.surprises]
-        return told | ({"details": details} if details else {})
+        return told | ({"details": [text[:400] for text in details[:20]]} if details else {})
 
 
 def _percentiles(values: Sequence[float]) -> dict[str, float]:
@@ -240,7 +244,7 @@ class Run:
             self._say(f"STUCK {self.report.stuck[-1]}")
             return False
         self.report.findings.add(found)
-        for detail in found.details:
+        for detail in found.details[:SHOWN]:
             self._say(f"WRONG {when}: {detail}")
         await arena.settle()
         return not found.total

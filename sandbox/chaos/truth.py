@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
+from batch.nightly import count_partitions
 from contracts.events import PlaybackEvent
 from runtime.kafka import ConsumerRecord, TopicPartition, kafka_errors, make_consumer
 from runtime.settings import Settings
@@ -139,7 +140,7 @@ class Truth:
         consumer = await make_consumer(self.settings)
         try:
             with kafka_errors(f"reading {topic}", self.settings):
-                partitions = sorted(consumer.partitions_for_topic(topic) or await _partitions(consumer, topic))
+                partitions = await partitions_of(self.settings)
                 assigned = [TopicPartition(topic, p) for p in partitions]
                 consumer.assign(assigned)
                 ends = await consumer.end_offsets(assigned)
@@ -178,8 +179,6 @@ class Truth:
             self.now.ends[partition] = record.offset + 1
 
 
-async def _partitions(consumer: object, topic: str) -> set[int]:
-    """The topic's partitions, once the client has heard of it."""
-    await consumer.topics()  # type: ignore[attr-defined]
-    found: set[int] = consumer.partitions_for_topic(topic) or set()  # type: ignore[attr-defined]
-    return found
+async def partitions_of(settings: Settings) -> range:
+    """The topic's partitions now. Errors: `KafkaUnavailable`."""
+    return range((await count_partitions(settings))[settings.kafka.topic])
