@@ -15,10 +15,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,10 +26,12 @@ import structlog
 
 from batch.lake import EVENTS_SCHEMA, HOUR_MS, SCHEMAS, Lake, hour_folder, write_parquet
 from batch.plans import CHUNK_RECORDS, CopyPlan, CopyReport, Plans, Range, draw_plan
+from contracts.anchors import Anchor, anchor_of
 from contracts.codec import Codec
-from contracts.errors import HaltError, InvalidEvent, KafkaUnavailable, RecordError, UserError
+from contracts.errors import InvalidEvent, KafkaUnavailable, RecordError, UserError
 from contracts.events import Kind, valid_id, validate
 from embeddings.roots import flush_folder
+from runtime.anchors import Reader, check_anchors
 from runtime.kafka import TopicPartition, kafka_errors
 from runtime.settings import Settings
 
@@ -46,22 +48,11 @@ WRITERS = 8
 _EVENT_FIELDS = EVENTS_SCHEMA.names[4:]
 
 
-class Consumer(Protocol):
-    """What the copy needs of aiokafka's consumer; tests script one."""
-
-    def assign(self, partitions: Sequence[Any]) -> None: ...
-    def seek(self, partition: Any, offset: int) -> None: ...
-    async def position(self, partition: Any) -> int: ...
-    async def getmany(self, *partitions: Any, timeout_ms: int = 0) -> Mapping[Any, Sequence[Any]]: ...
-    async def beginning_offsets(self, partitions: Sequence[Any]) -> Mapping[Any, int]: ...
-    async def end_offsets(self, partitions: Sequence[Any]) -> Mapping[Any, int]: ...
-
-
 async def copy_records(
     settings: Settings,
     lake: Lake,
     codec: Codec,
-    consumer: Consumer,
+    consumer: Reader,
     partitions: Mapping[str, int],
     *,
     advance: Callable[[int, int], None] = lambda done, total: None,
@@ -73,28 +64,68 @@ async def copy_records(
     Errors: `KafkaUnavailable` and `UnknownSchema` (try again: it goes on where it was), `HaltError`, `DataError`,
     `UserError` if the topic of the events is not there.
     """
-    plans = Plans(lake)
+    plans, stream = Plans(lake), settings.kafka.stream
     plan = plans.last()
+    if plan is not None and plan.stream != stream and plans.report(plan) is None:
+        log.error(
+            "copy_of_an_older_stream_ended",
+            plan=plan.number,
+            stream=plan.stream,
+            now=stream,
+            reason="its events went with their topic: what was not copied yet counts as lost",
+        )
+        gone = await _gone(plan, consumer, partitions, settings)
+        await _carry_out(plan, settings, lake, codec, consumer, lambda done, total: None, gone)
+    copied = {TopicPartition(settings.kafka.topic, p): anchor for p, anchor in plans.anchors(stream).items()}
+    await check_anchors(consumer, copied, settings)
     if plan is None or plans.report(plan) is not None:
         plan = draw_plan(plan, await _ends(settings, consumer, partitions), settings, chunk_records)
         plans.write(plan)  # 1
-    elif plan.stream != settings.kafka.stream:
-        raise HaltError(
-            f"plan {plan.number} of {plan.stream} is not finished, and the stream is {settings.kafka.stream} now: finish it with "
-            f"the old settings, or give it up by removing {lake.path}/plans/{plan.number:06d}.json"
-        )
+    return await _carry_out(plan, settings, lake, codec, consumer, advance)
+
+
+async def _carry_out(
+    plan: CopyPlan,
+    settings: Settings,
+    lake: Lake,
+    codec: Codec,
+    consumer: Reader,
+    advance: Callable[[int, int], None],
+    gone: Collection[str] = (),
+) -> CopyReport:
+    """Copy what is not finished of a plan. `gone`: the kinds whose topics are not the ones that were planned for."""
+    plans = Plans(lake)
     finished = plans.finished_chunks(plan)
     done = 0
     for number, (kind, ranges) in enumerate(plan.chunks()):
+        offsets = sum(one.to_offset - one.from_offset for one in ranges)
         if number not in finished:
-            counts = await _Chunk(settings, lake, codec, consumer, plan, number, kind, ranges).copy()  # 2
-            finished[number] = counts
+            if kind in gone:
+                finished[number] = Counter(lost=offsets)
+            else:
+                chunk = _Chunk(settings, lake, codec, consumer, plan, number, kind, ranges)
+                finished[number] = await chunk.copy()  # 2
+                if chunk.anchors:
+                    plans.keep_anchors(plan.stream, chunk.anchors)
             plans.finish_chunk(plan, finished)  # 3
-        done += sum(one.to_offset - one.from_offset for one in ranges)
+        done += offsets
         advance(done, plan.records)
     report = _report(plan, finished)
     plans.finish(report)  # 4
     return report
+
+
+async def _gone(plan: CopyPlan, consumer: Reader, partitions: Mapping[str, int], settings: Settings) -> Collection[str]:
+    """The kinds of a plan of an older stream that cannot be copied any more: the events, and what was made anew with them."""
+    gone = {"events"}
+    for one in plan.ranges:
+        if one.kind not in gone and one.to_offset > one.from_offset:
+            tp = TopicPartition(one.topic, one.partition)
+            with kafka_errors(f"reading the end of {one.topic}", settings):
+                there = partitions.get(one.topic, 0) > one.partition
+                if not there or (await consumer.end_offsets([tp]))[tp] < one.to_offset:
+                    gone.add(one.kind)
+    return gone
 
 
 def _report(plan: CopyPlan, finished: Mapping[int, Counter[str]]) -> CopyReport:
@@ -105,9 +136,7 @@ def _report(plan: CopyPlan, finished: Mapping[int, Counter[str]]) -> CopyReport:
     return CopyReport(plan.number, plan.stream, plan.cutoffs, written, **total)
 
 
-async def _ends(
-    settings: Settings, consumer: Consumer, partitions: Mapping[str, int]
-) -> dict[tuple[str, str, int], int]:
+async def _ends(settings: Settings, consumer: Reader, partitions: Mapping[str, int]) -> dict[tuple[str, str, int], int]:
     """(kind, topic, partition) → the end of its committed records (the last stable offset)."""
     kafka = settings.kafka
     topics = {"events": kafka.topic, "impressions": kafka.impressions_topic, "catalogue": kafka.catalogue_topic}
@@ -134,7 +163,7 @@ class _Chunk:
         settings: Settings,
         lake: Lake,
         codec: Codec,
-        consumer: Consumer,
+        consumer: Reader,
         plan: CopyPlan,
         number: int,
         kind: str,
@@ -152,6 +181,7 @@ class _Chunk:
         self._rows: list[tuple[Any, ...]] = []
         self._erasures: dict[str, int] = {}
         self._records = 0
+        self._last: dict[int, Any] = {}  # partition → the newest record that is known not to be private
         self.counts: Counter[str] = Counter()
 
     async def copy(self) -> Counter[str]:
@@ -177,6 +207,11 @@ class _Chunk:
         self.counts["absent"] += offsets - self._records - self.counts["lost"]
         await asyncio.to_thread(self._write)
         return +self.counts
+
+    @property
+    def anchors(self) -> dict[int, Anchor]:
+        """Partition → the newest event that was copied."""
+        return {p: anchor_of(record) for p, record in self._last.items()} if self._kind == "events" else {}
 
     async def _seek(self) -> dict[Any, int]:
         """Go to the chunk's start; what retention has deleted is declared lost. Returns the next offset per partition."""
@@ -212,7 +247,9 @@ class _Chunk:
                 continue
             if row is None:
                 self.counts["private"] += 1
-            elif isinstance(row, _Erasure):
+                continue
+            self._last[record.partition] = record
+            if isinstance(row, _Erasure):
                 self.counts["erasures"] += 1
                 self._erasures[row.viewer] = max(row.through_s, self._erasures.get(row.viewer, -1))
             else:

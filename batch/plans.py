@@ -9,7 +9,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from batch.lake import SCHEMAS, Lake, write_atomically
+from contracts.anchors import Anchor
 from contracts.errors import DataError, HaltError
+from runtime.anchors import remedy
 from runtime.settings import Settings
 
 CHUNK_RECORDS = 100_000
@@ -67,7 +69,8 @@ class CopyPlan:
 class CopyReport:
     """What a copy did. `written` + `private` + `invalid` + `erased` + `erasures` + `lost` + `absent` = the plan's offsets.
 
-    `lost`: deleted by retention before they could be copied. `absent`: control records, and what compaction took.
+    `lost`: deleted by retention, or gone with their topic, before they could be copied. `absent`: control records, and what
+    compaction took.
     """
 
     plan: int
@@ -120,6 +123,26 @@ class Plans:
         lines = [json.dumps({"chunk": chunk, "counts": counts}) + "\n" for chunk, counts in finished.items()]
         write_atomically(self._folder / f"{plan.number:06d}.chunks.jsonl", "".join(lines).encode())
 
+    def anchors(self, stream: str) -> dict[int, Anchor]:
+        """Partition → the newest copied record of this stream. Errors: `DataError`."""
+        path = self._folder / "anchors.json"
+        try:
+            content = json.loads(path.read_text())
+            return {int(p): Anchor.parse(text) for p, text in content["anchors"].items() if content["stream"] == stream}
+        except FileNotFoundError:
+            return {}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(
+                f"{path}: no anchors of ours ({error}); remove it: the log is then not compared with what was copied"
+            ) from error
+
+    def keep_anchors(self, stream: str, anchors: Mapping[int, Anchor]) -> None:
+        """Remember the newest copied records, durably. Only the newest: what they are made of may be erased later."""
+        kept = {str(p): str(anchor) for p, anchor in sorted((self.anchors(stream) | dict(anchors)).items())}
+        write_atomically(
+            self._folder / "anchors.json", json.dumps({"stream": stream, "anchors": kept}, indent=1).encode()
+        )
+
     def _read(self, path: Path) -> CopyPlan:
         try:
             content = json.loads(path.read_text())
@@ -151,7 +174,7 @@ def draw_plan(
         if start > end and kind == "events":
             raise HaltError(
                 f"{topic}[{partition}]: the lake holds it up to offset {start}, but the log ends at {end}: the topic was "
-                "recreated or cut. Raise kafka.stream_epoch by one to copy it from its start, or restore the topic"
+                f"recreated or cut. {remedy(settings)}"
             )
         ranges.append(Range(kind, topic, partition, start if start <= end else 0, end))
     # A partition that is not told of just now must not start at 0 when it is back.

@@ -35,7 +35,8 @@ class Keys:
         return f"{self.namespace}:v:"
 
     def marker(self, partition: int) -> str:
-        """Hash: `next`, `origin`, `applied`, `noop`, `private`, `dead`, `absent`: decimals."""
+        """Hash: `next`, `origin`, `applied`, `noop`, `private`, `dead`, `absent`: decimals; `anchor`: `offset:timestamp_ms:digest` of the
+        newest finished record that is not private, empty before the first."""
         return f"{self.namespace}:marker:{self.stream}:{partition}"
 
     @property

@@ -9,6 +9,9 @@ Order of effects of a batch, and what a crash after each step leaves behind:
 
 The marker lies in the store that holds the hashes: a store that loses its last second, or comes back as an older copy,
 loses the marker with them, and the lost part is replayed.
+
+With the marker moves an anchor: offset, timestamp and digest of the newest finished record. Whoever resumes reads that record back.
+Another one there means another log: nothing is processed, and a person decides.
 """
 
 from __future__ import annotations
@@ -18,9 +21,12 @@ from dataclasses import dataclass
 
 import structlog
 
+from contracts.anchors import Anchor
 from contracts.errors import HaltError
-from runtime.kafka import AIOKafkaConsumer, CommitFailedError, KafkaError, TopicPartition, kafka_errors
+from runtime.anchors import check_anchors, remedy
+from runtime.kafka import AIOKafkaConsumer, CommitFailedError, KafkaError, TopicPartition, kafka_errors, make_consumer
 from runtime.settings import Settings
+from runtime.tasks import stop_client
 from updater.pipeline import PartitionPlan, Position
 from viewers.store import Marker, MarkerWrite, Store, Tally
 
@@ -43,6 +49,15 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class Move:
+    """A marker is to move to `next_offset`: what happened to the offsets until there, and the newest record among them."""
+
+    next_offset: int
+    tally: Tally
+    anchor: Anchor | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Start:
     """Where to resume a partition. `absent`: offsets that retention deleted before they were read."""
 
@@ -52,7 +67,14 @@ class Start:
 
 
 def resume_point(
-    *, marker: Marker | None, committed: int | None, seeded: int | None, beginning: int, end: int, where: str
+    *,
+    marker: Marker | None,
+    committed: int | None,
+    seeded: int | None,
+    beginning: int,
+    end: int,
+    where: str,
+    what_to_do: str,
 ) -> Start:
     """Decide where a partition starts. Pure.
 
@@ -67,8 +89,7 @@ def resume_point(
         done = position = origin = beginning if seeded is None else seeded
     if done > end:
         raise HaltError(
-            f"{where}: the store has finished offset {done} but the log ends at {end}: the topic was recreated or cut. "
-            "Raise kafka.stream_epoch by one to read it from its start, or restore the topic"
+            f"{where}: the store has finished offset {done} but the log ends at {end}: the topic was recreated or cut. {what_to_do}"
         )
     return Start(max(position, beginning), origin, max(0, beginning - done))
 
@@ -88,6 +109,11 @@ class Checkpoint:
     def positions(self) -> dict[int, Position]:
         return {p: Position(at.position, at.uncounted_from) for p, at in self.progress.items()}
 
+    @property
+    def anchors(self) -> dict[int, Anchor]:
+        """What the markers are anchored to, as this process knows them."""
+        return {p: at.marker.anchor for p, at in self.progress.items() if at.marker and at.marker.anchor}
+
     async def resume(self) -> None:
         """Read where every assigned partition stands, declare gaps, and seek there.
 
@@ -100,26 +126,29 @@ class Checkpoint:
         # The markers first: whoever still believes to own a partition may meet its new owner at work, and a marker that
         # moved after the log's end was read would look like a log that was cut.
         seeded = await self._store.read_seeded()
-        markers = {tp: await self._store.read_marker(tp.partition) for tp in assigned}
+        markers = await self._store.read_markers([tp.partition for tp in assigned])
         with kafka_errors(f"reading the offsets of {self._topic}", self._settings):
             committed = {tp: await self._consumer.committed(tp) for tp in assigned}
             beginnings = await self._consumer.beginning_offsets(assigned)
             ends = await self._consumer.end_offsets(assigned)
-        progress = {}
-        for tp in assigned:
-            marker = markers[tp]
-            start = resume_point(
-                marker=marker,
+        starts = {
+            tp: resume_point(
+                marker=markers[tp.partition],
                 committed=committed[tp],
                 seeded=seeded.get(tp.partition),
                 beginning=beginnings[tp],
                 end=ends[tp],
                 where=f"{self._topic}[{tp.partition}]",
+                what_to_do=remedy(self._settings),
             )
-            at = Progress(start.position, marker, start.origin)
+            for tp in assigned
+        }
+        await self.check_log({p: marker.anchor for p, marker in markers.items() if marker and marker.anchor})
+        progress = {}
+        for tp, start in starts.items():
+            at = progress[tp.partition] = Progress(start.position, markers[tp.partition], start.origin)
             if start.absent:
                 await self._declare_gap(tp.partition, at, start.absent)
-            progress[tp.partition] = at
             with kafka_errors(f"seeking in {self._topic}", self._settings):
                 self._consumer.seek(tp, start.position)
             log.info(
@@ -132,6 +161,19 @@ class Checkpoint:
         self._committed = {tp.partition: offset for tp, offset in committed.items() if offset is not None}
         self.progress = progress
 
+    async def check_log(self, anchors: Mapping[int, Anchor]) -> None:
+        """Is this the log in which these records were finished? Asked through a short-lived consumer, so that the positions of the
+        group's one stay as they are. Errors: `HaltError` if it is another; `KafkaUnavailable`.
+        """
+        if not anchors:
+            return
+        reader = await make_consumer(self._settings)
+        try:
+            asked = {TopicPartition(self._topic, partition): anchor for partition, anchor in anchors.items()}
+            await check_anchors(reader, asked, self._settings)
+        finally:
+            await stop_client(reader)
+
     async def _declare_gap(self, partition: int, at: Progress, absent: int) -> None:
         """Count offsets that retention deleted, so that the loss is exact and visible."""
         first = at.uncounted_from
@@ -143,7 +185,7 @@ class Checkpoint:
             to_offset=first + absent,
             remedy="retention is shorter than the outage: nearline nightly --seed rebuilds them from the lake as far as it reaches",
         )
-        await self._write({partition: (at, first + absent, Tally(absent=absent))})
+        await self._write({partition: at}, {partition: Move(first + absent, Tally(absent=absent))})
 
     async def pass_absent(self, ahead: Mapping[int, int]) -> None:
         """Move past offsets that hold no record: partition → next offset that may hold one."""
@@ -152,8 +194,8 @@ class Checkpoint:
             at = self.progress[partition]
             at.position = next_offset
             if next_offset > at.uncounted_from:
-                moves[partition] = (at, next_offset, Tally(absent=next_offset - at.uncounted_from))
-        await self._write(moves)
+                moves[partition] = Move(next_offset, Tally(absent=next_offset - at.uncounted_from))
+        await self._write(self.progress, moves)
 
     async def advance(self, partitions: Mapping[int, PartitionPlan], tallies: Mapping[int, Tally]) -> None:
         """Move the markers past a finished batch. Errors: `StoreChanged`, `StoreUnavailable`: resume again."""
@@ -163,29 +205,27 @@ class Checkpoint:
             at.position = todo.next_offset
             at.last_timestamp_ms = todo.last_timestamp_ms
             if todo.advances:
-                moves[partition] = (at, todo.next_offset, tallies[partition])
-        await self._write(moves)
+                moves[partition] = Move(todo.next_offset, tallies[partition], todo.anchor)
+        await self._write(self.progress, moves)
 
-    async def _write(self, moves: Mapping[int, tuple[Progress, int, Tally]]) -> None:
+    async def _write(self, progress: Mapping[int, Progress], moves: Mapping[int, Move]) -> None:
         await self._store.write_markers(
             [
                 MarkerWrite(
-                    partition, None if at.marker is None else at.marker.next_offset, next_offset, at.origin, tally
+                    partition,
+                    None if (marker := progress[partition].marker) is None else marker.next_offset,
+                    move.next_offset,
+                    progress[partition].origin,
+                    move.tally,
+                    move.anchor,
                 )
-                for partition, (at, next_offset, tally) in moves.items()
+                for partition, move in moves.items()
             ]
         )
-        for at, next_offset, tally in moves.values():
+        for partition, move in moves.items():
+            at = progress[partition]
             before = at.marker or Marker(at.origin, at.origin)
-            at.marker = Marker(
-                next_offset,
-                before.origin,
-                before.applied + tally.applied,
-                before.noop + tally.noop,
-                before.private + tally.private,
-                before.dead + tally.dead,
-                before.absent + tally.absent,
-            )
+            at.marker = before.moved(move.next_offset, move.tally, move.anchor)
 
     async def commit(self) -> None:
         """Commit to Kafka no more than the markers. Losing the partitions meanwhile is benign."""

@@ -17,6 +17,7 @@ from typing import TypeVar
 
 import structlog
 
+from contracts.anchors import Anchor
 from contracts.codec import Codec
 from contracts.errors import (
     ContractError,
@@ -106,6 +107,7 @@ class Updater:
         self._epoch = 0  # raised whenever the assignment moves: what was fetched before is not ours to process
         self._resumed_epoch = -1
         self._passed_s = 0.0  # when control records were last looked for
+        self._found: HaltError | None = None  # what the look at the log found
         self.failing_since: float | None = None
 
     @property
@@ -123,6 +125,8 @@ class Updater:
             failures = 0
             while not self._stopping.is_set():
                 try:
+                    if self._found is not None:
+                        raise self._found
                     if self._resumed_epoch != self._epoch:
                         await self._resume(checkpoint)
                     epoch = self._epoch
@@ -139,6 +143,7 @@ class Updater:
                     failures, self.failing_since = 0, None
                 except StaleActivation as stale:
                     self._again("stale_activation", stale)
+                    self.failing_since = self.failing_since or time.monotonic()
                     await self._wait_for_generation(stale.stored_activation)
                 except TransientError as error:
                     self._again(type(error).__name__, error)
@@ -276,7 +281,6 @@ class Updater:
             await self.swap.check()
             if self.swap.rewriter.activation >= activation:
                 return
-            self.failing_since = self.failing_since or time.monotonic()
             log.warning(
                 "waiting_for_generation", activation=activation, remedy="is generations_path the nightly job's?"
             )
@@ -299,6 +303,22 @@ class Updater:
             await asyncio.sleep(COMMIT_EVERY_S)
             await checkpoint.commit()
 
+    async def _watch_log(self, checkpoint: Checkpoint) -> None:
+        """A topic that is deleted and made anew in no time may go unseen by the client, which then reads on in the new log. What was
+        finished a while ago is read back again and again: the anchors of now may be of the new log already."""
+        earlier: dict[int, Anchor] = {}
+        while True:
+            await asyncio.sleep(self.settings.kafka.metadata_max_age_ms / 1000)
+            try:
+                await checkpoint.check_log(earlier)
+            except HaltError as halt:
+                self._found = halt
+                return
+            except TransientError as error:
+                log.warning("log_not_looked_at", error=str(error), remedy="nothing to do: it is tried again")
+            else:
+                earlier = checkpoint.anchors
+
     @contextlib.asynccontextmanager
     async def _opened(self) -> AsyncIterator[tuple[AIOKafkaConsumer, Checkpoint, DeadLetterQueue]]:
         """Connect everything; on the way out drain, commit, leave the group."""
@@ -315,6 +335,7 @@ class Updater:
                 background = [
                     asyncio.create_task(self._commit_for_ever(checkpoint)),
                     asyncio.create_task(self.swap.watch(self.store, self.now_ms)),
+                    asyncio.create_task(self._watch_log(checkpoint)),
                 ]
                 try:
                     yield consumer, checkpoint, DeadLetterQueue(producer, self.settings)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from contracts.anchors import Anchor, anchor_of
 from contracts.errors import RecordError
 from contracts.events import PlaybackEvent, validate
 from viewers.rewrite import Outcome, RewriteJob, RewriteResult
@@ -60,6 +61,7 @@ class PartitionPlan:
     absent: int = 0
     jobs: list[int] = field(default_factory=list)  # per counted event record: index of its viewer's job
     last_timestamp_ms: int = 0
+    anchor: Anchor | None = None  # of the last record that is known not to be private
 
     @property
     def advances(self) -> bool:
@@ -103,6 +105,7 @@ def plan(
             continue
         todo = PartitionPlan(partition, position.uncounted_from, position.next_offset)
         partitions[partition] = todo
+        last: Record | None = None
         for record in records:
             if record.offset < todo.next_offset:
                 continue  # fetched before a rewind
@@ -117,7 +120,9 @@ def plan(
             elif isinstance(decision, DeadLetter):
                 dead_letters.append(decision)
                 todo.dead += counted
+                last = record if decision.quotable else last
             else:
+                last = record
                 viewer = decision.viewer
                 facts.setdefault(viewer, []).append(state_of(decision, timestamp_ms=record.timestamp))
                 times.setdefault(viewer, []).append(decision.event_time_ms)
@@ -125,6 +130,7 @@ def plan(
                     todo.jobs.append(job_of.setdefault(viewer, len(job_of)))
                 else:
                     job_of.setdefault(viewer, len(job_of))
+        todo.anchor = None if last is None else anchor_of(last)
     jobs = [
         RewriteJob(
             viewer, facts[viewer][0] if len(facts[viewer]) == 1 else merge(facts[viewer], limits), max(times[viewer])

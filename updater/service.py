@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import asdict
 
 import structlog
@@ -16,21 +18,21 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from contracts.codec import Codec
-from contracts.errors import HaltError, KafkaUnavailable
+from contracts.errors import HaltError, KafkaUnavailable, TransientError
 from contracts.registry import Registry
 from runtime.http import serve
-from runtime.kafka import TopicPartition
+from runtime.kafka import KafkaError, TopicPartition
 from runtime.settings import Settings
 from runtime.tasks import cancel_all
 from updater.consumer import Updater
 from viewers.redis_store import open_store
+from viewers.store import Marker
 
 log = structlog.get_logger()
 
 TICK_S = 1.0
 STALL_ALARM_S = 0.25
-STALLED_AFTER_S = 30.0
-"""The client is known to stop fetching without an error: lag above 0 and no progress for this long ends the process."""
+ASK_TIMEOUT_S = 5.0
 
 
 def make_codec(settings: Settings) -> Codec:
@@ -39,11 +41,18 @@ def make_codec(settings: Settings) -> Codec:
 
 
 class Watch:
-    """Once a second: lag, unaccounted, generation age; and whether the consumer silently stalled."""
+    """Once a second: lag, what the stored markers account for, generation age; and whether the consumer silently stalled.
 
-    def __init__(self, updater: Updater) -> None:
+    The client is known to stop fetching without an error. A partition with records waiting that has not moved for
+    `kafka.stall_timeout_s` ends the process, unless the updater knows what it is waiting for (a server, a schema, a generation).
+    """
+
+    def __init__(self, updater: Updater, now_s: Callable[[], float] = time.monotonic) -> None:
         self._updater = updater
-        self._moved_at: dict[int, tuple[int, float]] = {}  # partition → (position, when it was first seen there)
+        self._now_s = now_s
+        self._waiting: dict[int, tuple[int, float]] = {}  # partition → (position, since when records wait there)
+        self._ends: dict[int, int] = {}  # partition → the log's end as the broker told it, for those that do not move
+        self._stored: dict[int, Marker | None] = {}  # as last read from the store
         self._stalls: deque[tuple[float, float]] = deque()
         self.lag_records = 0
 
@@ -53,7 +62,9 @@ class Watch:
             before = time.monotonic()
             await asyncio.sleep(TICK_S)
             self._observe_stall(time.monotonic() - before - TICK_S)
-            self.look(time.monotonic())
+            await self.ask()
+            self.look()
+            self.check_progress()
 
     def _observe_stall(self, stall_s: float) -> None:
         now = time.monotonic()
@@ -64,7 +75,35 @@ class Watch:
         if stall_s > STALL_ALARM_S:
             log.warning("event_loop_stalled", stall_s=round(stall_s, 3))
 
-    def look(self, now_s: float) -> None:
+    async def ask(self) -> None:
+        """Read the assigned partitions' markers from the store; and from the broker the end of logs in which nothing moves: a fetcher
+        that has stopped does not hear of new records, and would call the lag 0."""
+        updater, checkpoint, consumer = self._updater, self._updater.checkpoint, self._updater.consumer
+        if checkpoint is None or consumer is None:
+            return
+        with contextlib.suppress(TransientError):  # known to the loop, which says so
+            self._stored = await updater.store.read_markers(sorted(checkpoint.progress))
+        topic = updater.settings.kafka.topic
+        still = [
+            TopicPartition(topic, partition)
+            for partition, at in checkpoint.progress.items()
+            if self._waiting.get(partition, (-1, 0.0))[0] == at.position
+        ]
+        self._ends = {}
+        if still:
+            with contextlib.suppress(
+                KafkaError, OSError, TimeoutError
+            ):  # a broker that is away is no stall of the client
+                async with asyncio.timeout(ASK_TIMEOUT_S):
+                    self._ends = {tp.partition: end for tp, end in (await consumer.end_offsets(still)).items()}
+
+    def _lag(self, partition: int, position: int) -> int:
+        assert self._updater.consumer is not None
+        tp = TopicPartition(self._updater.settings.kafka.topic, partition)
+        ends = (self._updater.consumer.last_stable_offset(tp), self._ends.get(partition))
+        return max([0, *(end - position for end in ends if end is not None)])
+
+    def look(self) -> None:
         """Refresh the gauges from where each partition stands."""
         updater, checkpoint, consumer = self._updater, self._updater.checkpoint, self._updater.consumer
         metrics, kafka = updater.metrics, updater.settings.kafka
@@ -79,26 +118,33 @@ class Watch:
         for gauge in (metrics.lag_records, metrics.lag_seconds, metrics.unaccounted):
             gauge.clear()
         for partition, at in checkpoint.progress.items():
-            end = consumer.last_stable_offset(TopicPartition(kafka.topic, partition))
-            lag = max(0, (at.position if end is None else end) - at.position)
+            lag = self._lag(partition, at.position)
             self.lag_records += lag
             labels = (kafka.group_id, kafka.topic, str(partition))
             metrics.lag_records.labels(*labels).set(lag)
             behind_s = max(0.0, updater.now_ms() - at.last_timestamp_ms) / 1000 if lag and at.last_timestamp_ms else 0.0
             metrics.lag_seconds.labels(*labels).set(behind_s)
-            metrics.unaccounted.labels(*labels).set(0 if at.marker is None else at.marker.unaccounted)
-            self._check_progress(partition, at.position, lag, now_s)
+            if partition in self._stored:  # what was never read is not told
+                stored = self._stored[partition]
+                metrics.unaccounted.labels(*labels).set(0 if stored is None else stored.unaccounted)
 
-    def _check_progress(self, partition: int, position: int, lag: int, now_s: float) -> None:
-        known, since_s = self._moved_at.get(partition, (-1, now_s))
-        if known != position or not lag or self._updater.failing_since is not None:
-            self._moved_at[partition] = (position, now_s)
-        elif now_s - since_s > STALLED_AFTER_S:
-            topic = self._updater.settings.kafka.topic
-            raise KafkaUnavailable(
-                f"{topic}[{partition}]: {lag} records wait at offset {position} and nothing was fetched for {STALLED_AFTER_S:g} s; "
-                "leaving, so that a fresh process takes over"
-            )
+    def check_progress(self) -> None:
+        """Errors: `KafkaUnavailable` if a partition with records waiting has not moved for too long, and nothing is known to be wrong."""
+        updater, now_s = self._updater, self._now_s()
+        progress = updater.checkpoint.progress if updater.checkpoint else {}
+        before, self._waiting = self._waiting, {}
+        for partition, at in progress.items():
+            known, since_s = before.get(partition, (-1, now_s))
+            lag, limit_s = self._lag(partition, at.position), updater.settings.kafka.stall_timeout_s
+            if known != at.position or not lag or updater.failing_since is not None:
+                since_s = now_s
+            self._waiting[partition] = (at.position, since_s)
+            if now_s - since_s > limit_s:
+                topic = updater.settings.kafka.topic
+                raise KafkaUnavailable(
+                    f"{topic}[{partition}]: {lag} records wait at offset {at.position} and nothing was finished for {limit_s:g} s, though "
+                    "Kafka and the store answer: the client has stalled; leaving, so that a fresh process takes over"
+                )
 
     def stats(self) -> dict[str, object]:
         """What the demo and the live page show."""
@@ -114,7 +160,7 @@ class Watch:
             "activation": updater.swap.rewriter.activation,
             "partitions": sorted(progress),
             "lag_records": self.lag_records,
-            "unaccounted": sum(m.unaccounted for m in markers),
+            "unaccounted": sum(m.unaccounted for m in self._stored.values() if m is not None),
             "rows_written": metrics.rows_written,
             "freshness_s": asdict(metrics.freshness.total.percentiles()),
             "freshness_recent_s": asdict(metrics.freshness.recent(now_s)),
@@ -142,7 +188,7 @@ def make_app(updater: Updater, watch: Watch) -> Starlette:
         return Response(generate_latest(updater.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     async def stats(request: Request) -> Response:
-        watch.look(time.monotonic())
+        watch.look()
         return JSONResponse(watch.stats())
 
     async def timing(request: Request) -> Response:

@@ -98,6 +98,10 @@ class MemoryStore:
         self._check()
         return self.server.markers.get(partition)
 
+    async def read_markers(self, partitions: Sequence[int]) -> dict[int, Marker | None]:
+        self._check()
+        return {partition: self.server.markers.get(partition) for partition in partitions}
+
     async def write_markers(self, writes: Sequence[MarkerWrite]) -> None:
         failed = ""
         for write in writes:
@@ -106,16 +110,8 @@ class MemoryStore:
             if self.server.identity != self._identity or found != write.expected_next:
                 failed = failed or f"partition {write.partition}: found marker {found}, expected {write.expected_next}"
                 continue
-            m, t = marker or Marker(write.origin, write.origin), write.tally
-            self.server.markers[write.partition] = Marker(
-                write.next_offset,
-                m.origin,
-                m.applied + t.applied,
-                m.noop + t.noop,
-                m.private + t.private,
-                m.dead + t.dead,
-                m.absent + t.absent,
-            )
+            before = marker or Marker(write.origin, write.origin)
+            self.server.markers[write.partition] = before.moved(write.next_offset, write.tally, write.anchor)
         if failed:
             raise StoreChanged(failed + "; rewinding to what the store holds")
 

@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 import redis.asyncio as redis
@@ -17,6 +18,7 @@ from redis.asyncio.connection import parse_url
 from redis.exceptions import NoScriptError, RedisError
 
 from contracts import keys as fields
+from contracts.anchors import Anchor
 from contracts.errors import StoreChanged, StoreUnavailable
 from contracts.keys import TOKEN_BYTES, Keys
 from runtime.redis_errors import explain, explain_timeout
@@ -24,7 +26,7 @@ from viewers import scripts
 from viewers.packing import BadState
 from viewers.store import Conflict, Marker, MarkerWrite, Stale, StoredViewer, ViewerWrite, WriteResult, Written
 
-_MARKER_FIELDS = ("next", "origin", "applied", "noop", "private", "dead", "absent")
+_MARKER_FIELDS = ("next", "origin", "applied", "noop", "private", "dead", "absent", "anchor")
 _SCAN_COUNT = 1_000
 
 T = TypeVar("T")
@@ -168,8 +170,16 @@ class RedisStore:
         return [_write_result(reply) for reply in replies]
 
     async def read_marker(self, partition: int) -> Marker | None:
-        (values,) = await self._pipeline([("HMGET", self.keys.marker(partition), *_MARKER_FIELDS)], checked=True)
-        return None if values[0] is None else Marker(*(int(value) for value in values))
+        return (await self.read_markers([partition]))[partition]
+
+    async def read_markers(self, partitions: Sequence[int]) -> dict[int, Marker | None]:
+        replies = await self._pipeline(
+            [("HMGET", self.keys.marker(partition), *_MARKER_FIELDS) for partition in partitions], checked=True
+        )
+        return {
+            partition: _marker(self.keys.marker(partition), values)
+            for partition, values in zip(partitions, replies, strict=True)
+        }
 
     async def write_markers(self, writes: Sequence[MarkerWrite]) -> None:
         if not writes:
@@ -189,6 +199,7 @@ class RedisStore:
             *("EVALSHA", _SHA[scripts.WRITE_MARKER], 1, self.keys.marker(write.partition)),
             *(self._identity, expected, write.next_offset, write.origin),
             *(t.applied, t.noop, t.private, t.dead, t.absent),
+            "" if write.anchor is None else str(write.anchor),
         )
 
     async def scan_viewers(self) -> AsyncIterator[list[str]]:
@@ -323,6 +334,19 @@ def _stored(
             f"a viewer's field `{fields.CONTROL}` holds {len(control)} bytes that are no token and activation"
         )
     return StoredViewer(control[:TOKEN_BYTES], int(control[TOKEN_BYTES:]), state or b"", vector or b"", row or b"")
+
+
+def _marker(key: str, values: Sequence[bytes | None]) -> Marker | None:
+    if values[0] is None:
+        return None
+    *numbers, anchor = values
+    try:
+        found = Marker(*(int(number or b"") for number in numbers))  # type: ignore[arg-type]
+        return found if not anchor else replace(found, anchor=Anchor.parse(anchor.decode()))
+    except ValueError as error:
+        raise BadState(
+            f"{key} is no marker of ours ({error}): restore the store from a copy, or delete the key to read again"
+        ) from error
 
 
 def _write_result(reply: Sequence[Any]) -> WriteResult:

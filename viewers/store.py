@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from contracts.anchors import Anchor
+
 
 @dataclass(frozen=True, slots=True)
 class StoredViewer:
@@ -63,7 +65,7 @@ WriteResult = Written | Conflict | Stale
 @dataclass(frozen=True, slots=True)
 class Marker:
     """A partition's durable progress. `next_offset` is the lowest contiguous finished offset; the counters sum to
-    `next_offset - origin`."""
+    `next_offset - origin`. `anchor`: the newest finished record below it that is not private (None: there was none yet)."""
 
     next_offset: int
     origin: int
@@ -72,11 +74,25 @@ class Marker:
     private: int = 0
     dead: int = 0
     absent: int = 0
+    anchor: Anchor | None = None
 
     @property
     def unaccounted(self) -> int:
         """Must be 0."""
         return self.next_offset - self.origin - (self.applied + self.noop + self.private + self.dead + self.absent)
+
+    def moved(self, next_offset: int, tally: Tally, anchor: Anchor | None) -> Marker:
+        """What a write makes of this marker."""
+        return Marker(
+            next_offset,
+            self.origin,
+            self.applied + tally.applied,
+            self.noop + tally.noop,
+            self.private + tally.private,
+            self.dead + tally.dead,
+            self.absent + tally.absent,
+            anchor or self.anchor,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +123,7 @@ class Tally:
 class MarkerWrite:
     """Move a partition's marker from `expected_next` (None: no marker yet) to `next_offset`, adding `tally`.
 
-    `origin`: used only when the marker does not exist yet.
+    `origin`: used only when the marker does not exist yet. `anchor`: None leaves the stored one.
     """
 
     partition: int
@@ -115,6 +131,7 @@ class MarkerWrite:
     next_offset: int
     origin: int
     tally: Tally
+    anchor: Anchor | None = None
 
 
 class Store(Protocol):
@@ -147,6 +164,9 @@ class Store(Protocol):
 
     async def read_marker(self, partition: int) -> Marker | None:
         """The partition's marker."""
+
+    async def read_markers(self, partitions: Sequence[int]) -> dict[int, Marker | None]:
+        """The markers of these partitions, in one pipeline."""
 
     async def write_markers(self, writes: Sequence[MarkerWrite]) -> None:
         """Move markers; each moves only if the identity and the stored marker are as expected, else `StoreChanged`."""

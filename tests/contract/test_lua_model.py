@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from contracts.anchors import Anchor
 from contracts.errors import StoreChanged
 from contracts.keys import Keys
 from sandbox.servers import ValkeyServer
@@ -40,6 +41,9 @@ marker_writes = st.builds(
     next_offset=st.integers(0, 4),
     origin=st.integers(0, 2),
     tally=st.builds(Tally, COUNTS, COUNTS, COUNTS, COUNTS, COUNTS),
+    anchor=st.one_of(
+        st.none(), st.builds(Anchor, st.integers(0, 4), st.sampled_from((-1, 0, 10**12)), st.just("0a" * 16))
+    ),
 )
 calls = st.one_of(
     st.tuples(st.just("write_viewers"), st.lists(viewer_writes, min_size=1, max_size=3)),
@@ -88,7 +92,7 @@ async def answer(call: Callable[[], Awaitable[Any]]) -> Any:
 async def content(store: Store) -> list[Any]:
     return [
         *[await store.read_viewer(viewer) for viewer in VIEWERS],
-        *[await store.read_marker(partition) for partition in PARTITIONS],
+        await store.read_markers(PARTITIONS),
         await store.highest_activation(),
         await store.read_seeded(),
         *[await store.read_rebuilt(activation) for activation in range(4)],

@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from contracts.errors import StoreChanged, StoreUnavailable
+from contracts.anchors import Anchor
+from contracts.errors import HaltError, StoreChanged, StoreUnavailable
 from contracts.keys import Keys
 from sandbox.servers import ValkeyServer
 from viewers.memory_store import MemoryServer, MemoryStore
@@ -114,6 +115,30 @@ async def test_a_marker_moves_only_from_where_its_writer_believes_it_to_be(store
     found = await one.read_marker(0)
     assert found == Marker(17, 5, 6, 3, 1, 1, 1)
     assert found.unaccounted == 0
+
+
+async def test_an_anchor_moves_with_its_marker_stays_when_none_is_given_and_not_at_all_when_refused(
+    store: Store,
+) -> None:
+    first, second = Anchor(4, 1_700_000_000_000, "0a" * 16), Anchor(9, -1, "ff" * 16)
+    await store.write_markers([MarkerWrite(0, None, 5, 0, Tally(applied=5), first)])
+    await store.write_markers([MarkerWrite(0, 5, 6, 0, Tally(private=1))])
+    assert await store.read_marker(0) == Marker(6, 0, applied=5, private=1, anchor=first)
+    with pytest.raises(StoreChanged):
+        await store.write_markers([MarkerWrite(0, 5, 10, 0, Tally(applied=5), second)])
+    assert await store.read_marker(0) == Marker(6, 0, applied=5, private=1, anchor=first)
+    await store.write_markers([MarkerWrite(0, 6, 10, 0, Tally(applied=4), second)])
+    assert await store.read_markers([0, 1]) == {0: Marker(10, 0, applied=9, private=1, anchor=second), 1: None}
+
+
+async def test_a_marker_that_cannot_be_read_halts_and_says_which(valkey: ValkeyServer, namespace: str) -> None:
+    store = RedisStore(valkey.url, Keys(namespace, "t@1"))
+    await store.connect()
+    await store.write_markers([MarkerWrite(0, None, 5, 0, Tally(applied=5))])
+    await store._command("HSET", store.keys.marker(0), "anchor", "5 of them")
+    with pytest.raises(HaltError, match="marker:t@1:0"):
+        await store.read_marker(0)
+    await store.close()
 
 
 async def test_markers_beside_a_refused_one_still_move(store: Store) -> None:

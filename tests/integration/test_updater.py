@@ -293,6 +293,7 @@ async def test_health_metrics_and_stats_tell_what_happened(stage: Stage) -> None
             await stage.drained(61)
             assert (await client.get("/health/ready")).json()["generation_id"] == "g1"
             await wait_until(lambda: updater.metrics.rows_written > 0, "a row")
+            await watch.ask()
             stats = (await client.get("/stats")).json()
             text = (await client.get("/metrics")).text
     assert (stats["lag_records"], stats["unaccounted"], stats["dead"]) == (0, 0, 1)
@@ -304,6 +305,24 @@ async def test_health_metrics_and_stats_tell_what_happened(stage: Stage) -> None
     assert lines["nearline_lag_records" + labels] == "0.0"
     assert float(lines["nearline_event_to_row_seconds_count"]) > 0
     assert float(lines["nearline_generation_age_seconds"]) > 0
+
+
+async def test_what_is_unaccounted_for_is_read_from_the_stored_marker_and_not_supposed(stage: Stage) -> None:
+    publish(stage, "g1")
+    async with stage.updater() as updater:
+        watch = Watch(updater)
+        await stage.send(plays(5, 60))
+        await stage.drained(60)
+        await stage.store._command(
+            "HINCRBY", stage.store.keys.marker(0), "applied", -2
+        )  # a fault that nothing else would show
+        await watch.ask()
+        transport = httpx.ASGITransport(make_app(updater, watch))
+        async with httpx.AsyncClient(transport=transport, base_url="http://updater") as client:
+            assert (await client.get("/stats")).json()["unaccounted"] == 2
+            text = (await client.get("/metrics")).text
+    told = [line.rsplit(" ", 1)[1] for line in text.splitlines() if line.startswith("nearline_unaccounted{")]
+    assert sorted(told) == ["0.0", "0.0", "2.0"]
 
 
 async def test_a_record_too_large_to_quote_is_a_dead_letter_by_size_and_digest_and_does_not_stop_the_stream(

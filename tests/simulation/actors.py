@@ -22,6 +22,7 @@ import updater.swap
 from contracts.errors import GenerationError, HaltError, TransientError, UndecodableRecord, UnknownSchema, UserError
 from contracts.events import PlaybackEvent
 from embeddings.files import Current
+from runtime.kafka import kafka_errors
 from runtime.settings import KafkaSettings, StateSettings
 from tests.simulation.clock import ProcessLoop, Scheduler
 from tests.simulation.invariants import Violation, row_of
@@ -148,6 +149,12 @@ def stand_ins() -> Iterator[None]:
         made: SimConsumer = settings.process.make_consumer()
         return made
 
+    async def make_reader(settings: Any) -> SimConsumer:
+        process = settings.process
+        with kafka_errors("connecting the consumer", settings):
+            await process.kafka.call(process.loop, lambda: None)
+        return SimConsumer(process.kafka, process.loop)
+
     async def make_producer(settings: Any) -> SimProducer:
         return SimProducer(settings.process.kafka, settings.process.loop)
 
@@ -155,6 +162,7 @@ def stand_ins() -> Iterator[None]:
     patches = [
         (updater.consumer, "make_consumer", make_consumer),
         (updater.consumer, "make_producer", make_producer),
+        (updater.checkpoint, "make_consumer", make_reader),
         (updater.consumer, "Metrics", NoMetrics),
         (updater.consumer, "Registry", registry),
         (updater.consumer, "Codec", lambda world: world.codec()),
@@ -249,8 +257,7 @@ class Process:
         """SIGKILL; and what the kernel and the group notice of it."""
         self.loop.kill()
         self.world.cluster.pins.pop(self.store.client, None)
-        if self.consumer is not None and self.consumer in self.kafka.consumers:
-            self.kafka.consumers.remove(self.consumer)
+        self.kafka.consumers = [consumer for consumer in self.kafka.consumers if consumer.loop is not self.loop]
 
     @property
     def alive(self) -> bool:

@@ -194,7 +194,7 @@ class KafkaModel:
             if members:
                 shares[partition % len(members)].add(TopicPartition(self.topic, partition))
         for consumer, share in zip(members, shares, strict=True):
-            consumer.assign(share, round_)
+            consumer.deal(share, round_)
         late = [c for c in self._expected if c not in members and not c.loop.dead and not c.stopped]
         if self._again or late:
             self._again = False
@@ -241,7 +241,7 @@ class SimConsumer:
 
         Runner(self.loop, leave)
 
-    def assign(self, share: set[TopicPartition], round_: int) -> None:
+    def deal(self, share: set[TopicPartition], round_: int) -> None:
         async def take() -> None:
             assert self.listener is not None
             self.assigned, self.positions, self._round = share, {}, round_
@@ -260,6 +260,11 @@ class SimConsumer:
     def subscribe(self, topics: list[str], listener: ConsumerRebalanceListener) -> None:
         self.listener = listener
         self.kafka.scheduler.later(0.005, self.kafka.rebalance)
+
+    def assign(self, partitions: Iterable[TopicPartition]) -> None:
+        """`assign` of a consumer without a group."""
+        assert self.listener is None
+        self.assigned, self.positions = set(partitions), {}
 
     def assignment(self) -> frozenset[TopicPartition]:
         return frozenset(self.assigned)
@@ -287,7 +292,8 @@ class SimConsumer:
             raise asyncio.CancelledError
         if tp not in self.assigned:
             raise IllegalStateError(f"{tp} is not assigned")
-        self.kafka.on_seek(self, tp.partition, offset)
+        if self.listener is not None:
+            self.kafka.on_seek(self, tp.partition, offset)
         self.positions[tp.partition] = offset
 
     async def topics(self) -> set[str]:
@@ -318,11 +324,11 @@ class SimConsumer:
         await self.kafka.call(self.loop, effect)
 
     async def getmany(
-        self, *, timeout_ms: int = 0, max_records: int | None = None
+        self, *partitions: TopicPartition, timeout_ms: int = 0, max_records: int | None = None
     ) -> dict[TopicPartition, list[SimRecord]]:
         ends_s = self.loop.time() + timeout_ms / 1000
         while True:
-            asked = {tp: self.positions.get(tp.partition) for tp in self.assigned}
+            asked = {tp: self.positions.get(tp.partition) for tp in partitions or self.assigned}
             found = await self.kafka.call(self.loop, lambda asked=asked: self._read(asked, max_records or 512))
             taken = self._take(found)
             if taken or self.loop.time() >= ends_s:
@@ -382,7 +388,9 @@ class SimConsumer:
 
     async def stop(self) -> None:
         self.stopped = True
-        if not self.loop.dead:
+        if self in self.kafka.consumers and self.listener is None:
+            self.kafka.consumers.remove(self)
+        elif not self.loop.dead:
             self.kafka.scheduler.later(0.01, self.kafka.rebalance)
 
 

@@ -337,9 +337,14 @@ class SimStore:
         )
 
     async def read_marker(self, partition: int) -> Marker | None:
-        (found,) = await self._call([lambda inner, server: server.markers.get(partition)], writes=False, checked=True)
-        answer: Marker | None = found
-        return answer
+        return (await self.read_markers([partition]))[partition]
+
+    async def read_markers(self, partitions: Sequence[int]) -> dict[int, Marker | None]:
+        def read(partition: int) -> Callable[[MemoryStore, SimServer], Marker | None]:
+            return lambda inner, server: server.markers.get(partition)
+
+        found = await self._call([read(partition) for partition in partitions], writes=False, checked=True)
+        return dict(zip(partitions, found, strict=True))
 
     async def write_markers(self, writes: Sequence[MarkerWrite]) -> None:
         if not writes:

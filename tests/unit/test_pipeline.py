@@ -10,10 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from contracts.anchors import Anchor, anchor_of
 from contracts.codec import Codec
 from contracts.errors import HaltError, InvalidEvent, UndecodableRecord, UnknownSchema
 from contracts.events import Kind, PlaybackEvent
 from contracts.registry import Registry
+from runtime.anchors import remedy
+from runtime.settings import Settings
 from tests.worlds import T0, play_event
 from updater.checkpoint import resume_point
 from updater.deadletter import STAGE_OF_ERROR, FloodGuard, headers
@@ -197,8 +200,8 @@ def test_poison_long_ago_is_forgotten() -> None:
 
 
 def resume(**changes: int | Marker | None):
-    arguments: dict = {"marker": None, "committed": None, "seeded": None, "beginning": 0, "end": 100, "where": "t[0]"}
-    return resume_point(**(arguments | changes))
+    arguments: dict = {"marker": None, "committed": None, "seeded": None, "beginning": 0, "end": 100}
+    return resume_point(**(arguments | changes), where="t[0]", what_to_do=remedy(Settings()))
 
 
 def test_a_partition_resumes_at_the_lower_of_commit_and_marker() -> None:
@@ -223,8 +226,36 @@ def test_what_retention_deleted_is_declared_exactly() -> None:
 
 
 def test_a_log_that_ends_before_what_was_finished_was_recreated_and_halts() -> None:
-    with pytest.raises(HaltError, match="stream_epoch"):
+    with pytest.raises(HaltError, match=r"t\[0\].*offset 101.*ends at 100.*NEARLINE_KAFKA__STREAM_EPOCH=2 "):
         resume(marker=Marker(101, 0, applied=101))
+
+
+def test_a_partition_is_anchored_to_its_last_record_that_is_known_not_to_be_private() -> None:
+    good, poison = record(3, play_event("ana", 1, 5)), FakeRecord(4, b"not avro")
+    hidden = FakeRecord(5, b"not avro", headers=())
+    private = record(6, play_event("ana", 2, 6, private=True))
+    assert decide([good]).partitions[0].anchor == anchor_of(good)
+    assert decide([good, poison, hidden, private]).partitions[0].anchor == anchor_of(poison)
+    assert decide([hidden, private]).partitions[0].anchor is None
+
+
+def test_records_that_differ_in_anything_have_other_anchors_and_an_anchor_survives_being_written() -> None:
+    one = FakeRecord(3, b"b", b"aa")
+    others = [
+        FakeRecord(3, b"ab", b"a"),
+        FakeRecord(3, b"", b"aab"),
+        FakeRecord(3, None, b"aab"),
+        FakeRecord(3, b"aab", None),
+        FakeRecord(3, b"aab", b""),
+        FakeRecord(4, b"b", b"aa"),
+        FakeRecord(3, b"b", b"aa", timestamp=T0),
+    ]
+    anchors = [anchor_of(each) for each in (one, *others)]
+    assert len(set(anchors)) == len(anchors)
+    assert [Anchor.parse(str(anchor)) for anchor in anchors] == anchors
+    for text in ("", "1:2", "x:2:ab", "1:2:3:4"):
+        with pytest.raises(ValueError, match=r"."):
+            Anchor.parse(text)
 
 
 def test_every_record_error_has_a_stage() -> None:
