@@ -156,10 +156,12 @@ class Arena:
             log_format="json",
         )
 
-    def with_epoch(self, epoch: int) -> Settings:
-        """The settings of the topic's next life."""
-        kafka = KafkaSettings(**(self.settings.kafka.model_dump() | {"stream_epoch": epoch}))
-        return self.settings.model_copy(update={"kafka": kafka})
+    def with_kafka(self, **changes: object) -> Settings:
+        """Change the settings of Kafka for what starts from now on; the settings before."""
+        before = self.settings
+        kafka = KafkaSettings(**(before.kafka.model_dump() | changes))
+        self.settings = before.model_copy(update={"kafka": kafka})
+        return before
 
     @property
     def folder_of_generations(self) -> GenerationsFolder:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 
-from contracts.errors import NearlineError
 from runtime.kafka import KafkaError, NewTopic, RecordsToDelete, TopicPartition, make_admin, make_consumer
-from sandbox.chaos.arena import PARTITIONS, Arena, Stuck
+from sandbox.chaos.arena import PARTITIONS, Arena, Stuck, wait_until
 from sandbox.topics import KEEP_FOR_EVER
 
 
@@ -20,7 +19,10 @@ async def topic_recreated(arena: Arena, rng: random.Random) -> None:
         await arena.stop_updaters()
     await _recreate(arena)
     following = arena.settings.kafka.stream_epoch + 1
-    arena.truth.recreated(arena.with_epoch(following))
+    halted = arena.settings
+    arena.with_kafka(stream_epoch=following)
+    raised, arena.settings = arena.settings, halted  # the updaters are told only when a person has read the halt
+    arena.truth.recreated(raised)
     await arena.drop_producer()
     count = 40 if not grown else min(longest + 50, 3_000) * (PARTITIONS + 1)
     await arena.send([arena.audience.event(arena.audience.play()) for _ in range(count)], patiently=True)
@@ -30,7 +32,7 @@ async def topic_recreated(arena: Arena, rng: random.Random) -> None:
     if "stream_epoch" not in reason:
         raise Stuck(f"the halt does not say what to do: {reason}")
     await arena.stop_updaters()
-    arena.settings = arena.truth.settings
+    arena.settings = raised
     arena.start_updaters()
     arena.pin()
 
@@ -51,43 +53,32 @@ async def _recreate(arena: Arena) -> None:
 
 
 async def offsets_reset(arena: Arena, rng: random.Random) -> None:
-    """Somebody set the group's offsets: to the start, anywhere, past the end of what is finished; or deleted the group."""
+    """Somebody set the group's offsets: to the start, anywhere, past what is finished; or gave the updaters another group."""
     await arena.drain()
     await arena.stop_updaters(kill=rng.random() < 0.5)
     await arena.send([arena.audience.live() for _ in range(100)], patiently=True)
     ends = await arena.ends()
-    way = rng.choice(("start", "anywhere", "end", "group deleted"))
-    async with asyncio.timeout(60):
-        while True:
-            try:
-                if way == "group deleted":
-                    await _delete_group(arena)
-                else:
-                    await _commit(
-                        arena, {p: {"start": 0, "end": end}.get(way, rng.randint(0, end)) for p, end in ends.items()}
-                    )
-                break
-            except (KafkaError, NearlineError):
-                await asyncio.sleep(0.5)  # the group still has members: those that were killed
+    way = rng.choice(("start", "anywhere", "end", "another group"))
+    if way == "another group":
+        arena.with_kafka(group_id=f"nearline-updater-{rng.getrandbits(32):x}")
+    else:
+        offsets = {p: {"start": 0, "end": end}.get(way, rng.randint(0, end)) for p, end in ends.items()}
+        await wait_until(lambda: _commit(arena, offsets), "group without members")
     arena.start_updaters()
 
 
-async def _delete_group(arena: Arena) -> None:
-    admin = await make_admin(arena.settings)
-    try:
-        await admin.delete_consumer_groups([arena.settings.kafka.group_id])
-    finally:
-        await admin.close()
-
-
-async def _commit(arena: Arena, offsets: dict[int, int]) -> None:
+async def _commit(arena: Arena, offsets: dict[int, int]) -> bool:
+    """False while the group still has members: those that were killed."""
     consumer = await make_consumer(arena.settings, group_id=arena.settings.kafka.group_id)
     topic = arena.settings.kafka.topic
     try:
         consumer.assign([TopicPartition(topic, p) for p in offsets])
         await consumer.commit({TopicPartition(topic, p): offset for p, offset in offsets.items()})
+    except KafkaError:
+        return False
     finally:
         await consumer.stop()
+    return True
 
 
 async def retention_gap(arena: Arena, rng: random.Random) -> None:
