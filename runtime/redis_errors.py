@@ -5,11 +5,15 @@ from __future__ import annotations
 import re
 
 from redis.exceptions import AuthenticationError, AuthorizationError, NoPermissionError, RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from runtime.tls import explain_tls, find_tls_error
 
 _URL = "NEARLINE_STORE__URL"
 _RIGHTS = f"give the user of {_URL} the rights that docs/security.md lists for this process"
+_SILENCE = f" (a port without TLS answers rediss:// with silence: see {_URL})"
+_SPEAKS = f"a port that speaks TLS does that: rediss:// in {_URL}"
+_ASKS = "a server that asks for a certificate does that: NEARLINE_STORE__SSL_CERT_FILE and NEARLINE_STORE__SSL_KEY_FILE"
 _NO_PERMISSION = re.compile(
     r"no permissions?|NOPERM|ACL failure|can't run this|can't access at least one", re.IGNORECASE
 )
@@ -29,15 +33,16 @@ def explain(error: RedisError | OSError, *, encrypted: bool) -> str:
         return f"refuses who we are ({error}): user and password stand in {_URL}, redis://user:password@host:port/0"
     if isinstance(error, ResponseError):
         return f"refuses: {error}"
-    if not encrypted and isinstance(_origin(error), _HUNG_UP):
-        return f"{error} (it hung up; a port that speaks TLS does that: rediss:// in {_URL})"
+    if isinstance(_origin(error), _HUNG_UP) or "closed by server" in str(error):
+        return f"{error} (it hung up; {_ASKS if encrypted else _SPEAKS})"
+    if encrypted and isinstance(error, RedisTimeoutError):
+        return f"{error}{_SILENCE}"
     return str(error)
 
 
 def explain_timeout(timeout_s: float, *, encrypted: bool) -> str:
     """No answer: a server without TLS waits for more when it is greeted with TLS."""
-    hint = f" (a port without TLS answers rediss:// with silence: see {_URL})" if encrypted else ""
-    return f"no answer within {timeout_s:g} s{hint}"
+    return f"no answer within {timeout_s:g} s{_SILENCE if encrypted else ''}"
 
 
 def _origin(error: BaseException) -> BaseException:

@@ -1,6 +1,6 @@
 """Fixtures that every test may use: real servers, made when the first test asks for them.
 
-NEARLINE_REQUIRE=kafka,valkey,browser turns the skip for a missing dependency into a failure: what runs in CI must run.
+NEARLINE_REQUIRE=kafka,valkey,browser,redis-tls turns the skip for a missing dependency into a failure: what runs in CI must run.
 NEARLINE_TEST_KAFKA (host:port) and NEARLINE_TEST_STORE (a redis:// URL) name servers to use instead of starting some.
 """
 
