@@ -73,7 +73,7 @@ class Audience:
             event_id=self._id("e"),
             kind=self._rng.choice(PLAY_KINDS),
             viewer=viewer or self.viewer(),
-            event_time_ms=started + self._rng.randrange(2 * HOUR_MS) if age_ms else now_ms(),
+            event_time_ms=min(now_ms(), started + self._rng.randrange(2 * HOUR_MS)) if age_ms else now_ms(),
             item_id=item or f"tt{self._rng.randrange(ITEMS):07d}",
             play_id=self._id("p"),
             play_started_at_ms=started,
