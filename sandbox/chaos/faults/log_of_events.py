@@ -29,7 +29,7 @@ async def topic_recreated(arena: Arena, rng: random.Random) -> None:
     if grown:
         arena.start_updaters()
     reason = await arena.until_halted("a recreated topic", epoch=following - 1)
-    if "stream_epoch" not in reason:
+    if "STREAM_EPOCH" not in reason:
         raise Stuck(f"the halt does not say what to do: {reason}")
     await arena.stop_updaters()
     arena.settings = raised
