@@ -15,7 +15,7 @@ import asyncio
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -24,10 +24,6 @@ from contracts.errors import HaltError, NearlineError, TransientError, UserError
 from runtime.console import Json, print_json, read_settings
 from sandbox.verbs import chaos, demo, import_app, replay
 from updater.verbs import dlq_app
-
-if TYPE_CHECKING:
-    from runtime.settings import Settings
-    from viewers.redis_store import RedisStore
 
 T = TypeVar("T")
 
@@ -139,19 +135,18 @@ def _print_view(look: Any, viewer: str, json_output: bool) -> None:
 
 
 @app.command()
-def resume() -> None:
-    """Clear a halt, after a person has looked at its cause; the updaters start again.
+def resume(json_output: Json = False) -> None:
+    """Clear a halt, after a person has looked at its cause; says what is next.
 
     Example: nearline resume
     """
+    from updater.resume import clear_halt
 
-    async def clear(_: Settings, store: RedisStore) -> str | None:
-        reason = await store.read_halt()
-        await store.write_halt(None)
-        return reason
-
-    reason = with_store(clear)
-    typer.echo("nothing was halted" if reason is None else f"cleared: {reason}")
+    cleared = with_store(clear_halt)
+    if json_output:
+        print_json(cleared)
+    else:
+        typer.echo(cleared.summary())
 
 
 @contracts_app.command("check")

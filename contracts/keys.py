@@ -55,12 +55,12 @@ class Keys:
         return f"{self.namespace}:activation"
 
     def rebuilt(self, activation: int) -> str:
-        """String: set when the rebuild and the sweep for this activation have completed."""
+        """String: set when the rebuild and the sweep for this activation have completed; expires after 40 days."""
         return f"{self.namespace}:rebuilt:{activation}"
 
     @property
     def updaters(self) -> str:
-        """Hash: updater instance → `activation:unix_ms` of its last report."""
+        """Hash: updater instance → `activation:unix_ms` of its last report; struck off after ten minutes of silence."""
         return f"{self.namespace}:updaters"
 
     @property

@@ -50,7 +50,7 @@ async def check_anchors(reader: Reader, anchors: Mapping[TopicPartition, Anchor]
     with kafka_errors("reading back the last finished records", settings):
         async with asyncio.timeout(TIMEOUT_S):
             found = await _read_back(reader, anchors, settings)
-    for tp, record in found.items():
+    for tp, record in sorted(found.items()):
         if record != anchors[tp]:
             raise HaltError(
                 f"{tp.topic}[{tp.partition}]: the record at offset {record.offset} is not the one that was finished there: it is of "
@@ -66,7 +66,7 @@ async def _read_back(
     beginnings = await reader.beginning_offsets(list(anchors))
     ends = await reader.end_offsets(list(anchors))
     pending = []
-    for tp, anchor in anchors.items():
+    for tp, anchor in sorted(anchors.items()):
         if ends[tp] <= anchor.offset:
             raise HaltError(
                 f"{tp.topic}[{tp.partition}]: offset {anchor.offset} was finished, but the log ends at {ends[tp]}: the topic was "

@@ -45,6 +45,7 @@ class Stage:
     store: RedisStore
     sent: list[PlaybackEvent] = dataclasses.field(default_factory=list)
     poison: int = 0
+    partitions: int = PARTITIONS
 
     async def send(self, events: Iterable[PlaybackEvent], *, raw: Iterable[tuple[bytes, bytes | None]] = ()) -> None:
         """Produce events (and raw key/value pairs) and wait for their acknowledgements."""
@@ -85,7 +86,7 @@ class Stage:
 
     async def markers(self) -> list[Marker]:
         """The markers that exist."""
-        found = [await self.store.read_marker(p) for p in range(PARTITIONS)]
+        found = [await self.store.read_marker(p) for p in range(self.partitions)]
         return [marker for marker in found if marker is not None]
 
     async def finished(self) -> int:
@@ -107,7 +108,7 @@ class Stage:
         consumer = await make_consumer(self.settings)
         try:
             found: dict[TopicPartition, int] = await consumer.end_offsets(
-                [TopicPartition(self.settings.kafka.topic, p) for p in range(PARTITIONS)]
+                [TopicPartition(self.settings.kafka.topic, p) for p in range(self.partitions)]
             )
         finally:
             await consumer.stop()
@@ -118,7 +119,7 @@ class Stage:
         consumer = await make_consumer(self.settings, group_id=self.settings.kafka.group_id)
         try:
             topic = self.settings.kafka.topic
-            return {p: await consumer.committed(TopicPartition(topic, p)) for p in range(PARTITIONS)}
+            return {p: await consumer.committed(TopicPartition(topic, p)) for p in range(self.partitions)}
         finally:
             await consumer.stop()
 

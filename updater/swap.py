@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -20,6 +21,9 @@ from viewers.store import Store
 log = structlog.get_logger()
 
 POLL_S = 1.0
+FORGET_EVERY_POLLS = 60
+FORGET_AFTER_MS = 10 * 60_000
+"""An updater that has not reported for so long has crashed: those that live strike it off. (Nobody waits for it after 15 s.)"""
 
 T = TypeVar("T")
 
@@ -97,11 +101,20 @@ class Swap:
 
     async def watch(self, store: Store, now_ms: Callable[[], float]) -> None:
         """Check and report for ever; ends by cancellation."""
-        while True:
+        for poll in itertools.count():
             try:
                 await self.check()
                 await store.announce_activation(self.rewriter.activation)  # a store that fell back may have forgotten
                 await store.report_updater(self._instance, self.rewriter.activation, int(now_ms()))
+                if poll % FORGET_EVERY_POLLS == 0:
+                    await forget_crashed(store, int(now_ms()))
             except NearlineError as error:
                 log.warning("generation_watch_failed", error=str(error))
             await asyncio.sleep(POLL_S)
+
+
+async def forget_crashed(store: Store, now_ms: int) -> None:
+    """Strike off updaters that went without a word. One that lives after all is back with its next report, a second later."""
+    for instance, (_, reported_at_ms) in (await store.read_updaters()).items():
+        if now_ms - reported_at_ms > FORGET_AFTER_MS:
+            await store.remove_updater(instance)

@@ -28,6 +28,8 @@ from viewers.store import Conflict, Marker, MarkerWrite, Stale, StoredViewer, Vi
 
 _MARKER_FIELDS = ("next", "origin", "applied", "noop", "private", "dead", "absent", "anchor")
 _SCAN_COUNT = 1_000
+_REBUILT_KEPT_S = 40 * 86_400
+"""Only the activation in force is ever asked for, and every night writes it again. Forgotten too early costs one rebuild more."""
 
 T = TypeVar("T")
 
@@ -250,7 +252,7 @@ class RedisStore:
         return bool(await self._command("EXISTS", self.keys.rebuilt(activation)))
 
     async def write_rebuilt(self, activation: int) -> None:
-        await self._record(self.keys.rebuilt(activation), "SET", 1)
+        await self._record(self.keys.rebuilt(activation), "SET", 1, "EX", _REBUILT_KEPT_S)
 
     async def _record(self, key: str, *command: Any) -> None:
         """What a rebuild has completed, if the server still is the one that holds it."""
