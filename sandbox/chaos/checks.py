@@ -20,7 +20,6 @@ from viewers.rewrite import Rewriter
 from viewers.state import ViewerState
 from viewers.store import StoredViewer
 
-
 COMMITS_S = 5.0
 """Ten times what lies between two commits."""
 
