@@ -8,6 +8,7 @@ import inspect
 import os
 import random
 import shutil
+import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
@@ -320,7 +321,8 @@ class Arena:
         status = slot.service.exit_status()
         slot.service.stop(kill=True)
         slot.ends.append(describe_end(status))
-        if status not in (0, -9, HALTED_STATUS, None):
+        asked = status == -signal.SIGTERM and not slot.wanted  # before it had begun to listen
+        if not asked and status not in (0, -signal.SIGKILL, HALTED_STATUS, None):
             self.surprises.append(f"{slot.name}: {describe_end(status)}: {read_tail(slot.service.log, 4)[-2000:]}")
         slot.service = None
 
