@@ -107,7 +107,7 @@ class Truth:
         self.histories: dict[str, History] = defaultdict(History)
         self.incarnations = [Incarnation(settings.kafka.stream_epoch)]
         self.events = 0
-        self._kept_back: dict[tuple[int, int], tuple[PlaybackEvent, int]] = {}
+        self._kept_back: list[tuple[PlaybackEvent, int]] = []
 
     @property
     def now(self) -> Incarnation:
@@ -128,9 +128,10 @@ class Truth:
         """These offsets, not read here yet, will be deleted before an updater reads them: counted absent."""
         self.now.gone[partition].update(offsets)
 
-    def restore(self) -> None:
-        """What was declared gone came back from the lake: the plays count after all, the offsets stay absent."""
-        for event, timestamp_ms in self._kept_back.values():
+    def end_gap(self, *, restored: bool) -> None:
+        """What was declared gone since the last gap is lost, or came back from the lake: then the plays count after all. The
+        offsets stay absent."""
+        for event, timestamp_ms in self._kept_back if restored else ():
             self.histories[event.viewer].add(event, timestamp_ms)
         self._kept_back.clear()
 
@@ -173,7 +174,7 @@ class Truth:
             self.events += 1
             if intent.fate is Fate.EVENT and intent.event is not None:
                 if record.offset in gone:
-                    self._kept_back[partition, record.offset] = (intent.event, record.timestamp)
+                    self._kept_back.append((intent.event, record.timestamp))
                 else:
                     self.histories[intent.event.viewer].add(intent.event, record.timestamp)
             self.now.ends[partition] = record.offset + 1

@@ -10,8 +10,11 @@ import asyncio
 import os
 import signal
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from viewers.store import MarkerWrite, ViewerWrite, WriteResult, Written
 
 POINTS = ("computed", "dead letters", "some hashes", "hashes", "marker", "about to commit", "commit")
 
@@ -51,7 +54,7 @@ def wire(fuse: Fuse) -> None:
         if letters:
             fuse.reached("dead letters")
 
-    async def wired_viewers(self: RedisStore, writes: Sequence[Any]) -> list[Any]:
+    async def wired_viewers(self: RedisStore, writes: Sequence[ViewerWrite]) -> list[WriteResult]:
         fuse.reached("computed")
         half = len(writes) // 2
         results = await write_viewers(self, writes[:half]) if half else []
@@ -61,7 +64,7 @@ def wire(fuse: Fuse) -> None:
         fuse.reached("hashes")
         return results
 
-    async def wired_markers(self: RedisStore, writes: Sequence[Any]) -> None:
+    async def wired_markers(self: RedisStore, writes: Sequence[MarkerWrite]) -> None:
         await write_markers(self, writes)
         if writes:
             fuse.reached("marker")
@@ -77,12 +80,73 @@ def wire(fuse: Fuse) -> None:
     RedisStore.write_markers = wired_markers  # type: ignore[method-assign]
 
 
+def no_compare_and_set() -> None:
+    """A bug to be seen: writes go over whatever somebody else has written meanwhile."""
+    from viewers.redis_store import RedisStore
+
+    write_viewers = RedisStore.write_viewers
+
+    async def blindly(self: RedisStore, writes: Sequence[ViewerWrite]) -> list[WriteResult]:
+        stored = await self.read_viewers([write.viewer for write in writes])
+        return await write_viewers(
+            self, [replace(write, expected_token=one.token) for write, one in zip(writes, stored, strict=True)]
+        )
+
+    RedisStore.write_viewers = blindly  # type: ignore[method-assign]
+
+
+def marker_before_hashes() -> None:
+    """A bug to be seen: the marker moves first, the hashes follow."""
+    from viewers.redis_store import RedisStore
+
+    write_viewers, write_markers = RedisStore.write_viewers, RedisStore.write_markers
+    held: list[ViewerWrite] = []
+
+    async def hold(self: RedisStore, writes: Sequence[ViewerWrite]) -> list[WriteResult]:
+        held.extend(writes)
+        return [Written() for _ in writes]
+
+    async def marker_first(self: RedisStore, writes: Sequence[MarkerWrite]) -> None:
+        await write_markers(self, writes)
+        if writes:
+            await asyncio.sleep(0.01)
+        await write_viewers(self, held)
+        held.clear()
+
+    RedisStore.write_viewers = hold  # type: ignore[method-assign]
+    RedisStore.write_markers = marker_first  # type: ignore[method-assign]
+
+
+def start_at_committed() -> None:
+    """A bug to be seen: Kafka's committed offset decides where to start, whatever the store holds."""
+    from updater import checkpoint
+
+    resume_point = checkpoint.resume_point
+
+    def at_committed(**known: Any) -> Any:
+        start = resume_point(**known)
+        committed = known["committed"]
+        return start if committed is None else replace(start, position=max(committed, known["beginning"]))
+
+    checkpoint.resume_point = at_committed
+
+
+BUGS = {
+    "no compare-and-set": no_compare_and_set,
+    "marker before the hashes": marker_before_hashes,
+    "start at the committed offset": start_at_committed,
+}
+"""Switched on by `CHAOS_BUG`, to show that the harness sees them."""
+
+
 def main() -> None:
     """The verb `updater`, wired; same messages and exit statuses."""
     import nearline
     from runtime.console import read_settings
     from updater.service import run_updater
 
+    if bug := os.environ.get("CHAOS_BUG"):
+        BUGS[bug]()
     wire(Fuse(Path(os.environ["CHAOS_FUSE"])))
     nearline.run_verb(lambda: asyncio.run(run_updater(read_settings())))
 

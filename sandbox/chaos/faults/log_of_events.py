@@ -113,5 +113,5 @@ async def retention_gap(arena: Arena, rng: random.Random) -> None:
     if copied:
         await arena.reach(ends, "after the gap")
         await arena.night("--seed")
-        arena.truth.restore()
+    arena.truth.end_gap(restored=copied)
     arena.pin()
