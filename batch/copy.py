@@ -76,7 +76,8 @@ async def copy_records(
         )
         gone = await _gone(plan, consumer, partitions, settings)
         await _carry_out(plan, settings, lake, codec, consumer, lambda done, total: None, gone)
-    copied = {TopicPartition(settings.kafka.topic, p): anchor for p, anchor in plans.anchors(stream).items()}
+    topic = settings.kafka.topic
+    copied = {TopicPartition(topic, p): a for p, a in plans.anchors(stream).items() if p < partitions.get(topic, 0)}
     await check_anchors(consumer, copied, settings)
     if plan is None or plans.report(plan) is not None:
         plan = draw_plan(plan, await _ends(settings, consumer, partitions), settings, chunk_records)
@@ -142,8 +143,8 @@ async def _ends(settings: Settings, consumer: Reader, partitions: Mapping[str, i
     topics = {"events": kafka.topic, "impressions": kafka.impressions_topic, "catalogue": kafka.catalogue_topic}
     if not partitions.get(kafka.topic):
         raise UserError(
-            f"topic {kafka.topic}: not on Kafka at {kafka.bootstrap_servers}: create it (nearline doctor tells how), or set "
-            "NEARLINE_KAFKA__TOPIC to the one that the players write to"
+            f"topic {kafka.topic}: not on Kafka at {kafka.bootstrap_servers}: create it (nearline doctor tells how), let this user read "
+            "it (docs/security.md), or set NEARLINE_KAFKA__TOPIC to the one that the players write to"
         )
     asked = {
         (kind, topic, p): TopicPartition(topic, p)

@@ -35,6 +35,7 @@ __all__ = [
     "OffsetAndMetadata",
     "RecordsToDelete",
     "TopicPartition",
+    "assignment_of",
     "choose_partition",
     "kafka_errors",
     "make_admin",
@@ -53,6 +54,16 @@ def kafka_errors(what: str, settings: Settings) -> Iterator[None]:
     except (KafkaError, OSError, TimeoutError) as error:
         where = settings.kafka.bootstrap_servers
         raise KafkaUnavailable(f"{what}: Kafka at {where}: {type(error).__name__}: {error}") from error
+
+
+def assignment_of(consumer: AIOKafkaConsumer) -> object:
+    """What the group has given this consumer: another object after every rebalance, also if the partitions are the same.
+
+    Between taking up an assignment and calling its listener the client waits, and meanwhile it goes on from the committed offsets.
+    It has no public name for this object.
+    """
+    subscription = consumer._subscription.subscription
+    return None if subscription is None else subscription.assignment
 
 
 def choose_partition(key: bytes, partitions: int) -> int:

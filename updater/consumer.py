@@ -37,6 +37,7 @@ from runtime.kafka import (
     ConsumerRecord,
     NoOffsetForPartitionError,
     TopicPartition,
+    assignment_of,
     kafka_errors,
     make_consumer,
     make_producer,
@@ -106,6 +107,7 @@ class Updater:
         self._stopping = asyncio.Event()
         self._epoch = 0  # raised whenever the assignment moves: what was fetched before is not ours to process
         self._resumed_epoch = -1
+        self._resumed: object = None  # the assignment that was resumed
         self._passed_s = 0.0  # when control records were last looked for
         self._found: HaltError | None = None  # what the look at the log found
         self.failing_since: float | None = None
@@ -114,6 +116,14 @@ class Updater:
     def ready(self) -> bool:
         """Assigned and resumed, the store answering, and not failing."""
         return self.checkpoint is not None and self._resumed_epoch == self._epoch and self.failing_since is None
+
+    @property
+    def _moved(self) -> bool:
+        """The assignment is not the one that was resumed, or it has to be resumed again. Not all of it is heard from the listener, which
+        the client calls some time after it has gone on from the committed offsets."""
+        return self._resumed_epoch != self._epoch or (
+            self.consumer is not None and assignment_of(self.consumer) is not self._resumed
+        )
 
     def stop(self) -> None:
         """Finish the batch in hand, write the marker, commit, leave."""
@@ -127,13 +137,12 @@ class Updater:
                 try:
                     if self._found is not None:
                         raise self._found
-                    if self._resumed_epoch != self._epoch:
+                    if self._moved:
                         await self._resume(checkpoint)
-                    epoch = self._epoch
                     fetched = await self._fetch(consumer)
                     fetched_at_ms = self.now_ms()
                     async with self._working:
-                        if epoch != self._epoch:
+                        if self._moved:
                             continue  # partitions moved meanwhile: what was fetched is not ours to process
                         if fetched:
                             await self._process(checkpoint, dead_letters, fetched, fetched_at_ms)
@@ -229,13 +238,14 @@ class Updater:
                 position = await consumer.position(TopicPartition(self.settings.kafka.topic, partition))
                 if position > at.position:
                     ahead[partition] = position
-        if ahead:
+        if ahead and not self._moved:
             await checkpoint.pass_absent(ahead)
 
     async def _resume(self, checkpoint: Checkpoint) -> None:
         """Take up the assignment as it is now."""
         async with self._working:
-            epoch = self._epoch
+            assert self.consumer is not None
+            epoch, assignment = self._epoch, assignment_of(self.consumer)
             reason = await self.store.read_halt()
             if reason is not None:
                 raise Halted(f"this stream is halted: {reason}")
@@ -247,7 +257,7 @@ class Updater:
                 raise KafkaUnavailable(f"reading where {topic} stands took over {RESUME_TIMEOUT_S:g} s") from error
             if not checkpoint.progress:
                 await self._require_topic()
-            self._resumed_epoch = epoch
+            self._resumed_epoch, self._resumed = epoch, assignment
 
     async def _require_topic(self) -> None:
         """No partition is ours: because others have them all, or because there is no such topic? Errors: `KafkaUnavailable`."""

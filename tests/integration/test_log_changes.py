@@ -19,6 +19,7 @@ from runtime.kafka import (
     NewTopic,
     RecordsToDelete,
     TopicPartition,
+    assignment_of,
     choose_partition,
     make_admin,
     make_consumer,
@@ -199,6 +200,20 @@ async def test_offsets_committed_by_hand_reset_or_expired_do_not_matter_beyond_t
     await stage.assert_accounted()
 
 
+async def test_where_the_committed_offsets_have_expired_it_goes_on_at_the_markers(stage: Stage) -> None:
+    async with stage.updater():
+        await stage.send(plays(9, 90))
+        await stage.drained(90)
+    without = stage.settings.kafka.model_copy(update={"group_id": stage.settings.kafka.group_id + ".new"})
+    async with stage.updater(kafka=without) as updater:
+        await wait_until(lambda: updater.ready and len(updater.checkpoint.progress) == PARTITIONS, "resumed")
+        assert {at.position == at.uncounted_from for at in updater.checkpoint.progress.values()} == {True}
+        await stage.send(plays(9, 60, start=90))
+        await stage.drained(150)
+    await stage.assert_consistent()
+    await stage.assert_accounted()
+
+
 async def test_offsets_set_back_are_read_again_and_not_counted_again(stage: Stage) -> None:
     async with stage.updater():
         await stage.send(plays(9, 90))
@@ -274,3 +289,13 @@ async def test_added_partitions_are_taken_up_from_their_start_and_a_viewer_whose
     await stage.assert_consistent()
     await stage.assert_accounted()
     assert sorted((await copy(stage, lake)).cutoffs.items()) == [(p, m.next_offset) for p, m in enumerate(markers) if m]
+
+
+async def test_every_rebalance_gives_another_assignment_even_of_the_same_partitions(stage: Stage) -> None:
+    async with stage.updater() as one:
+        await wait_until(lambda: one.ready and len(one.checkpoint.progress) == PARTITIONS, "it has them all")
+        first = assignment_of(one.consumer)
+        async with stage.updater() as two:
+            await wait_until(lambda: two.ready and bool(two.checkpoint.progress), "the other has some")
+        await wait_until(lambda: one.ready and len(one.checkpoint.progress) == PARTITIONS, "it has them all again")
+        assert assignment_of(one.consumer) is not first

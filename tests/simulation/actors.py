@@ -155,13 +155,14 @@ def stand_ins() -> Iterator[None]:
             await process.kafka.call(process.loop, lambda: None)
         return SimConsumer(process.kafka, process.loop)
 
-    async def make_producer(settings: Any) -> SimProducer:
+    async def make_producer(settings: Any, **options: object) -> SimProducer:
         return SimProducer(settings.process.kafka, settings.process.loop)
 
     registry = SimpleNamespace(load=lambda world: world)
     patches = [
         (updater.consumer, "make_consumer", make_consumer),
         (updater.consumer, "make_producer", make_producer),
+        (updater.consumer, "assignment_of", lambda consumer: consumer.assignment_token),
         (updater.checkpoint, "make_consumer", make_reader),
         (updater.consumer, "Metrics", NoMetrics),
         (updater.consumer, "Registry", registry),
@@ -208,6 +209,7 @@ class World:
     limits: Limits
     batch_records: int
     compute_s: float
+    stream_epoch: int
 
     def codec(self) -> SimCodec:
         raise NotImplementedError
@@ -271,7 +273,7 @@ class UpdaterProcess(Process):
         super().__init__(world, name, number)
         limits = world.limits
         settings = SimpleNamespace(
-            kafka=KafkaSettings(topic=TOPIC, max_batch_records=world.batch_records),
+            kafka=KafkaSettings(topic=TOPIC, stream_epoch=world.stream_epoch, max_batch_records=world.batch_records),
             state=StateSettings(
                 max_plays=limits.max_plays,
                 max_plays_per_item=limits.max_plays_per_item,

@@ -16,11 +16,14 @@ from typing import Any
 from unittest import mock
 
 import batch.rebuild
+import runtime.anchors
 import updater.checkpoint
 import updater.consumer
 import updater.pipeline
 import viewers.rewrite
 import viewers.state
+from contracts.anchors import Anchor
+from contracts.errors import HaltError, KafkaUnavailable
 from tests.simulation.actors import SimRewriter, stand_ins
 from tests.simulation.model_store import SimStore
 from tests.simulation.run import History, run_history
@@ -336,6 +339,116 @@ def it_resumes_one_offset_late() -> Patches:
         return dataclasses.replace(start, position=min(start.position + 1, asked["end"]))
 
     return _resume_with(resume)
+
+
+@bug()
+def added_partitions_start_at_their_end() -> Patches:
+    def resume(shipped: Any, *, committed: int | None, marker: Marker | None, **asked: Any) -> Start:
+        if marker is None and committed is None and asked["seeded"] is None:
+            return Start(asked["end"], asked["end"], 0)
+        start: Start = shipped(committed=committed, marker=marker, **asked)
+        return start
+
+    return _resume_with(resume)
+
+
+@bug(3000)
+def the_listener_is_believed_to_hear_of_an_assignment_at_once() -> Patches:
+    return [(updater.consumer, "assignment_of", lambda consumer: None)]
+
+
+# Which log it is
+
+
+@bug()
+def a_topic_made_anew_is_not_looked_for() -> Patches:
+    async def check_log(self: Checkpoint, anchors: Any) -> None:
+        return None
+
+    return [(Checkpoint, "check_log", check_log)]
+
+
+@bug()
+def only_the_time_of_a_record_is_compared() -> Patches:
+    shipped = runtime.anchors._read_back
+
+    async def read_back(reader: Any, anchors: Any, settings: Any) -> Any:
+        found = await shipped(reader, anchors, settings)
+        return {tp: dataclasses.replace(one, digest=anchors[tp].digest) for tp, one in found.items()}
+
+    return [(runtime.anchors, "_read_back", read_back)]
+
+
+@bug()
+def an_offset_without_a_record_is_taken_for_another_log() -> Patches:
+    shipped = runtime.anchors._read_back
+
+    async def read_back(reader: Any, anchors: Any, settings: Any) -> Any:
+        found = await shipped(reader, anchors, settings)
+        return {tp: found.get(tp, Anchor(anchor.offset, 0, "")) for tp, anchor in anchors.items()}
+
+    return [(runtime.anchors, "_read_back", read_back)]
+
+
+@bug()
+def another_log_is_taken_for_a_broker_that_is_away() -> Patches:
+    shipped = updater.checkpoint.check_anchors
+
+    async def check_anchors(*arguments: Any) -> None:
+        try:
+            await shipped(*arguments)
+        except HaltError as halt:
+            raise KafkaUnavailable(str(halt)) from halt
+
+    return [(updater.checkpoint, "check_anchors", check_anchors)]
+
+
+@bug()
+def the_anchor_is_written_after_the_marker() -> Patches:
+    shipped = Checkpoint._write
+
+    async def write(self: Checkpoint, progress: Any, moves: Any) -> None:
+        await shipped(self, progress, {p: dataclasses.replace(move, anchor=None) for p, move in moves.items()})
+        for p, move in moves.items():
+            at = progress[p]
+            at.marker = dataclasses.replace(at.marker, anchor=move.anchor or at.marker.anchor)
+            self._store.cluster.primary.markers[p] = at.marker
+
+    return [(Checkpoint, "_write", write)]
+
+
+@bug()
+def the_anchor_is_of_the_first_record_of_a_batch() -> Patches:
+    def plan(batch_: Any, *rest: Any) -> Plan:
+        decided = shipped(batch_, *rest)
+        for p, todo in decided.partitions.items():
+            todo.anchor = todo.anchor and updater.pipeline.anchor_of(batch_[p][0])
+        return decided
+
+    shipped = updater.consumer.plan
+    return [(updater.consumer, "plan", plan)]
+
+
+@bug()
+def private_records_are_anchored() -> Patches:
+    def plan(batch_: Any, *rest: Any) -> Plan:
+        decided = shipped(batch_, *rest)
+        for p, todo in decided.partitions.items():
+            todo.anchor = updater.pipeline.anchor_of(batch_[p][-1])
+        return decided
+
+    shipped = updater.consumer.plan
+    return [(updater.consumer, "plan", plan)]
+
+
+@bug()
+def a_batch_without_an_anchor_forgets_the_last_one() -> Patches:
+    shipped = Marker.moved
+
+    def moved(self: Marker, next_offset: int, tally: Any, anchor: Anchor | None) -> Marker:
+        return dataclasses.replace(shipped(self, next_offset, tally, anchor), anchor=anchor)
+
+    return [(Marker, "moved", moved)]
 
 
 # Which server answers

@@ -5,7 +5,8 @@ I2  every row is f(state, activation): looked at on every write; at quiet points
     (let pass: a viewer written with an older one after the rebuild was recorded, which a stored row would have refused and a
     new viewer has none: it waits for its next event or the next night; see `SimServer.left_behind`)
 I3  at every step, on every server: whatever lies below min(committed, marker) has its effect there (an event in its viewer's
-    state, a poison record in the dead letter topic); so has whatever lies below where an updater seeks; commits follow markers
+    state, a poison record in the dead letter topic); so has whatever lies below where an updater seeks; commits follow markers,
+    and every marker is anchored to the newest finished record that is not private
 I4  no private or erased item in the store, none in a dead letter
 I5  at every step marker - origin = the sum of the fates, each fate as the log says; at quiet points the marker is the log's end
 I6  no updater ends by itself, and every history comes to rest
@@ -18,6 +19,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from contracts.anchors import anchor_of
 from contracts.digests import id_digest, item_digest
 from contracts.events import PLAY_KINDS, Kind, PlaybackEvent
 from tests.simulation.model_kafka import DeadLetterRecord, KafkaModel, SimConsumer
@@ -128,6 +130,7 @@ class Checker:
         self.cluster = cluster
         self.limits = limits
         self.facts: list[list[Fact]] = [[] for _ in kafka.logs]
+        self.of_old_logs: list[Fact] = []
         self.generation_of: dict[int, str] = {}  # activation → generation
         self.lettered: set[tuple[int, int]] = set()
         self.identity_of: Callable[[SimConsumer], str | None] = lambda consumer: None
@@ -174,6 +177,7 @@ class Checker:
             raise Violation("I5", f"partition {partition}: the marker goes from {before} to {after}")
         if self.kafka.logs[partition].beginning == 0:
             self._check_fates(partition, after)
+            self._check_anchor(partition, after)
         highest = self._highest_marker.get(partition, 0)
         self._highest_marker[partition] = max(highest, after.next_offset)
         self._check_resume(server, partition)
@@ -188,6 +192,26 @@ class Checker:
         ):
             if kinds.count(kind) != counted:
                 raise Violation("I5", f"partition {partition}: {kinds.count(kind)} offsets of {kind}, counted {marker}")
+
+    def _check_anchor(self, partition: int, marker: Marker) -> None:
+        facts, records = self.facts[partition], self.kafka.logs[partition].records
+        if marker.anchor is not None and facts[marker.anchor.offset].kind == "private":
+            raise Violation("I4", f"partition {partition}: anchored to a private record: {marker}")
+        for offset in reversed(range(marker.origin, marker.next_offset)):
+            if facts[offset].kind == "event" or (facts[offset].kind == "poison" and facts[offset].quotable):
+                record = records[offset]
+                if record is None or marker.anchor != anchor_of(record):
+                    raise Violation("I3", f"partition {partition}: {marker} is not anchored to its record at {offset}")
+                return
+
+    def begin_log(self) -> None:
+        """The topic is another one. What its records did may stay; who had not read them cannot any more."""
+        self.of_old_logs += [fact for facts in self.facts for fact in facts if fact.event is not None]
+        self.facts = [[] for _ in self.kafka.logs]
+        self.lettered = set()
+        self._highest_marker = {}
+        for server in self.cluster.servers:
+            server.held_below, server.excused = {}, set()
 
     def on_loss(self, server: SimServer) -> None:
         """A server came back without its last commands, or another took its place."""
@@ -260,14 +284,18 @@ class Checker:
         if offset >= len(self.facts[partition]):
             return False
         fact = self.facts[partition][offset]
-        if fact.event is not None and fact.alone is not None:
-            stored = server.viewers.get(fact.event.viewer)
-            return stored is not None and not self._missing(self.unpacked(stored.state), fact.alone)
+        if fact.event is not None:
+            return self._has(server, fact)
         if fact.kind != "poison" or (partition, offset) in self.lettered:
             return True
         # What the lake seeded was never handed to an updater: no dead letter is owed for it.
         marker = server.markers.get(partition)
         return offset < max(server.seeded.get(partition, 0), 0 if marker is None else marker.origin)
+
+    def _has(self, server: SimServer, fact: Fact) -> bool:
+        assert fact.event is not None and fact.alone is not None
+        stored = server.viewers.get(fact.event.viewer)
+        return stored is not None and not self._missing(self.unpacked(stored.state), fact.alone)
 
     def _missing(self, state: ViewerState, part: ViewerState) -> bool:
         """True if `state` would change by merging `part` into it."""
@@ -291,6 +319,9 @@ class Checker:
                     continue
                 if (partition, offset) in server.excused and not self._held(server, partition, offset):
                     continue
+                of_viewer.setdefault(fact.event.viewer, []).append(fact)
+        for fact in self.of_old_logs:
+            if fact.event is not None and self._has(server, fact):
                 of_viewer.setdefault(fact.event.viewer, []).append(fact)
         for viewer, history in of_viewer.items():
             self._check_viewer(viewer, history, server.viewers.get(viewer, StoredViewer()), activation)

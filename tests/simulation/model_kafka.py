@@ -84,6 +84,7 @@ class KafkaModel:
         self.rng = rng
         self.topic = topic
         self.logs = [Log() for _ in range(partitions)]
+        self.incarnation = 1
         self.committed: dict[int, int] = {}
         self.dead_letters: list[DeadLetterRecord] = []
         self.faults = Faults()
@@ -118,6 +119,12 @@ class KafkaModel:
         """An offset that will never hold a record."""
         self.logs[partition].records.append(None)
         self._wake()
+
+    def make_anew(self) -> list[Log]:
+        """The topic is deleted and created again, empty; nobody is in the group. The old logs."""
+        old, self.logs = self.logs, [Log() for _ in self.logs]
+        self.incarnation += 1
+        return old
 
     def _wake(self) -> None:
         self.scheduler.steps += 1
@@ -222,6 +229,7 @@ class SimConsumer:
         self.assigned: set[TopicPartition] = set()
         self.positions: dict[int, int] = {}
         self.stopped = False
+        self.assignment_token: object = None
         self._round = -1
         self._waiter: asyncio.Future[None] | None = None
         kafka.consumers.append(self)
@@ -245,6 +253,11 @@ class SimConsumer:
         async def take() -> None:
             assert self.listener is not None
             self.assigned, self.positions, self._round = share, {}, round_
+            self.assignment_token = object()
+            if (
+                self.kafka.rng.random() < 0.5
+            ):  # the client goes on from the committed offsets before its listener hears of it
+                await asyncio.sleep(self.kafka.rng.random() * 0.3)
             await self.listener.on_partitions_assigned(frozenset(share))
             self.wake()
 
@@ -358,7 +371,7 @@ class SimConsumer:
                 position = self.kafka.committed.get(tp.partition)
                 if position is None:
                     raise NoOffsetForPartitionError(tp)
-            if position < log.beginning:
+            if not log.beginning <= position <= log.end:
                 raise OffsetOutOfRangeError(tp)
             records: list[SimRecord] = []
             next_position = position
@@ -400,6 +413,7 @@ class SimProducer:
     def __init__(self, kafka: KafkaModel, loop: ProcessLoop) -> None:
         self.kafka = kafka
         self.loop = loop
+        self._incarnation = kafka.incarnation
 
     async def send(
         self,
@@ -413,6 +427,8 @@ class SimProducer:
         letter = DeadLetterRecord(key, value, tuple(headers))
 
         def effect() -> None:
+            if self._incarnation != self.kafka.incarnation:
+                return  # a late letter about the log that was
             self.kafka.on_dead_letter(letter)
             self.kafka.dead_letters.append(letter)
 

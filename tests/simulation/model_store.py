@@ -22,6 +22,9 @@ from viewers.store import Marker, MarkerWrite, StoredViewer, ViewerWrite, WriteR
 TIMEOUT_S = 0.3
 """A client gives up on a pipeline after this."""
 
+OF_A_STREAM = ("markers", "seeded", "halt")
+"""Content of a server whose keys name the stream."""
+
 T = TypeVar("T")
 
 
@@ -93,6 +96,7 @@ class Cluster:
     on_loss: Callable[[SimServer], None] = lambda server: None
     trace: Callable[[str], None] | None = None
     on_seeded: Callable[[SimServer], None] = lambda server: None
+    epoch: int = 1  # clients of an earlier one write what belongs to their stream where nobody looks any more
 
     @property
     def primary(self) -> SimServer:
@@ -158,6 +162,15 @@ class Cluster:
         self.pins = dict.fromkeys(self.pins, self.primary)
         self.primary.full = False
 
+    def begin_stream(self) -> None:
+        """The stream epoch is raised: its markers, cut-offs and halt have other keys, and there are none yet."""
+        self.epoch += 1
+        everywhere = [*self.servers, *self.copies, *self.pins.values()]
+        for server in {id(one): one for one in everywhere}.values():
+            server.markers, server.seeded, server.halt = {}, {}, None
+            server.undo = [entry for entry in server.undo if entry[0] not in OF_A_STREAM]
+            server.held_below, server.excused = {}, set()
+
     # One command, with its entry in the log
 
     def write_viewer(self, inner: MemoryStore, server: SimServer, write: ViewerWrite) -> WriteResult:
@@ -208,6 +221,7 @@ class SimStore:
         self.loop = loop
         self.client = client
         self._identity = ""
+        self._epoch = cluster.epoch
         cluster.pins[client] = cluster.primary
 
     @property
@@ -351,7 +365,12 @@ class SimStore:
             return
         cluster = self.cluster
         answers = await self._call(
-            [lambda inner, server, write=write: cluster.write_marker(inner, server, write) for write in writes],
+            [
+                lambda inner, server, write=write: (
+                    cluster.write_marker(inner, server, write) if self._epoch == cluster.epoch else None
+                )
+                for write in writes
+            ],
             writes=True,
         )
         for answer in answers:
@@ -371,8 +390,14 @@ class SimStore:
 
     async def _change(self, name: str, method: str, *arguments: Any) -> Any:
         cluster = self.cluster
+
+        def change(inner: MemoryStore, server: SimServer) -> Any:
+            if name in OF_A_STREAM and self._epoch != cluster.epoch:
+                return None
+            return cluster.change(inner, server, name, _on(inner, server, method, arguments))
+
         (answer,) = await self._call(
-            [lambda inner, server: cluster.change(inner, server, name, _on(inner, server, method, arguments))],
+            [change],
             writes=True,
         )
         return answer

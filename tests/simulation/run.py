@@ -27,6 +27,8 @@ THEMES = (
     ("keep_copy", "fall_back", "crash", "fail_over", "flip_back"),
     ("freeze", "rebalance", "store_trouble", "kafka_trouble"),
     ("retention", "forget_commits", "crash", "stop", "kill"),
+    ("commit_by_hand", "rebalance", "freeze"),
+    ("add_partition", "make_anew", "seed", "rebalance", "kill", "crash"),
 )
 """What goes wrong together; half of the histories draw from all faults instead."""
 

@@ -13,13 +13,16 @@ from tests.simulation import actors
 from tests.simulation.actors import NEW_SCHEMA, TOPIC, Generations, RebuildProcess, SimCodec, UpdaterProcess
 from tests.simulation.clock import Scheduler
 from tests.simulation.invariants import SECRET, Checker, Fact, Violation, fact_of_event
-from tests.simulation.model_kafka import Faults, KafkaModel, SimConsumer
+from tests.simulation.made_anew import make_anew
+from tests.simulation.model_kafka import Faults, KafkaModel, Log, SimConsumer
 from tests.simulation.model_store import Cluster, StoreFaults
 from viewers.state import Limits, ViewerState, merge
 
 T0 = 1_700_000_000_000
 REST_S = 150.0
 """A history that has been healed must come to rest within this, virtual seconds."""
+
+MAX_PARTITIONS = 5
 
 SMALL = Limits(max_plays=4, max_plays_per_item=2, max_registers=3, max_seen=3)
 
@@ -61,8 +64,10 @@ class World(actors.World):
         self.events: dict[bytes, PlaybackEvent] = {}
         self.knows_new = False
         self.poison = 0
+        self.stream_epoch = 1
+        self.of_old_logs: list[Fact] = []  # what the lake has of topics that were made anew
         self._numbers = 0
-        self._copied: dict[int, int] = {}
+        self.copied: dict[int, int] = {}
         self._sent: list[tuple[PlaybackEvent, int, bytes]] = []
         self._trace = trace
         actors.LOG.write = None if trace is None else self.trace
@@ -86,7 +91,7 @@ class World(actors.World):
 
     # Events
 
-    def _event(self, viewer: str, item: str) -> PlaybackEvent:
+    def event(self, viewer: str, item: str) -> PlaybackEvent:
         """An event that collides with others: few instants, play ids and items."""
         rng = self.rng
         now_ms = T0 + int(self.scheduler.now_s * 1000)
@@ -117,24 +122,24 @@ class World(actors.World):
         return f"v{self.rng.randrange(self.shape.viewers)}"
 
     def _partition(self, viewer: str) -> int:
-        return int(viewer[1:]) % self.shape.partitions
+        return int(viewer[1:]) % len(self.kafka.logs)
 
-    def _encode(self, event: PlaybackEvent, first: bytes = b"\x00") -> bytes:
+    def encode(self, event: PlaybackEvent, first: bytes = b"\x00") -> bytes:
         value = first + repr(event).encode()
         self.events[value] = event
         return value
 
     def send(self, event: PlaybackEvent, first: bytes = b"\x00") -> None:
         """A good event; its producer may retry, so that it is in the log more than once."""
-        value = self._encode(event, first)
+        value = self.encode(event, first)
         timestamp = T0 + int(self.scheduler.now_s * 1000) + self.rng.choice((0, 0, 5, 500))
         if event.event_time_ms > timestamp + 250_000:
             raise AssertionError("a good event from the future")
         self._sent.append((event, timestamp, value))
         for _ in range(self.rng.choice((1, 1, 1, 1, 2, 3))):
-            self._append(event, timestamp, value)
+            self.append(event, timestamp, value)
 
-    def _append(self, event: PlaybackEvent, timestamp: int, value: bytes) -> None:
+    def append(self, event: PlaybackEvent, timestamp: int, value: bytes) -> None:
         partition = self._partition(event.viewer)
         self.checker.facts[partition].append(fact_of_event(event, timestamp))
         offset = self.kafka.append(partition, timestamp, event.viewer.encode(), value, (("private", b"0"),))
@@ -142,7 +147,7 @@ class World(actors.World):
             f"log {partition}[{offset}] {event.kind.value} {event.viewer} {event.item_id} {event.event_time_ms - T0}"
         )
 
-    def _append_other(
+    def append_other(
         self, partition: int, fact: Fact, key: bytes | None, value: bytes | None, *headers: tuple[str, bytes]
     ) -> None:
         self.checker.facts[partition].append(fact)
@@ -153,7 +158,7 @@ class World(actors.World):
 
     def do_play(self) -> None:
         item = f"i{self.rng.randrange(self.shape.items):02d}."
-        self.send(self._event(self._viewer(), item))
+        self.send(self.event(self._viewer(), item))
 
     def do_burst(self) -> None:
         for _ in range(self.rng.randint(2, 8)):
@@ -162,16 +167,16 @@ class World(actors.World):
     def do_repeat(self) -> None:
         """An old event once more: a producer's retry, or a dead letter driven again."""
         if self._sent:
-            self._append(*self.rng.choice(self._sent))
+            self.append(*self.rng.choice(self._sent))
 
     def do_private(self) -> None:
         viewer = self._viewer()
-        event = dataclasses.replace(self._event(viewer, SECRET), private=True)
-        value = self._encode(event)
+        event = dataclasses.replace(self.event(viewer, SECRET), private=True)
+        value = self.encode(event)
         headers = self.rng.choice(((("private", b"1"),), (("private", b"1"),), (), (("private", b"0"),)))
         if headers == (("private", b"1"),) and self.rng.random() < 0.3:
             value = b"\x00?" + SECRET.encode()
-        self._append_other(self._partition(viewer), Fact("private"), viewer.encode(), value, *headers)
+        self.append_other(self._partition(viewer), Fact("private"), viewer.encode(), value, *headers)
 
     def do_poison(self) -> None:
         """A record that can never be applied."""
@@ -185,18 +190,18 @@ class World(actors.World):
         value: bytes | None = b"\x00?garbage" if quotable else b"\x00?" + SECRET.encode()
         what = self.rng.random()
         if what < 0.2:
-            event = self._event(viewer, "bad.")
-            value, key = self._encode(event), self.rng.choice((None, b"somebody"))
+            event = self.event(viewer, "bad.")
+            value, key = self.encode(event), self.rng.choice((None, b"somebody"))
         elif what < 0.4:
-            event = self._event(viewer, "bad.")
-            value = self._encode(dataclasses.replace(event, event_time_ms=event.event_time_ms + 86_400_000))
+            event = self.event(viewer, "bad.")
+            value = self.encode(dataclasses.replace(event, event_time_ms=event.event_time_ms + 86_400_000))
         elif what < 0.5:
             value = None
-        self._append_other(self._partition(viewer), Fact("poison", quotable=quotable), key, value, *headers)
+        self.append_other(self._partition(viewer), Fact("poison", quotable=quotable), key, value, *headers)
 
     def do_nothing_records(self) -> None:
         """Transaction markers, or records that compaction took."""
-        partition = self.rng.randrange(self.shape.partitions)
+        partition = self.rng.randrange(len(self.kafka.logs))
         for _ in range(self.rng.randint(1, 3)):
             self.checker.facts[partition].append(Fact("nothing"))
             self.kafka.append_nothing(partition)
@@ -204,7 +209,7 @@ class World(actors.World):
     def do_new_schema(self) -> None:
         """A producer writes with a schema that the registry learns a little later."""
         item = f"i{self.rng.randrange(self.shape.items):02d}."
-        self.send(self._event(self._viewer(), item), NEW_SCHEMA)
+        self.send(self.event(self._viewer(), item), NEW_SCHEMA)
         self.scheduler.later(self.rng.random(), self._learn)
 
     def _learn(self) -> None:
@@ -217,28 +222,45 @@ class World(actors.World):
 
     def do_forget_commits(self) -> None:
         """The group's offsets are lost, or an older copy of them is in force."""
-        partition = self.rng.randrange(self.shape.partitions)
+        partition = self.rng.randrange(len(self.kafka.logs))
         committed = self.kafka.committed
         if self.rng.random() < 0.5:
             committed.pop(partition, None)
         elif partition in committed:
             committed[partition] = self.rng.randint(0, committed[partition])
 
+    def do_commit_by_hand(self) -> None:
+        """Somebody sets the group's offsets: back, or ahead of what is finished, even past the log's end."""
+        partition = self.rng.randrange(len(self.kafka.logs))
+        self.kafka.committed[partition] = self.rng.randint(0, self.kafka.logs[partition].end + 2)
+
     def do_retention(self) -> None:
         """The oldest records are deleted, read or not."""
-        partition = self.rng.randrange(self.shape.partitions)
+        partition = self.rng.randrange(len(self.kafka.logs))
         log = self.kafka.logs[partition]
         log.beginning = min(log.end, log.beginning + self.rng.randint(1, 6))
         self.checker.on_retention()
+
+    def do_add_partition(self) -> None:
+        """The topic is given one more; keys move. The group hears of it with the next look at the topic."""
+        if len(self.kafka.logs) < MAX_PARTITIONS:
+            self.checker.facts.append([])
+            self.kafka.logs.append(Log())
+            self.scheduler.later(self.rng.random(), self.kafka.rebalance)
+
+    def do_make_anew(self) -> None:
+        """The topic is deleted and created again, once in a history."""
+        if self.stream_epoch == 1:
+            make_anew(self)
 
     def do_kafka_trouble(self) -> None:
         rng = self.rng
         self.kafka.faults = Faults(
             rng.choice((0.0, 0.1, 0.3)), rng.choice((0.0, 0.1, 0.3)), rng.choice((0.0, 0.0, 0.01)), rng.random() < 0.2
         )
-        self.scheduler.later(rng.random() * 1.5, self._calm_kafka)
+        self.scheduler.later(rng.random() * 1.5, self.calm_kafka)
 
-    def _calm_kafka(self) -> None:
+    def calm_kafka(self) -> None:
         self.kafka.faults = Faults()
 
     # Actions: what happens to the store
@@ -270,9 +292,9 @@ class World(actors.World):
         }
         switched = 0.05 if rng.random() < 0.15 else 0.0
         self.cluster.faults = StoreFaults(**some, switched=switched, down=rng.random() < 0.1)
-        self.scheduler.later(rng.random() * 2, self._calm_store)
+        self.scheduler.later(rng.random() * 2, self.calm_store)
 
-    def _calm_store(self) -> None:
+    def calm_store(self) -> None:
         self.cluster.faults = StoreFaults()
 
     def do_fill(self) -> None:
@@ -353,11 +375,14 @@ class World(actors.World):
         cutoffs: dict[int, int] = {}
         parts: dict[str, list[ViewerState]] = {}
         for partition, log in enumerate(self.kafka.logs):
-            least = max(log.beginning, self._copied.get(partition, 0))  # the lake's copy only grows
-            cutoffs[partition] = self._copied[partition] = self.rng.randint(least, log.end)
+            least = max(log.beginning, self.copied.get(partition, 0))  # the lake's copy only grows
+            cutoffs[partition] = self.copied[partition] = self.rng.randint(least, log.end)
             for fact in self.checker.facts[partition][: cutoffs[partition]]:
                 if fact.event is not None and fact.alone is not None:
                     parts.setdefault(fact.event.viewer, []).append(fact.alone)
+        for fact in self.of_old_logs:
+            if fact.event is not None and fact.alone is not None:
+                parts.setdefault(fact.event.viewer, []).append(fact.alone)
         self._numbers += 1
         facts = [(viewer, merge(states, self.limits)) for viewer, states in parts.items()]
         self.nightly = RebuildProcess(self, f"n{self._numbers}", self._numbers, lake=(facts, cutoffs))
@@ -396,8 +421,8 @@ class World(actors.World):
     def rest(self) -> None:
         """Heal everything, wait until nothing is left to do, and compare with the oracle."""
         self.trace("-- rest")
-        self._calm_kafka()
-        self._calm_store()
+        self.calm_kafka()
+        self.calm_store()
         self._learn()
         self.generations.unreadable = False
         self.cluster.settle()
