@@ -14,6 +14,7 @@ from contracts.codec import Codec
 from contracts.errors import KafkaUnavailable, NearlineError
 from contracts.rows import Impression
 from runtime.kafka import AIOKafkaProducer, KafkaError, make_producer
+from runtime.kafka_reasons import explain
 from runtime.settings import Settings
 
 QUEUE_LIMIT = 10_000
@@ -90,13 +91,14 @@ class KafkaImpressions:
         self._codec = codec
         self._lost = lost
         self._producer: AIOKafkaProducer | None = None
+        self._reported = ""
 
     async def send(self, impression: Impression) -> None:
         """Hand one impression to the client; raises `KafkaUnavailable` after a pause if the broker is away."""
         value = self._codec.encode_impression(impression)
         try:
             if self._producer is None:
-                self._producer = await make_producer(self._settings, linger_ms=50)
+                self._producer = await make_producer(self._settings, linger_ms=50, idempotent=False)
             sent = await self._producer.send(
                 self._settings.kafka.impressions_topic,
                 value,
@@ -105,12 +107,18 @@ class KafkaImpressions:
             )
         except (KafkaError, OSError, KafkaUnavailable) as error:
             await asyncio.sleep(RETRY_S)
-            raise KafkaUnavailable(f"impression not sent: {type(error).__name__}; is the broker up?") from error
+            if isinstance(error, KafkaUnavailable):
+                raise
+            raise KafkaUnavailable(f"impression not sent: {explain(error, self._settings.kafka)}") from error
         sent.add_done_callback(self._acknowledged)
 
     def _acknowledged(self, sent: asyncio.Future[object]) -> None:
-        if sent.cancelled() or sent.exception() is not None:
+        error = None if sent.cancelled() else sent.exception()
+        if sent.cancelled() or error is not None:
             self._lost.inc()
+        if error is not None and (problem := explain(error, self._settings.kafka)) != self._reported:
+            self._reported = problem  # once: every impression would say it
+            log.warning("impressions_refused", topic=self._settings.kafka.impressions_topic, problem=problem)
 
     async def close(self) -> None:
         """Flush and disconnect."""

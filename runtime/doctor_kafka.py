@@ -47,12 +47,12 @@ async def check_kafka(settings: Settings) -> list[Finding]:
         async with asyncio.timeout(PROBE_DEADLINE_S):
             facts, letters = await _probe_kafka(settings)
     except (KafkaUnavailable, KafkaError, OSError, TimeoutError) as error:
-        cause = str(error.__cause__ or error) or f"no answer within {PROBE_DEADLINE_S:.0f} s"
+        cause = str(error) or f"no answer within {PROBE_DEADLINE_S:.0f} s"
         remedy = (
             "start Kafka (./run demo brings its own), or set NEARLINE_KAFKA__BOOTSTRAP_SERVERS, and for TLS or a password "
             "NEARLINE_KAFKA__SECURITY_PROTOCOL, __SSL_CA_FILE and __SASL_*"
         )
-        return [Finding("kafka", False, f"{where}: {cause}", remedy)]
+        return [Finding("kafka", False, cause if isinstance(error, KafkaUnavailable) else f"{where}: {cause}", remedy)]
     finally:
         noisy.setLevel(level)
     return [

@@ -7,16 +7,21 @@ fetches capped per partition (memory is partitions × that); values stay bytes (
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic, RecordsToDelete
+from aiokafka.conn import create_conn
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError, NoOffsetForPartitionError
 from aiokafka.partitioner import murmur2
+from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.structs import ConsumerRecord, OffsetAndMetadata
 
 from contracts.errors import KafkaUnavailable
+from runtime.kafka_reasons import explain
 from runtime.settings import Settings
 from runtime.tasks import stop_client
 
@@ -44,6 +49,8 @@ __all__ = [
 ]
 
 _REQUEST_TIMEOUT_MS = 15_000
+_PROBE_TIMEOUT_S = 3.0
+"""For asking a broker why it did not let a client in."""
 
 
 @contextmanager
@@ -52,8 +59,39 @@ def kafka_errors(what: str, settings: Settings) -> Iterator[None]:
     try:
         yield
     except (KafkaError, OSError, TimeoutError) as error:
-        where = settings.kafka.bootstrap_servers
-        raise KafkaUnavailable(f"{what}: Kafka at {where}: {type(error).__name__}: {error}") from error
+        raise _unavailable(what, settings, error) from error
+
+
+def _unavailable(what: str, settings: Settings, error: BaseException) -> KafkaUnavailable:
+    return KafkaUnavailable(f"{what}: Kafka at {settings.kafka.bootstrap_servers}: {explain(error, settings.kafka)}")
+
+
+async def _start(client: Any, what: str, settings: Settings) -> None:
+    """Start a client, or close it and say why. Errors: `KafkaUnavailable`."""
+    try:
+        await client.start()
+    except BaseException as error:
+        await (client.close() if isinstance(client, AIOKafkaAdminClient) else stop_client(client))
+        if not isinstance(error, KafkaError | OSError | TimeoutError):
+            raise
+        raise _unavailable(what, settings, await _why_kept_out(settings) or error) from error
+
+
+async def _why_kept_out(settings: Settings) -> BaseException | None:
+    """What the first broker that refuses says: the clients log it, and raise only that none let them in."""
+    arguments = settings.kafka.client_kwargs()
+    for address in arguments.pop("bootstrap_servers").split(","):
+        host, _, port = address.rpartition(":")
+        try:
+            async with asyncio.timeout(_PROBE_TIMEOUT_S):
+                connection = await create_conn(host.strip("[]"), int(port), **arguments)
+                try:
+                    await connection.send(MetadataRequest([]))
+                finally:
+                    connection.close()
+        except (KafkaError, OSError, TimeoutError) as error:
+            return error
+    return None
 
 
 def assignment_of(consumer: AIOKafkaConsumer) -> object:
@@ -89,42 +127,28 @@ async def make_consumer(settings: Settings, *, group_id: str | None = None) -> A
         metadata_max_age_ms=kafka.metadata_max_age_ms,
         isolation_level="read_committed",
     )
-    with kafka_errors("connecting the consumer", settings):
-        try:
-            await consumer.start()
-        except BaseException:
-            await stop_client(consumer)
-            raise
+    await _start(consumer, "connecting the consumer", settings)
     return consumer
 
 
-async def make_producer(settings: Settings, *, linger_ms: int = 0) -> AIOKafkaProducer:
-    """A started idempotent producer (acks=all)."""
+async def make_producer(settings: Settings, *, linger_ms: int = 0, idempotent: bool = True) -> AIOKafkaProducer:
+    """A started producer (acks=all). `idempotent` False for one that lives on after a refusal: a batch that the broker refused (rights,
+    size) leaves a gap in the client's sequence, and every later one is then refused as out of order."""
     producer = AIOKafkaProducer(
         **settings.kafka.client_kwargs(),
         client_id="nearline",
-        enable_idempotence=True,
+        enable_idempotence=idempotent,
         acks="all",
         linger_ms=linger_ms,
         max_batch_size=1 << 17,
         request_timeout_ms=_REQUEST_TIMEOUT_MS,
     )
-    with kafka_errors("connecting the producer", settings):
-        try:
-            await producer.start()
-        except BaseException:
-            await stop_client(producer)
-            raise
+    await _start(producer, "connecting the producer", settings)
     return producer
 
 
 async def make_admin(settings: Settings) -> AIOKafkaAdminClient:
     """A started admin client."""
     admin = AIOKafkaAdminClient(**settings.kafka.client_kwargs(), client_id="nearline")
-    with kafka_errors("connecting the admin client", settings):
-        try:
-            await admin.start()
-        except BaseException:
-            await admin.close()
-            raise
+    await _start(admin, "connecting the admin client", settings)
     return admin

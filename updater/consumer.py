@@ -267,7 +267,8 @@ class Updater:
             topics = await self.consumer.topics()
         if kafka.topic not in topics:
             raise KafkaUnavailable(
-                f"there is no topic {kafka.topic} at {kafka.bootstrap_servers}: create it, or set NEARLINE_KAFKA__TOPIC (nearline doctor)"
+                f"there is no topic {kafka.topic} at {kafka.bootstrap_servers}: create it, let this user read it (docs/security.md), "
+                "or set NEARLINE_KAFKA__TOPIC (nearline doctor)"
             )
 
     def _again(self, cause: str, error: Exception) -> None:
@@ -334,7 +335,8 @@ class Updater:
         """Connect everything; on the way out drain, commit, leave the group."""
         await self._until_answers(self.store.connect)
         await self.swap.check()
-        producer = await self._until_answers(lambda: make_producer(self.settings))
+        # Not idempotent: letters are told apart by their coordinates, and must be sent again once a refusal is mended.
+        producer = await self._until_answers(lambda: make_producer(self.settings, idempotent=False))
         try:
             group_id = self.settings.kafka.group_id
             consumer = await self._until_answers(lambda: make_consumer(self.settings, group_id=group_id))
