@@ -1,16 +1,19 @@
-"""Where the live page's backend gets what the viewer's hash does not hold: the updater's numbers, and last night's rows."""
+"""Where the live page's backend gets what the viewer's hash does not hold: the updater's numbers, last night's rows, the log's end."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
 
 from contracts.errors import TransientError
+from runtime.kafka import AIOKafkaConsumer, TopicPartition, kafka_errors, make_consumer
+from runtime.settings import Settings
 from updater.metrics import RowTiming
-from viewers.store import Store
+from viewers.store import Marker, Store
 
 SNAPSHOT_BATCH = 64
 """Rows read at once for the snapshot; the store's pool lets a quarter of them through."""
@@ -85,3 +88,39 @@ class NightSnapshot:
                 found = await asyncio.gather(*(self._store.read_row(viewer) for viewer in batch))
                 rows |= dict(zip(batch, found, strict=True))
         return rows
+
+
+class LogProbe:
+    """Where the playback log ends, and how far the stored markers are: measured beside the updater, so also while there is none."""
+
+    def __init__(self, settings: Settings, store: Store, consumer: AIOKafkaConsumer, partitions: Sequence[int]) -> None:
+        self._settings, self._store, self._consumer = settings, store, consumer
+        self._topics = [TopicPartition(settings.kafka.topic, partition) for partition in partitions]
+
+    async def ends(self) -> dict[int, int]:
+        """Partition → the log's end. Errors: `KafkaUnavailable`."""
+        with kafka_errors("asking where the log ends", self._settings):
+            found = await self._consumer.end_offsets(self._topics)
+        return {tp.partition: end for tp, end in found.items()}
+
+    async def positions(self) -> dict[int, int]:
+        """Partition → how far the stored marker is, 0 without one. Errors: `StoreUnavailable`."""
+        markers: Mapping[int, Marker | None] = await self._store.read_markers([tp.partition for tp in self._topics])
+        return {partition: marker.next_offset if marker else 0 for partition, marker in markers.items()}
+
+    async def lag(self) -> int:
+        """Records between the markers and the log's end."""
+        positions = await self.positions()  # first: what is finished meanwhile must not make it negative
+        return sum(max(0, end - positions[partition]) for partition, end in (await self.ends()).items())
+
+
+@asynccontextmanager
+async def open_log(settings: Settings, store: Store, partitions: Sequence[int]) -> AsyncIterator[LogProbe]:
+    """With a consumer of its own, outside every group. Errors: `KafkaUnavailable`."""
+    consumer = await make_consumer(settings)
+    try:
+        probe = LogProbe(settings, store, consumer, partitions)
+        consumer.assign(probe._topics)
+        yield probe
+    finally:
+        await consumer.stop()

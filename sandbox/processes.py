@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import httpx
@@ -17,6 +17,7 @@ from sandbox.children import Child, SandboxError, find_free_port, read_tail
 
 ROOT = Path(__file__).resolve().parent.parent
 READY_DEADLINE_S = 30.0
+JOB_POLL_S = 0.1
 
 
 class Service:
@@ -43,11 +44,18 @@ class Service:
             sys.executable,
             *(program or (str(ROOT / "nearline.py"), verb)),
         ]
-        self._child = Child(verb, command, folder=folder / verb, log=self.log)
+        self._command, self._folder = command, folder / verb
+        self._child = Child(verb, command, folder=self._folder, log=self.log)
         self._status: int | None = None
 
     def start(self) -> None:
         """Start; returns before it is ready."""
+        self._child.start()
+
+    def restart(self) -> None:
+        """Start again after the process has ended: the same settings, address and log. Returns before it is ready."""
+        self._child.stop(kill=True)
+        self._child, self._status = Child(self.verb, self._command, folder=self._folder, log=self.log), None
         self._child.start()
 
     @property
@@ -72,10 +80,9 @@ class Service:
             )
 
     def exit_status(self) -> int | None:
-        """What the watchdog said last, `exit STATUS`; None if it was killed itself."""
-        while self._status is None and (line := self._child._read_line(0)):
-            if line.startswith("exit "):
-                self._status = int(line.removeprefix("exit "))
+        """How the process ended; None if that is not known."""
+        if self._status is None:
+            self._status = read_exit_status(self._child)
         return self._status
 
     async def wait_ready(self) -> None:
@@ -98,6 +105,50 @@ class Service:
     def stop(self, *, kill: bool = False) -> None:
         """Ask to stop cleanly (drain, marker, commit), then insist; at once with `kill`."""
         self._child.stop(kill=kill)
+
+
+class Job:
+    """A verb of the command line, run to its end in the background at the lowest priority; it cannot outlive this process."""
+
+    def __init__(self, name: str, arguments: Sequence[str], environment: Mapping[str, str], folder: Path) -> None:
+        self.log = folder / f"{name}.log"
+        values = {**environment, "NEARLINE_LOG_FORMAT": "json", "PYTHONPATH": str(ROOT)}
+        command = ["nice", "-n", "19", "env", *(f"{key}={value}" for key, value in values.items())]
+        command += [sys.executable, str(ROOT / "nearline.py"), *arguments]
+        self._child = Child(name, command, folder=folder / name, log=self.log)
+
+    async def run(self) -> int | None:
+        """The exit status; None if how it ended is not known. A cancellation kills it."""
+        self.log.unlink(missing_ok=True)
+        try:
+            await to_the_end(self._child.start)
+            while self._child.running:
+                await asyncio.sleep(JOB_POLL_S)
+            return read_exit_status(self._child)
+        finally:
+            await to_the_end(lambda: self._child.stop(kill=True))
+
+    def tail(self, lines: int = 1) -> str:
+        """The last lines it wrote."""
+        return read_tail(self.log, lines)
+
+
+async def to_the_end(work: Callable[[], None]) -> None:
+    """In a thread, and waited for even if the caller is cancelled: a process half started would have no owner."""
+    working = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        await asyncio.shield(working)
+    except asyncio.CancelledError:
+        await asyncio.wait({working})
+        raise
+
+
+def read_exit_status(child: Child) -> int | None:
+    """What the watchdog said last, `exit STATUS`; None if it was killed itself, or has said it before."""
+    while line := child._read_line(0):
+        if line.startswith("exit "):
+            return int(line.removeprefix("exit "))
+    return None
 
 
 def environment_of(settings: Settings) -> dict[str, str]:

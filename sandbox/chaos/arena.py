@@ -107,6 +107,7 @@ class Arena:
         self._pinned = True
         self._producer: AIOKafkaProducer | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        self._managing = asyncio.Lock()
         self._flowing = asyncio.Event()
         self._sending = asyncio.Lock()
 
@@ -281,11 +282,12 @@ class Arena:
 
     async def stop_updaters(self, *, kill: bool = False) -> None:
         """All of them, and wait."""
-        for slot in self.slots:
-            slot.wanted = False
-            if slot.service is not None:
-                await asyncio.to_thread(slot.service.stop, kill=kill)
-                slot.service = None
+        async with self._managing:
+            for slot in self.slots:
+                slot.wanted = False
+                if slot.service is not None:
+                    await asyncio.to_thread(slot.service.stop, kill=kill)
+                    slot.service = None
 
     def start_updaters(self) -> None:
         """As many as usual; the supervisor starts them."""
@@ -301,20 +303,22 @@ class Arena:
         """Start what is wanted and does not run: what an orchestrator does."""
         while True:
             for slot in self.slots:
-                if slot.service is not None and not slot.service.running:
-                    self._note_end(slot)
-                if slot.wanted and slot.service is None:
-                    environment = {**environment_of(self.settings), "CHAOS_FUSE": str(self.fuse(slot))}
-                    service = Service(
-                        slot.name,
-                        environment,
-                        self.folder,
-                        port_setting="NEARLINE_HEALTH__PORT",
-                        program=("-m", "sandbox.chaos.wired"),
-                    )
-                    await asyncio.to_thread(service.start)
-                    slot.service = service
+                async with self._managing:
+                    if slot.service is not None and not slot.service.running:
+                        self._note_end(slot)
+                    if slot.wanted and slot.service is None:
+                        slot.service = self._make_service(slot)
+                        await asyncio.to_thread(slot.service.start)
             await asyncio.sleep(RESTART_S)
+
+    def _make_service(self, slot: Slot) -> Service:
+        return Service(
+            slot.name,
+            {**environment_of(self.settings), "CHAOS_FUSE": str(self.fuse(slot))},
+            self.folder,
+            port_setting="NEARLINE_HEALTH__PORT",
+            program=("-m", "sandbox.chaos.wired"),
+        )
 
     def _note_end(self, slot: Slot) -> None:
         assert slot.service is not None
