@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,14 +14,15 @@ from hypothesis import strategies as st
 
 from contracts.anchors import Anchor, anchor_of
 from contracts.codec import Codec
-from contracts.errors import HaltError, InvalidEvent, UndecodableRecord, UnknownSchema
+from contracts.errors import HaltError, InvalidEvent, KafkaUnavailable, UndecodableRecord, UnknownSchema
 from contracts.events import Kind, PlaybackEvent
 from contracts.registry import Registry
 from runtime.anchors import remedy
+from runtime.kafka import KafkaError
 from runtime.settings import Settings
 from tests.worlds import T0, play_event
 from updater.checkpoint import resume_point
-from updater.deadletter import STAGE_OF_ERROR, FloodGuard, headers
+from updater.deadletter import STAGE_OF_ERROR, DeadLetterQueue, FloodGuard, headers
 from updater.pipeline import DeadLetter, Plan, Position, plan, tallies
 from viewers.rewrite import Outcome, RewriteResult
 from viewers.state import Limits
@@ -256,6 +259,24 @@ def test_records_that_differ_in_anything_have_other_anchors_and_an_anchor_surviv
     for text in ("", "1:2", "x:2:ab", "1:2:3:4"):
         with pytest.raises(ValueError, match=r"."):
             Anchor.parse(text)
+
+
+async def test_of_several_letters_that_the_broker_refuses_each_refusal_is_heard() -> None:
+    loop, unheard = asyncio.get_running_loop(), []
+    loop.set_exception_handler(lambda _, context: unheard.append(context["message"]))
+
+    class Refusing:
+        async def send(self, *where: object, **what: object) -> asyncio.Future[None]:
+            ack: asyncio.Future[None] = loop.create_future()
+            loop.call_soon(ack.set_exception, KafkaError("no"))
+            return ack
+
+    letters = [DeadLetter(FakeRecord(n, b""), UndecodableRecord("x"), quotable=True) for n in range(3)]
+    with pytest.raises(KafkaUnavailable):
+        await DeadLetterQueue(Refusing(), Settings()).send(letters)
+    await asyncio.sleep(0)
+    gc.collect()
+    assert unheard == []
 
 
 def test_every_record_error_has_a_stage() -> None:
