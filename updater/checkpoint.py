@@ -174,6 +174,16 @@ class Checkpoint:
         finally:
             await stop_client(reader)
 
+    async def anchor_again(self, anchors: Mapping[int, Anchor]) -> None:
+        """Put earlier anchors back where the markers are: those of now may be of another log already, and whoever starts next must
+        come to the same halt."""
+        moves = {
+            partition: Move(at.marker.next_offset, Tally(), anchors[partition])
+            for partition, at in self.progress.items()
+            if at.marker is not None and partition in anchors
+        }
+        await self._write(self.progress, moves)
+
     async def _declare_gap(self, partition: int, at: Progress, absent: int) -> None:
         """Count offsets that retention deleted, so that the loss is exact and visible."""
         first = at.uncounted_from

@@ -115,7 +115,7 @@ class Updater:
     @property
     def ready(self) -> bool:
         """Assigned and resumed, the store answering, and not failing."""
-        return self.checkpoint is not None and self._resumed_epoch == self._epoch and self.failing_since is None
+        return self.checkpoint is not None and not self._moved and self.failing_since is None
 
     @property
     def _moved(self) -> bool:
@@ -142,7 +142,7 @@ class Updater:
                     fetched = await self._fetch(consumer)
                     fetched_at_ms = self.now_ms()
                     async with self._working:
-                        if self._moved:
+                        if self._moved or self._found is not None:
                             continue  # partitions moved meanwhile: what was fetched is not ours to process
                         if fetched:
                             await self._process(checkpoint, dead_letters, fetched, fetched_at_ms)
@@ -323,7 +323,10 @@ class Updater:
             try:
                 await checkpoint.check_log(earlier)
             except HaltError as halt:
-                self._found = halt
+                async with self._working:
+                    self._found = halt
+                    with contextlib.suppress(TransientError):
+                        await checkpoint.anchor_again(earlier)
                 return
             except TransientError as error:
                 log.warning("log_not_looked_at", error=str(error), remedy="nothing to do: it is tried again")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -185,6 +186,22 @@ async def test_a_topic_made_anew_while_an_updater_reads_it_is_noticed_even_if_th
             await make_anew(stage.settings)
             await stage.send(plays(9, 400, start=1000))
             await wait_until(lambda: halted(stage), "the halt")
+
+
+async def test_an_updater_that_read_on_in_another_log_puts_the_earlier_anchors_back_so_that_the_next_one_halts_too(
+    stage: Stage,
+) -> None:
+    async with stage.updater() as updater:
+        await stage.send(plays(9, 60))
+        await stage.drained(60)
+        assert updater.checkpoint is not None
+        now = updater.checkpoint.anchors
+        earlier = {p: dataclasses.replace(anchor, digest="00" * 16) for p, anchor in now.items()}  # of the log that was
+        await updater.checkpoint.anchor_again(earlier)
+    markers = {p: await stage.store.read_marker(p) for p in earlier}
+    assert {p: marker.anchor for p, marker in markers.items() if marker} == earlier
+    assert await stage.finished() == 60
+    await halts(stage)
 
 
 async def test_offsets_committed_by_hand_reset_or_expired_do_not_matter_beyond_the_marker(stage: Stage) -> None:
