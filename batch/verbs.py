@@ -1,4 +1,4 @@
-"""The verbs of the nightly side: `nightly`, `generations`, `forget`. What they call is imported when they run."""
+"""The verbs of the nightly side: `nightly`, `evaluate`, `generations`, `forget`. What they call is imported when they run."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
@@ -65,6 +66,32 @@ def nightly(
         typer.echo(report.summary())
     if not report.published:
         raise SystemExit(1)
+
+
+def evaluate(
+    path: Annotated[Path, typer.Argument(help="folder with events.parquet and items.parquet (see `nearline import`)")],
+    test_share: Annotated[float, typer.Option(help="newest share of the plays before which rows are asked for")] = 0.15,
+    refit_days: Annotated[float, typer.Option(help="days between two refits")] = 1.0,
+    arms: Annotated[str | None, typer.Option(help="comma-separated names (default: all)")] = None,
+    seed: Annotated[int, typer.Option(help="seed of training and bootstrap")] = 20,
+    validation: Annotated[
+        bool, typer.Option("--validation", help="play the share before the test share instead, to choose parameters by")
+    ] = False,
+    json_output: Json = False,
+) -> None:
+    """Play a data set in time order and measure the row that each arm would have shown before every play.
+
+    Example: nearline evaluate data/ml-1m --arms nightly,incremental --refit-days 3
+    """
+    from rich.console import Console
+
+    from batch.backtest.run import Options, render, run_backtest
+
+    options = Options(test_share, refit_days, arms, seed, validation)
+    backtest = run_backtest(path, options, read_settings())
+    render(backtest, Console(stderr=json_output))
+    if json_output:
+        print_json(backtest.table)
 
 
 @generations_app.command("list")

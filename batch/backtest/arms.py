@@ -1,0 +1,177 @@
+"""The arms. A new one is one entry in `ARMS`; a part of the product that can be left out is one entry in `WITHOUT`.
+
+The product's rows come from `viewers.rewrite.Rewriter` and `ranking.rows.popular_entries`, as in the updater and the rebuild. A part
+is left out by taking its input away from the generation, so that the very same code runs without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+
+from batch.backtest.counters import popular, trending
+from batch.backtest.plays import Plays
+from batch.backtest.refits import Refit
+from batch.backtest.replay import Answer, Ask, MakeArm
+from contracts.errors import UserError
+from contracts.rows import Entry, HomeRow
+from embeddings.generation import Generation
+from ranking.rows import popular_entries
+from viewers.rewrite import Rewriter
+from viewers.state import Limits, ViewerState
+
+BATCH = 256
+"""Rows made in one call."""
+EVERY_AGE = 99
+
+Change = Callable[[Generation], Generation]
+
+
+def without_decay(generation: Generation) -> Generation:
+    """The newest play counts no more than the oldest."""
+    return replace(generation, parameters=replace(generation.parameters, decay_floor=1.0, decay_gain=1.0))
+
+
+def without_blend(generation: Generation) -> Generation:
+    """Taste alone: with nothing popular, w·als ranks as als does."""
+    return replace(generation, popularity=np.zeros_like(generation.popularity))
+
+
+def without_als(generation: Generation) -> Generation:
+    """Popularity alone: with zero vectors nobody has a taste."""
+    return replace(generation, item_factors=np.zeros_like(generation.item_factors))
+
+
+WITHOUT: dict[str, Change] = {"decay": without_decay, "blend": without_blend, "als": without_als}
+"""Part → the generation without it."""
+
+
+class RowMaker:
+    """Rows from one night's generation, by the code that serves."""
+
+    def __init__(self, refit: Refit, limits: Limits, change: Change) -> None:
+        self._index = refit.generation.index
+        self._at_ms = refit.night.at_ms
+        self._rewriter = Rewriter(change(refit.generation), 1, _no_bytes, limits)
+        default = popular_entries(refit.generation, self._at_ms, maturity=EVERY_AGE)
+        self._default = self._row(default)
+
+    def rows(self, states: Sequence[ViewerState]) -> list[tuple[list[int], list[float]]]:
+        """(items, scores) for each state; the default row for who has done nothing."""
+        ranked = self._rewriter.rank(states, computed_at_ms=self._at_ms)
+        return [self._default if one is None else self._row(one.entries) for one in ranked]
+
+    def _row(self, entries: Sequence[Entry]) -> tuple[list[int], list[float]]:
+        return [self._index[entry.item_id] for entry in entries], [entry.score for entry in entries]
+
+
+class Incremental:
+    """The product: the row follows every play.
+
+    The row shown is the one computed at the viewer's last play, or at the last refit if that is later. It depends on the state
+    and the generation alone, so it is computed when asked for.
+    """
+
+    def __init__(
+        self, past: Plays, n_items: int, limits: Limits, answer: Answer, change: Change = lambda generation: generation
+    ) -> None:
+        self._limits = limits
+        self._answer = answer
+        self._change = change
+        self._maker: RowMaker | None = None
+        self._open: list[Ask] = []
+
+    def refit(self, refit: Refit) -> None:
+        """Everybody's row is rebuilt."""
+        self._maker = RowMaker(refit, self._limits, self._change)
+
+    def ask(self, ask: Ask) -> None:
+        """Answered with others, from the state of this moment."""
+        self._open.append(ask)
+        if len(self._open) >= BATCH:
+            self.flush()
+
+    def watch(self, viewer: int, item: int, time_ms: int) -> None:
+        """The next ask brings the state with it."""
+
+    def flush(self) -> None:
+        """Make the open rows."""
+        assert self._maker is not None  # a replay begins with a refit
+        for ask, row in zip(self._open, self._maker.rows([ask.state for ask in self._open]), strict=True):
+            self._answer(ask.number, *row)
+        self._open.clear()
+
+
+class Nightly:
+    """The same model without the updater: the row of the last refit, until the next. Who had no plays then has the default row.
+
+    `drop_seen`: the home page leaves out, when it reads the row, what was watched since.
+    """
+
+    def __init__(self, past: Plays, n_items: int, limits: Limits, answer: Answer, *, drop_seen: bool = False) -> None:
+        self._limits = limits
+        self._answer = answer
+        self._drop_seen = drop_seen
+        self._maker: RowMaker | None = None
+        self._states: dict[int, ViewerState] = {}  # at the refit, of those who came since
+        self._rows: dict[int, tuple[list[int], list[float]]] = {}
+        self._since: dict[int, tuple[int, ...]] = {}
+        self._open: list[tuple[int, int, tuple[int, ...]]] = []
+
+    def refit(self, refit: Refit) -> None:
+        """Everybody's row is rebuilt and stays."""
+        self._maker = RowMaker(refit, self._limits, lambda generation: generation)
+        self._states, self._rows, self._since = {}, {}, {}
+
+    def ask(self, ask: Ask) -> None:
+        """At a viewer's first ask since the refit the state is still that of the refit."""
+        self._states.setdefault(ask.viewer, ask.state)
+        self._open.append((ask.number, ask.viewer, self._since.get(ask.viewer, ())))
+        if len(self._open) >= BATCH:
+            self.flush()
+
+    def watch(self, viewer: int, item: int, time_ms: int) -> None:
+        """Changes nothing but what may be dropped when the row is read."""
+        if self._drop_seen:
+            self._since[viewer] = (*self._since.get(viewer, ()), item)
+
+    def flush(self) -> None:
+        """Make the rows that are not there yet; answer."""
+        assert self._maker is not None  # a replay begins with a refit
+        missing = list(dict.fromkeys(viewer for _, viewer, _ in self._open if viewer not in self._rows))
+        self._rows.update(zip(missing, self._maker.rows([self._states[viewer] for viewer in missing]), strict=True))
+        for number, viewer, since in self._open:
+            items, scores = self._rows[viewer]
+            kept = [place for place, item in enumerate(items) if item not in since] if since else range(len(items))
+            self._answer(number, [items[place] for place in kept], [scores[place] for place in kept])
+        self._open.clear()
+
+
+PRODUCT = "incremental"
+
+ARMS: dict[str, MakeArm] = {
+    "popular": popular,
+    "trending": trending,
+    "nightly": Nightly,
+    "nightly-unseen": partial(Nightly, drop_seen=True),
+    PRODUCT: Incremental,
+    **{f"{PRODUCT}-{part}": partial(Incremental, change=change) for part, change in WITHOUT.items()},
+}
+"""Name → how it is made. `incremental-x`: the product without x."""
+
+
+def choose_arms(names: str | None) -> dict[str, MakeArm]:
+    """Arms by comma-separated names, in the order of `ARMS`; all for None. Errors: `UserError` for a name that is none."""
+    wanted = list(ARMS) if names is None else [name.strip() for name in names.split(",") if name.strip()]
+    unknown = [name for name in wanted if name not in ARMS]
+    if unknown or not wanted:
+        raise UserError(f"--arms {names!r}: no arm {', '.join(unknown) or 'named'}; there are {', '.join(ARMS)}")
+    return {name: make for name, make in ARMS.items() if name in wanted}
+
+
+def _no_bytes(row: HomeRow) -> bytes:
+    """Rows are measured, not stored."""
+    return b""
