@@ -127,6 +127,8 @@ class Arena:
             write_generation_folder(self.settings.generations_path, made, created_at_ms=T0 + seed)
         self.folder_of_generations.activate(next(iter(GENERATIONS)), floor=0)
         self._tasks = [asyncio.create_task(self._supervise()), asyncio.create_task(self._stream())]
+        for task in self._tasks:
+            task.add_done_callback(self._note_failure)
         self._flowing.set()
         return self
 
@@ -307,8 +309,13 @@ class Arena:
                     if slot.service is not None and not slot.service.running:
                         self._note_end(slot)
                     if slot.wanted and slot.service is None:
-                        slot.service = self._make_service(slot)
-                        await asyncio.to_thread(slot.service.start)
+                        service = self._make_service(slot)
+                        try:
+                            await asyncio.to_thread(service.start)
+                        except SandboxError as error:  # its folder is still held by the one before: try again
+                            log.info("start_again", slot=slot.name, error=str(error))
+                            continue
+                        slot.service = service
             await asyncio.sleep(RESTART_S)
 
     def _make_service(self, slot: Slot) -> Service:
@@ -319,6 +326,11 @@ class Arena:
             port_setting="NEARLINE_HEALTH__PORT",
             program=("-m", "sandbox.chaos.wired"),
         )
+
+    def _note_failure(self, task: asyncio.Task[None]) -> None:
+        """The harness's own parts must not end unseen."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.surprises.append(f"the harness: {error!r}")
 
     def _note_end(self, slot: Slot) -> None:
         assert slot.service is not None
