@@ -13,11 +13,10 @@ import asyncio
 import contextlib
 import json
 import os
-import shlex
 import shutil
 import signal
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,22 +28,26 @@ from rich.markup import escape
 from contracts.codec import Codec
 from runtime.kafka import AIOKafkaProducer, make_producer
 from runtime.logs import configure_logs
-from runtime.settings import NOT_SETTINGS, PREFIX, Settings, load_settings
+from runtime.settings import Settings, load_settings
 from runtime.tasks import cancel_all
 from sandbox.children import FolderLock, find_free_port, port_is_free
+from sandbox.demo_environment import shell_path, write_environment
 from sandbox.live_backend import open_backend
-from sandbox.live_sources import NightSnapshot
+from sandbox.live_sources import NightSnapshot, UpdaterProbe
 from sandbox.processes import Service, ServiceUnavailable, get_json
 from sandbox.replay import publish_items, replay, send_event
 from sandbox.servers import DEFAULT_FOLDER, Sandbox
+from sandbox.supervisor import Supervisor
 from sandbox.topics import ensure_topics
 from sandbox.world import Stamper, World
 from viewers.redis_store import RedisStore, open_store
 
 PARTITIONS = 4
 DRAIN_DEADLINE_S = 30.0
-WATCHDOG_S = 0.5
-"""A process that was killed is seen to have ended by then."""
+STATS_DEADLINE_S = 30.0
+"""An updater that has ended is started again and answers by then."""
+SESSION_MS = 6_000
+"""A killed updater's partitions are given to the next one after this: the shortest that Kafka takes without being asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +88,8 @@ class _Demo:
         self.folder = Path(DEFAULT_FOLDER).absolute() / "demo"
         self.environment_file = self.folder / "env"
         self.stopping = asyncio.Event()
-        self.sent = 0  # live events acknowledged by Kafka
+        self.sent = 0  # live events handed to the producer
+        self.sent_before = 0  # of the history
 
     async def run(self) -> int:
         loop = asyncio.get_running_loop()
@@ -111,7 +115,7 @@ class _Demo:
             await self._history(settings, world, history)
             generation_id = await self._nightly(settings)
             async with self._services(environment) as (updater, homepage):
-                return await self._live(settings, sandbox, world, updater, homepage, generation_id)
+                return await self._live(settings, environment, sandbox, world, updater, homepage, generation_id)
         finally:
             await asyncio.to_thread(sandbox.stop)
 
@@ -120,7 +124,7 @@ class _Demo:
 
     def _clear_folder(self) -> None:
         """A fresh start each time. Errors: `SandboxError`, with nothing removed, if a running demo holds any part of the folder."""
-        claimed = ("kafka", "valkey", "updater", "homepage")
+        claimed = ("kafka", "valkey", "updater", "homepage", "nightly")
         for name in claimed:
             _require_free(self.folder / name, name)
         for name in ("generations", "lake", *claimed):
@@ -134,6 +138,7 @@ class _Demo:
             "NEARLINE_GENERATIONS_PATH": str(self.folder / "generations"),
             "NEARLINE_LAKE_PATH": str(self.folder / "lake"),
             "NEARLINE_TRAIN__FACTORS": "32",
+            "NEARLINE_KAFKA__SESSION_TIMEOUT_MS": str(SESSION_MS),
             "NEARLINE_LOG_LEVEL": "warning",
         }
         os.environ.update(environment)
@@ -144,6 +149,7 @@ class _Demo:
         await ensure_topics(settings, PARTITIONS)
         await publish_items(settings, world.catalogue)
         report = await replay(settings, history, speed=None)
+        self.sent_before = report.events
         self.progress.say(
             f"{len(world.catalogue):,} titles, {len(world.viewers):,} viewers and {report.events:,} events of history sent "
             f"through topic '{settings.kafka.topic}' ({report.events_per_s:,.0f} events/s)"
@@ -179,6 +185,7 @@ class _Demo:
     async def _live(
         self,
         settings: Settings,
+        environment: dict[str, str],
         sandbox: Sandbox,
         world: World,
         updater: Service,
@@ -186,6 +193,7 @@ class _Demo:
         generation_id: str,
     ) -> int:
         from runtime.http import serve
+        from sandbox.live_hands import open_actions
         from sandbox.livepage import make_app
 
         codec = Codec.load(settings.registry_path)
@@ -198,9 +206,30 @@ class _Demo:
             try:
                 viewers = asyncio.create_task(self._watchers(producer, codec, settings, world))
                 titles = asyncio.create_task(self._releases(producer, codec, settings, world))
-                stack.push_async_callback(cancel_all, viewers, titles)
-                await self._first_row(client, updater)
+                supervisor = Supervisor(updater, self.progress.say)
+                supervising = asyncio.create_task(supervisor.run())
+                stack.push_async_callback(cancel_all, viewers, titles, supervising)
+                await self._first_row(client, updater, supervising)
+                # What a button has started ends before the last look at what is accounted for.
+                pressed = await stack.enter_async_context(contextlib.AsyncExitStack())
                 if not self.options.json_output:
+                    probe = UpdaterProbe(client, updater.url)
+                    buttons = await pressed.enter_async_context(
+                        open_actions(
+                            settings=settings,
+                            environment=environment,
+                            folder=self.folder,
+                            store=store,
+                            codec=codec,
+                            producer=producer,
+                            world=world,
+                            last_night=night,
+                            supervisor=supervisor,
+                            probe=probe,
+                            on_sent=self._count,
+                            sent=lambda: self.sent_before + self.sent,
+                        )
+                    )
                     backend = open_backend(
                         settings=settings,
                         store=store,
@@ -212,6 +241,7 @@ class _Demo:
                         on_sent=self._count,
                         versions=(sandbox.kafka.version, sandbox.valkey.version),
                         last_night=night,
+                        buttons=buttons,
                     )
                     app = make_app(backend)
                     port = (
@@ -220,12 +250,14 @@ class _Demo:
                     page_port = await stack.enter_async_context(serve(app, "127.0.0.1", port))
                     stack.callback(app.state.streams.close)
                     self._invite(page_port, homepage, world)
-                await self._wait(viewers, titles, updater, homepage)
+                await self._wait((viewers, titles, supervising), updater, homepage)
+                await pressed.aclose()
                 await cancel_all(viewers, titles)
                 await producer.flush()
-                stats = await self._drained(client, updater, store)
+                stats = await self._drained(client, updater, store, supervising)
+                await cancel_all(supervising)
                 await asyncio.to_thread(updater.stop)
-                return await self._report(sandbox, store, stats, generation_id)
+                return await self._report(sandbox, store, stats, generation_id, supervisor.restarts)
             finally:
                 await producer.stop()
                 await store.close()
@@ -250,12 +282,11 @@ class _Demo:
             await asyncio.sleep(max(0.0, started_s + due_s - time.monotonic()))
             await producer.send(settings.kafka.catalogue_topic, codec.encode_item(item), key=item.item_id.encode())
 
-    async def _first_row(self, client: httpx.AsyncClient, updater: Service) -> None:
+    async def _first_row(self, client: httpx.AsyncClient, updater: Service, supervising: asyncio.Task[None]) -> None:
         while not self.stopping.is_set():
-            stats = await _read_stats(client, updater)
+            stats = await _read_stats(client, updater, supervising)
             if stats["rows_written"]:
                 break
-            updater.require_running()
             await asyncio.sleep(0.02)
         self.progress.say("[bold]the first row moved[/bold]")
 
@@ -273,42 +304,49 @@ class _Demo:
         console.print("  Ctrl-C ends everything.")
         console.print()
 
-    async def _wait(
-        self, viewers: asyncio.Task[None], titles: asyncio.Task[None], updater: Service, homepage: Service
-    ) -> None:
-        """Until the person or the clock says stop; raises if anything that should run has ended."""
+    async def _wait(self, tasks: tuple[asyncio.Task[None], ...], updater: Service, homepage: Service) -> None:
+        """Until the person or the clock says stop; raises if anything that should run has ended for good."""
         ends_s = None if self.options.run_for_s is None else time.monotonic() + self.options.run_for_s
         shown_s = time.monotonic() + 3
         async with httpx.AsyncClient(timeout=3) as client:
             while not self.stopping.is_set() and (ends_s is None or time.monotonic() < ends_s):
-                for task in (viewers, titles):
+                for task in tasks:
                     if task.done() and not task.cancelled() and task.exception() is not None:
                         await task
-                updater.require_running()
                 homepage.require_running()
                 if time.monotonic() > shown_s and not self.options.json_output:
                     shown_s = time.monotonic() + 10
-                    stats = await _read_stats(client, updater)
-                    recent: dict[str, Any] = stats["freshness_recent_s"]
-                    self.progress.say(
-                        f"event → row: p50 {recent['p50'] * 1000:.0f} ms, p99 {recent['p99'] * 1000:.0f} ms; "
-                        f"{stats['rows_written']:,} rows written, lag {stats['lag_records']}, unaccounted {stats['unaccounted']}"
-                    )
+                    with contextlib.suppress(ServiceUnavailable):  # being started again, which has been said
+                        self._say_stats(await get_json(client, updater.url + "/stats"))
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self.stopping.wait(), 0.2)
 
-    async def _drained(self, client: httpx.AsyncClient, updater: Service, store: RedisStore) -> dict[str, Any]:
+    def _say_stats(self, stats: dict[str, Any]) -> None:
+        recent: dict[str, Any] = stats["freshness_recent_s"]
+        if not recent["count"]:  # an updater that has only just started
+            return
+        self.progress.say(
+            f"event → row: p50 {recent['p50'] * 1000:.0f} ms, p99 {recent['p99'] * 1000:.0f} ms; "
+            f"{stats['rows_written']:,} rows written, lag {stats['lag_records']}, unaccounted {stats['unaccounted']}"
+        )
+
+    async def _drained(
+        self, client: httpx.AsyncClient, updater: Service, store: RedisStore, supervising: asyncio.Task[None]
+    ) -> dict[str, Any]:
         """Wait until every event sent is finished (or the deadline passes: then lag says so); the updater's last figures."""
         deadline_s = time.monotonic() + DRAIN_DEADLINE_S
         while time.monotonic() < deadline_s:
             markers = [m for p in range(PARTITIONS) if (m := await store.read_marker(p)) is not None]
             if sum(m.next_offset - m.origin for m in markers) >= self.sent:
                 break
-            updater.require_running()
+            if supervising.done():
+                await supervising
             await asyncio.sleep(0.02)
-        return await _read_stats(client, updater)
+        return await _read_stats(client, updater, supervising)
 
-    async def _report(self, sandbox: Sandbox, store: RedisStore, stats: dict[str, Any], generation_id: str) -> int:
+    async def _report(
+        self, sandbox: Sandbox, store: RedisStore, stats: dict[str, Any], generation_id: str, restarts: int
+    ) -> int:
         markers = [m for p in range(PARTITIONS) if (m := await store.read_marker(p)) is not None]
         finished = sum(m.next_offset - m.origin for m in markers)
         # Two independent questions: does every finished offset have a fate, and was every event we sent finished?
@@ -333,22 +371,27 @@ class _Demo:
         if self.options.json_output:
             print(json.dumps(result), flush=True)
         else:
+            since = " since the updater was last started again" if restarts else ""
             self.progress.say(
-                f"[bold]{self.sent:,} events, {stats['rows_written']:,} rows rewritten for {viewers:,} viewers[/bold]; event → row p50 "
-                f"{freshness['p50']:.0f} ms, p95 {freshness['p95']:.0f} ms, p99 {freshness['p99']:.0f} ms; "
+                f"[bold]{self.sent:,} events, {stats['rows_written']:,} rows rewritten{since} for {viewers:,} viewers[/bold]; "
+                f"event → row p50 {freshness['p50']:.0f} ms, p95 {freshness['p95']:.0f} ms, p99 {freshness['p99']:.0f} ms; "
                 f"{result['private']} private, {result['dead_letters']} dead letters, [bold]{unaccounted} unaccounted[/bold]"
             )
         return 0 if unaccounted == 0 else 1
 
 
-async def _read_stats(client: httpx.AsyncClient, updater: Service) -> dict[str, Any]:
-    """The updater's figures. Errors: `SandboxError` saying how it ended if that is why it does not answer; `ServiceUnavailable`."""
-    try:
-        return await get_json(client, updater.url + "/stats")
-    except ServiceUnavailable:
-        await asyncio.sleep(WATCHDOG_S)
-        updater.require_running()
-        raise
+async def _read_stats(client: httpx.AsyncClient, updater: Service, supervising: asyncio.Task[None]) -> dict[str, Any]:
+    """The updater's figures, waited for while it is started again. Errors: what its supervisor gave up with; `ServiceUnavailable`."""
+    deadline_s = time.monotonic() + STATS_DEADLINE_S
+    while True:
+        try:
+            return await get_json(client, updater.url + "/stats")
+        except ServiceUnavailable:
+            if supervising.done():
+                await supervising
+            if time.monotonic() > deadline_s:
+                raise
+        await asyncio.sleep(0.1)
 
 
 def _given_servers(settings: Settings) -> dict[str, str]:
@@ -359,25 +402,6 @@ def _given_servers(settings: Settings) -> dict[str, str]:
     if "NEARLINE_STORE__URL" in os.environ:
         given["url"] = settings.store.url.get_secret_value()
     return given
-
-
-def write_environment(path: Path, environ: Mapping[str, str]) -> None:
-    """Every setting in `environ` as a line that a shell reads; only for its owner, as a URL may hold a password."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.unlink(missing_ok=True)
-    path.touch(mode=0o600)
-    lines = [
-        f"export {name}={shlex.quote(value)}\n"
-        for name, value in sorted(environ.items())
-        if name.startswith(PREFIX) and not name.startswith(NOT_SETTINGS)
-    ]
-    path.write_text("".join(lines))
-
-
-def shell_path(path: Path) -> str:
-    """For typing after `.`: relative to the working directory if below it."""
-    here = Path.cwd()
-    return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
 
 
 def _require_free(folder: Path, what: str) -> None:

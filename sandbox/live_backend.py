@@ -27,12 +27,13 @@ from homepage.inspect import explain_viewer
 from homepage.render import Audience, default_keys, select_entries
 from runtime.kafka import AIOKafkaProducer, kafka_errors
 from runtime.settings import Settings
+from sandbox.action_views import ActionName, ActionView
 from sandbox.audience import Viewer
-from sandbox.live_sources import NightSnapshot, UpdaterProbe, UpdaterUnavailable
+from sandbox.live_actions import Actions
+from sandbox.live_sources import NightSnapshot, UpdaterProbe, UpdaterUnavailable, parts_of
 from sandbox.livepage import (
     Explanation,
     NotFound,
-    Part,
     PlayKind,
     PlayOutcome,
     RecentPlay,
@@ -100,12 +101,15 @@ class StoreBackend:
         probe: UpdaterProbe,
         versions: Versions,
         contributions: Contributions | None = None,
+        buttons: Actions | None = None,
         now_ms: Callable[[], float] = lambda: time.time() * 1000,
     ) -> None:
         self._store, self._codec, self._send = store, codec, send
         self._viewers = {viewer.viewer: viewer for viewer in viewers}
         self._catalogue, self._last_night, self._probe, self._versions = catalogue, last_night, probe, versions
         self._contributions, self._now_ms = contributions, now_ms
+        self._buttons = buttons
+        self._newest_stats: Stats | None = None
         self._counted: tuple[float, int] | None = None  # (when, events) of the last look at the updater
         self._rate = 0.0
 
@@ -159,7 +163,7 @@ class StoreBackend:
             return PlayOutcome(kind, item_id, None, (), None, message=message)
         row, seen_ms = answered
         timing, stored = await asyncio.gather(self._wait_for_timing(row.row_id), self._store.read_viewer(viewer))
-        parts = _parts(event_ms, acknowledged_ms, timing, seen_ms)
+        parts = parts_of(event_ms, acknowledged_ms, timing, seen_ms)
         view = self._view_of(who, row, default=False)
         return PlayOutcome(kind, item_id, sum(part.ms for part in parts), parts, view, self._recent(stored))
 
@@ -181,7 +185,17 @@ class StoreBackend:
         return Explanation(self._tile(item_id, entry), position, reasons)
 
     async def stats(self) -> Stats:
-        """The updater's numbers; the event rate is what it has decided since the last look."""
+        """The updater's numbers; while it is killed and comes back, what is measured without it."""
+        try:
+            self._newest_stats = await self._read_stats()
+        except UpdaterUnavailable:
+            if self._buttons is None or self._newest_stats is None or not self._buttons.running("kill"):
+                raise
+            return self._newest_stats.without_updater(self._buttons.newest_lag("kill"))
+        return self._newest_stats
+
+    async def _read_stats(self) -> Stats:
+        """The event rate is what the updater has decided since the last look."""
         told = await self._probe.stats()
         totals = {name: int(told[name]) for name in ("applied", "noop", "private", "dead", "absent")}
         now_s, events = time.monotonic(), sum(totals.values())
@@ -205,6 +219,16 @@ class StoreBackend:
             store_version=self._versions.store,
             viewers=len(self._viewers),
         )
+
+    def actions(self) -> tuple[ActionView, ...]:
+        """The buttons, if the demo has given any."""
+        return () if self._buttons is None else self._buttons.views()
+
+    async def press(self, action: ActionName) -> ActionView:
+        """Begin an action."""
+        if self._buttons is None:
+            raise NotFound("this page has no buttons: it does not own the updater")
+        return await self._buttons.press(action)
 
     async def watch_row(self, viewer: str) -> AsyncIterator[RowView]:
         """The row now, and again whenever the store holds another one."""
@@ -306,30 +330,6 @@ def _summary(viewer: Viewer) -> ViewerSummary:
     return ViewerSummary(viewer.viewer, viewer.name, viewer.taste, viewer.territory)
 
 
-def _parts(event_ms: int, acknowledged_ms: float, timing: RowTiming | None, seen_ms: float) -> tuple[Part, ...]:
-    """The legs from event to row; they follow one another and sum to the whole.
-
-    The updater may have fetched the record before the producer hears of the acknowledgement: then that leg ends there.
-    """
-    if timing is None:
-        return (
-            Part("produced", max(0.0, acknowledged_ms - event_ms)),
-            Part("row seen in the store", max(0.0, seen_ms - acknowledged_ms)),
-        )
-    produced_ms = max(float(event_ms), min(acknowledged_ms, timing.fetched_at_ms))
-    legs = (
-        ("produced", produced_ms),
-        ("fetched", max(produced_ms, timing.fetched_at_ms)),
-        ("state read", max(produced_ms, timing.computed_at_ms)),
-        ("computed, written", max(produced_ms, timing.written_at_ms)),
-    )
-    parts, before_ms = [], float(event_ms)
-    for name, at_ms in legs:
-        parts.append(Part(name, max(0.0, at_ms - before_ms)))
-        before_ms = max(before_ms, at_ms)
-    return tuple(parts)
-
-
 def open_backend(
     *,
     settings: Settings,
@@ -342,6 +342,7 @@ def open_backend(
     on_sent: Callable[[int], None],
     versions: tuple[str, str],
     last_night: LastNight | None = None,
+    buttons: Actions | None = None,
 ) -> StoreBackend:
     """The backend over what the demo has open. `versions`: of Kafka and of the store. `on_sent` is told of every event sent.
 
@@ -378,4 +379,5 @@ def open_backend(
         probe=UpdaterProbe(client, updater_url),
         versions=Versions(kafka, kept),
         contributions=contributions,
+        buttons=buttons,
     )

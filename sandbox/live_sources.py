@@ -12,6 +12,7 @@ import httpx
 from contracts.errors import TransientError
 from runtime.kafka import AIOKafkaConsumer, TopicPartition, kafka_errors, make_consumer
 from runtime.settings import Settings
+from sandbox.livepage import Part
 from updater.metrics import RowTiming
 from viewers.store import Marker, Store
 
@@ -88,6 +89,30 @@ class NightSnapshot:
                 found = await asyncio.gather(*(self._store.read_row(viewer) for viewer in batch))
                 rows |= dict(zip(batch, found, strict=True))
         return rows
+
+
+def parts_of(event_ms: int, acknowledged_ms: float, timing: RowTiming | None, seen_ms: float) -> tuple[Part, ...]:
+    """The legs from event to row; they follow one another and sum to the whole.
+
+    The updater may have fetched the record before the producer hears of the acknowledgement: then that leg ends there.
+    """
+    if timing is None:
+        return (
+            Part("produced", max(0.0, acknowledged_ms - event_ms)),
+            Part("row seen in the store", max(0.0, seen_ms - acknowledged_ms)),
+        )
+    produced_ms = max(float(event_ms), min(acknowledged_ms, timing.fetched_at_ms))
+    legs = (
+        ("produced", produced_ms),
+        ("fetched", max(produced_ms, timing.fetched_at_ms)),
+        ("state read", max(produced_ms, timing.computed_at_ms)),
+        ("computed, written", max(produced_ms, timing.written_at_ms)),
+    )
+    parts, before_ms = [], float(event_ms)
+    for name, at_ms in legs:
+        parts.append(Part(name, max(0.0, at_ms - before_ms)))
+        before_ms = max(before_ms, at_ms)
+    return tuple(parts)
 
 
 class LogProbe:

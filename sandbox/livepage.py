@@ -7,10 +7,12 @@ Everything that is not HTTP lies behind `LiveBackend`; `sandbox/live_backend.py`
     GET  /api/viewer/{viewer}          ViewerView
     POST /api/play                     {viewer, item_id, kind: play | skip | private} → PlayOutcome
     GET  /api/explain/{viewer}/{item}  Explanation
-    GET  /api/stream?viewer=           server-sent events: `stats` (Stats) once a second, `row` (RowView) on every change
+    POST /api/action                   {action: kill | poison | burst | generation} → ActionView; only from this page itself
+    GET  /api/stream?viewer=           server-sent events: `stats` (Stats) once a second, `row` (RowView) and `actions`
+                                       ([ActionView]) on every change
 
-Errors are JSON `{"error": …}`: 400 for what is malformed, 404 for what does not exist, 503 while a server behind is away,
-500 for anything else that this program says on purpose.
+Errors are JSON `{"error": …}`: 400 malformed, 403 an action that another site asks for, 404 no such thing, 409 an action that is
+under way, 503 while a server behind is away, 500 for anything else that this program says on purpose.
 """
 
 from __future__ import annotations
@@ -35,9 +37,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from contracts.errors import NearlineError, TransientError, UserError
 from contracts.events import valid_id
 from runtime.tasks import cancel_all
+from sandbox.action_views import ACTIONS, ActionName, ActionView, Refused, is_same_origin
 
 PAGE = Path(__file__).parent / "page"
 STATS_PERIOD_S = 1.0
+ACTIONS_PERIOD_S = 0.2
 MAX_BODY_BYTES = 4096
 MAX_QUERY_CHARACTERS = 80
 
@@ -170,6 +174,17 @@ class Stats:
     store_version: str
     viewers: int = 0
 
+    def without_updater(self, lag_records: int) -> Stats:
+        """The same while there is no updater: nothing happens, nothing is measured, and the lag is what others see."""
+        return dataclasses.replace(
+            self,
+            events_per_s=0.0,
+            freshness_p50_ms=None,
+            freshness_p95_ms=None,
+            freshness_p99_ms=None,
+            lag_records=lag_records,
+        )
+
 
 class NotFound(UserError):
     """No such viewer or title; the message is shown to the person."""
@@ -192,6 +207,12 @@ class LiveBackend(Protocol):
 
     async def stats(self) -> Stats:
         """The pipeline now."""
+
+    def actions(self) -> tuple[ActionView, ...]:
+        """The buttons and what became of their last press; empty if there are none."""
+
+    async def press(self, action: ActionName) -> ActionView:
+        """Begin an action. Raises `Refused` while it is under way."""
 
     def watch_row(self, viewer: str) -> AsyncIterator[RowView]:
         """The viewer's row each time it changes, without end."""
@@ -216,7 +237,7 @@ class Streams:
     async def run(self, backend: LiveBackend, viewer: str | None) -> AsyncIterator[bytes]:
         """Server-sent events until the client leaves or `close` is called."""
         queue: asyncio.Queue[bytes | None] = asyncio.Queue(maxsize=64)
-        tasks = [asyncio.create_task(_put_stats(backend, queue))]
+        tasks = [asyncio.create_task(_put_stats(backend, queue)), asyncio.create_task(_put_actions(backend, queue))]
         if viewer is not None:
             tasks.append(asyncio.create_task(_put_rows(backend, viewer, queue)))
         self._queues.add(queue)
@@ -245,16 +266,9 @@ def make_app(backend: LiveBackend) -> Starlette:
         return _answer(await backend.viewer_view(request.path_params["viewer"]))
 
     async def play(request: Request) -> Response:
-        # A form of another site cannot send this content type without being asked first.
-        if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
-            return _error(400, "the body must be application/json")
-        body = await _read_body(request)
-        try:
-            fields = json.loads(body)
-        except ValueError:
-            return _error(400, f"the body must be JSON of at most {MAX_BODY_BYTES} bytes")
-        if not isinstance(fields, dict):
-            return _error(400, "the body must be an object with viewer, item_id and kind")
+        fields = await _read_fields(request)
+        if isinstance(fields, str):
+            return _error(400, fields)
         kind = fields.get("kind", "play")
         for name in ("viewer", "item_id"):
             if not isinstance(fields.get(name), str) or not valid_id(fields[name]):
@@ -262,6 +276,16 @@ def make_app(backend: LiveBackend) -> Starlette:
         if kind not in PLAY_KINDS:
             return _error(400, f"kind: one of {', '.join(PLAY_KINDS)}")
         return _answer(await backend.play(fields["viewer"], fields["item_id"], cast(PlayKind, kind)))
+
+    async def action(request: Request) -> Response:
+        if not is_same_origin(request):
+            return _error(403, "only the page itself may press its buttons: send Origin as a browser does")
+        fields = await _read_fields(request)
+        if isinstance(fields, str):
+            return _error(400, fields)
+        if fields.get("action") not in ACTIONS:
+            return _error(400, f"action: one of {', '.join(ACTIONS)}")
+        return _answer(await backend.press(cast(ActionName, fields["action"])))
 
     async def explain(request: Request) -> Response:
         for name in ("viewer", "item_id"):
@@ -282,6 +306,8 @@ def make_app(backend: LiveBackend) -> Starlette:
             Route("/api/viewers", viewers),
             Route("/api/viewer/{viewer}", viewer),
             Route("/api/play", play, methods=["POST"]),
+            Route("/api/action", action, methods=["POST"]),
+            Route("/api/action", lambda request: _error(405, "a button is pressed by POST")),
             Route("/api/explain/{viewer}/{item_id}", explain),
             Route("/api/stream", stream),
             Route("/api/{rest:path}", lambda request: _error(404, "no such address")),
@@ -289,6 +315,7 @@ def make_app(backend: LiveBackend) -> Starlette:
         ],
         middleware=[Middleware(_Headers)],
         exception_handlers={
+            Refused: lambda request, error: _error(409, str(error)),
             NotFound: lambda request, error: _error(404, str(error)),
             TransientError: lambda request, error: _error(503, str(error)),
             NearlineError: lambda request, error: _error(500, str(error)),
@@ -323,6 +350,15 @@ async def _put_stats(backend: LiveBackend, queue: asyncio.Queue[bytes | None]) -
         await asyncio.sleep(STATS_PERIOD_S)
 
 
+async def _put_actions(backend: LiveBackend, queue: asyncio.Queue[bytes | None]) -> None:
+    told: tuple[ActionView, ...] = ()
+    while True:
+        if (now := backend.actions()) != told:
+            told = now
+            await queue.put(_event("actions", list(now)))
+        await asyncio.sleep(ACTIONS_PERIOD_S)
+
+
 async def _put_rows(backend: LiveBackend, viewer: str, queue: asyncio.Queue[bytes | None]) -> None:
     while True:
         with contextlib.suppress(TransientError):  # told by the stats beside; the next look may succeed
@@ -331,14 +367,22 @@ async def _put_rows(backend: LiveBackend, viewer: str, queue: asyncio.Queue[byte
         await asyncio.sleep(STATS_PERIOD_S)
 
 
-async def _read_body(request: Request) -> bytes:
-    """The body, or nothing if it is too long."""
+async def _read_fields(request: Request) -> dict[str, Any] | str:
+    """The JSON object of the body, or what is wrong with it."""
+    # A form of another site cannot send this content type without being asked first.
+    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+        return "the body must be application/json"
     body = b""
     async for chunk in request.stream():
         body += chunk
         if len(body) > MAX_BODY_BYTES:
-            return b""
-    return body
+            body = b""
+            break
+    try:
+        fields = json.loads(body)
+    except ValueError:
+        return f"the body must be JSON of at most {MAX_BODY_BYTES} bytes"
+    return fields if isinstance(fields, dict) else "the body must be an object"
 
 
 def _plain(value: Any) -> Any:

@@ -122,7 +122,7 @@ class Job:
         self.log.unlink(missing_ok=True)
         try:
             await to_the_end(self._child.start)
-            while self._child.running:
+            while self._child.running:  # noqa: ASYNC110 - its watchdog tells by ending
                 await asyncio.sleep(JOB_POLL_S)
             return read_exit_status(self._child)
         finally:

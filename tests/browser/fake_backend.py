@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 
 from contracts.catalogue import CatalogueItem
 from contracts.errors import StoreUnavailable
+from sandbox.action_views import ACTIONS, ActionName, ActionView, Figure, Refused, Step, Verdict
 from sandbox.livepage import (
     Explanation,
     NotFound,
@@ -29,6 +30,10 @@ NOW_MS = 1_790_000_000_000
 ROW_LENGTH = 60
 PARTS = (Part("produced", 3.4), Part("fetched", 9.1), Part("computed", 5.2), Part("written", 2.3))
 """Sums to 20 ms."""
+FINE = Verdict(viewers=4_812, plays=143_207, events=201_933, took_s=2.1)
+WRONG = Verdict(
+    4_812, 143_207, 201_933, lost=2, doubled=1, unaccounted=3, problems=("viewer ana-0042: 2 facts missing",)
+)
 
 
 class FakeBackend:
@@ -51,6 +56,7 @@ class FakeBackend:
         self.watchers: dict[str, list[asyncio.Queue[RowView]]] = defaultdict(list)
         self.away = False
         self.sent: list[tuple[str, str, PlayKind]] = []
+        self.trials = {name: ActionView(name) for name in ACTIONS}
 
     def tile(self, item_id: str, source: str = "", score: float = 0.0) -> Tile:
         item = self.items[item_id]
@@ -126,6 +132,32 @@ class FakeBackend:
             52 + wave, 14 + wave / 3, 29 + wave, 41 + wave * 2, int(wave), 0, totals,
             "2026-09-21T0300", 4, "Kafka 4.1", "Valkey 9.1", len(self.summaries),
         )  # fmt: skip
+
+    def actions(self) -> tuple[ActionView, ...]:
+        return tuple(self.trials.values())
+
+    async def press(self, action: ActionName) -> ActionView:
+        """Under way until `finish`."""
+        before = self.trials[action]
+        if before.state == "running":
+            raise Refused(f"{action} is under way already")
+        steps = (Step(0.1, f"{action} has begun."),)
+        self.trials[action] = ActionView(action, "running", before.number + 1, steps, curve=((0.0, 0), (0.2, 900)))
+        return self.trials[action]
+
+    def finish(self, action: ActionName, verdict: Verdict | None, message: str = "") -> None:
+        """Tell the verdict."""
+        view = self.trials[action]
+        self.trials[action] = ActionView(
+            action,
+            "passed" if verdict is not None and verdict.ok else "failed",
+            view.number,
+            (*view.steps, Step(4.2, "All 201,933 records of the log are finished.")),
+            (Figure("most records behind", "4,310"), Figure("caught up after", "3.9 s")),
+            (*view.curve, (2.0, 4_310), (3.9, 0)),
+            message or (verdict.sentence() if verdict else ""),
+            verdict,
+        )
 
     async def watch_row(self, viewer: str) -> AsyncIterator[RowView]:
         queue: asyncio.Queue[RowView] = asyncio.Queue()

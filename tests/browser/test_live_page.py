@@ -11,8 +11,9 @@ import pytest
 from playwright.sync_api import Browser, Page, Request, ViewportSize, expect, sync_playwright
 
 from runtime.http import serve
+from sandbox.action_views import ActionName
 from sandbox.livepage import make_app
-from tests.browser.fake_backend import PARTS, FakeBackend
+from tests.browser.fake_backend import FINE, PARTS, WRONG, FakeBackend
 
 FLAGS = [
     "--no-sandbox",
@@ -268,13 +269,85 @@ def test_a_server_that_is_away_is_told_and_the_page_goes_on(open_page, served: S
     opened.problems[:] = [text for text in opened.problems if "503" not in text]  # the browser's own note of it
 
 
+BUTTONS: dict[ActionName, str] = {
+    "kill": "Kill the updater",
+    "poison": "Send poison",
+    "burst": "Burst",
+    "generation": "New generation",
+}
+
+
+@pytest.mark.parametrize("action", BUTTONS)
+@pytest.mark.parametrize("key", ["Enter", "Space"])
+def test_a_button_is_pressed_by_keyboard_refused_meanwhile_and_ends_in_its_verdict(
+    open_page, served: Served, action: ActionName, key: str
+) -> None:
+    """What happens, what was measured and the verdict are shown and said; a second press says why it is refused."""
+    opened = open_page(13)
+    page = opened.page
+    card = page.get_by_role("article", name=BUTTONS[action])
+    button = page.get_by_role("button", name=BUTTONS[action], exact=True)
+    button.focus()
+    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    page.keyboard.press(key)
+    expect(card).to_have_attribute("data-state", "running")
+    expect(card).to_have_attribute("aria-busy", "true")
+    expect(card.locator(".now")).to_have_text(f"{action} has begun.")
+    expect(card.locator(".curve polyline")).to_have_count(1)
+    expect(card.locator(".verdict")).to_be_empty()
+    page.keyboard.press(key)
+    expect(card.get_by_role("alert")).to_have_text(f"{action} is under way already")
+    served.loop.call_soon_threadsafe(served.backend.finish, action, FINE)
+    expect(card).to_have_attribute("data-state", "passed")
+    expect(card.locator(".verdict b")).to_have_text("0 lost, 0 doubled")
+    expect(card.locator(".verdict")).to_contain_text("4,812 viewers with 143,207 plays")
+    expect(card.locator(".figures")).to_contain_text("most records behind4,310")
+    expect(card.get_by_role("alert")).to_be_hidden()
+    expect(page.locator("#announcer")).to_have_text(f"{BUTTONS[action]}: {FINE.sentence()}")
+    assert page.evaluate("document.activeElement.textContent") == BUTTONS[action]
+    card.get_by_text("What happened").click()
+    expect(card.locator(".steps li")).to_have_count(2)
+    opened.problems[:] = [
+        text for text in opened.problems if "409" not in text
+    ]  # the browser's own note of the refusal
+
+
+def test_a_verdict_that_is_not_zero_and_one_that_could_not_be_had_are_red(open_page, served: Served) -> None:
+    """The numbers and the first finding are shown; without a comparison nothing is claimed."""
+    page = open_page(14).page
+    for action, verdict, message in (("kill", WRONG, ""), ("burst", None, "No verdict: the log cannot be read")):
+        page.get_by_role("button", name=BUTTONS[action], exact=True).click()
+        served.loop.call_soon_threadsafe(served.backend.finish, action, verdict, message)
+        expect(page.get_by_role("article", name=BUTTONS[action])).to_have_attribute("data-state", "failed")
+    wrong = page.get_by_role("article", name=BUTTONS["kill"]).locator(".verdict")
+    expect(wrong.locator("b")).to_have_text("2 lost, 1 doubled, 3 unaccounted")
+    expect(wrong).to_contain_text("viewer ana-0042: 2 facts missing")
+    none = page.get_by_role("article", name=BUTTONS["burst"]).locator(".verdict")
+    expect(none).to_have_text("No verdict: the log cannot be read")
+    expect(none).not_to_contain_text("0 lost")
+    bad = page.evaluate(
+        """() => { const probe = document.createElement("i"); probe.style.color = "var(--bad)"; document.body.append(probe);
+        const colour = getComputedStyle(probe).color; probe.remove(); return colour; }"""
+    )
+    for shown in (wrong.locator("b"), none):
+        assert shown.evaluate("node => getComputedStyle(node).color") == bad
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("viewport", [WIDE, NARROW], ids=["wide", "narrow"])
-def test_every_layout_fits_its_window_and_is_readable(open_page, viewport: ViewportSize, scheme: str) -> None:
+def test_every_layout_fits_its_window_and_is_readable(
+    open_page, served: Served, viewport: ViewportSize, scheme: str
+) -> None:
     """No sideways scrolling at 360 or 1440 pixels, in light and dark, and text stands out from its ground by 4.5 to 1."""
     page = open_page(12, viewport=viewport, color_scheme=scheme).page
     page.locator(".tile-play").first.click()
     expect(page.locator("#stopwatch")).to_have_attribute("data-state", "done")
+    page.get_by_role("button", name="Burst", exact=True).click()
+    served.loop.call_soon_threadsafe(served.backend.finish, "burst", WRONG)
+    expect(page.locator(".trial .verdict .wrong")).to_be_visible()
+    for log in page.get_by_text("What happened").all():
+        if log.is_visible():
+            log.click()
     assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
     contrasts = page.evaluate(
         """() => {

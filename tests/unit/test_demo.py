@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from sandbox.children import FolderLock, SandboxError
-from sandbox.demo import DemoOptions, _Demo, shell_path, write_environment
+from sandbox.demo import DemoOptions, _Demo
+from sandbox.demo_environment import shell_path, write_environment
 
 OPTIONS = DemoOptions(run_for_s=1, json_output=True, rate=1, seed=1, port=0)
 

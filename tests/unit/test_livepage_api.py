@@ -93,6 +93,49 @@ async def test_a_form_of_another_site_cannot_play(client: httpx.AsyncClient, bac
     assert backend.sent == []
 
 
+async def test_a_button_is_pressed_once_at_a_time(client: httpx.AsyncClient, backend: FakeBackend) -> None:
+    """The answer says that it is under way; the second press is a conflict, told in a sentence."""
+    pressed = await client.post("/api/action", json={"action": "kill"}, headers={"origin": "http://page"})
+    assert (pressed.status_code, pressed.json()["state"]) == (200, "running")
+    again = await client.post("/api/action", json={"action": "kill"}, headers={"origin": "http://page"})
+    assert (again.status_code, again.json()["error"]) == (409, "kill is under way already")
+    assert backend.trials["kill"].number == 1
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 403),
+        ({"origin": "http://evil.example"}, 403),
+        ({"origin": "null"}, 403),
+        ({"origin": "http://page:8080"}, 403),
+        ({"origin": "http://evil.example", "host": "evil.example"}, 403),
+        ({"origin": "http://page", "sec-fetch-site": "cross-site"}, 403),
+        ({"origin": "http://page", "content-type": "text/plain"}, 400),
+        ({"origin": "http://page", "sec-fetch-site": "same-origin"}, 200),
+        ({"origin": "http://localhost:9", "host": "localhost:9"}, 200),
+    ],
+)
+async def test_only_the_page_itself_presses_buttons(
+    client: httpx.AsyncClient, backend: FakeBackend, headers: dict[str, str], status: int
+) -> None:
+    """Another site, a name that was made to point here, a form, and who does not say where they come from are refused."""
+    content = {"content-type": "application/json", **headers}
+    answer = await client.post("/api/action", content=b'{"action": "poison"}', headers=content)
+    assert answer.status_code == status
+    assert backend.trials["poison"].number == (status == 200)
+
+
+async def test_a_button_is_not_pressed_by_looking(client: httpx.AsyncClient, backend: FakeBackend) -> None:
+    """Only POST, and only buttons that exist."""
+    for method in ("GET", "PUT", "DELETE"):
+        answer = await client.request(method, "/api/action", headers={"origin": "http://page"})
+        assert answer.status_code == 405
+    answer = await client.post("/api/action", json={"action": "erase"}, headers={"origin": "http://page"})
+    assert answer.status_code == 400
+    assert all(view.number == 0 for view in backend.actions())
+
+
 async def test_unknown_viewers_titles_and_addresses_are_not_found(
     client: httpx.AsyncClient, backend: FakeBackend
 ) -> None:
@@ -115,13 +158,14 @@ async def test_a_stream_tells_stats_and_rows_and_ends_when_told(backend: FakeBac
             assert answer.headers["content-type"].startswith("text/event-stream")
             lines = answer.aiter_lines()
             seen: dict[str, dict] = {}
-            while "row" not in seen:
+            while not {"row", "actions"} <= seen.keys():
                 line = await anext(lines)
                 if line.startswith("event: "):
                     seen[line[7:]] = json.loads((await anext(lines)).removeprefix("data: "))
                     if line == "event: stats" and "row" not in seen:
                         await backend.play(viewer, backend.rows[viewer].tiles[0].item_id, "play")
             assert seen["stats"]["unaccounted"] == 0
+            assert [view["name"] for view in seen["actions"]] == ["kill", "poison", "burst", "generation"]
             assert seen["row"]["row_id"] == backend.rows[viewer].row_id
             app.state.streams.close()
             async for _ in lines:

@@ -6,10 +6,8 @@ import signal
 import sys
 from pathlib import Path
 
-import httpx
 import pytest
 
-from sandbox import demo
 from sandbox.children import Child, SandboxError, wait_until
 from sandbox.processes import Service, describe_end
 
@@ -38,14 +36,20 @@ def test_a_service_that_ended_says_how(tmp_path: Path, code: str, says: str) -> 
     service.stop()
 
 
-async def test_figures_that_are_not_to_be_had_because_the_updater_was_killed_say_so(tmp_path: Path) -> None:
-    service = start(tmp_path, "import time; time.sleep(60)")
-    service.require_running()
-    service._child.signal("KILL")
-    async with httpx.AsyncClient() as client:
-        with pytest.raises(SandboxError, match="killed by SIGKILL"):
-            await demo._read_stats(client, service)
-    service.stop()
+def test_a_service_that_was_killed_starts_again_at_the_same_address(tmp_path: Path) -> None:
+    service = Service("updater", {}, tmp_path, port_setting="PORT", program=("-c", "import time; time.sleep(60)"))
+    service.start()
+    url, first = service.url, service.pid
+    service.signal("KILL")
+    assert wait_until(lambda: not service.running, 20)
+    assert service.exit_status() == -signal.SIGKILL
+    service.restart()
+    try:
+        assert service.running
+        assert (service.url, service.exit_status()) == (url, None)
+        assert service.pid != first
+    finally:
+        service.stop(kill=True)
 
 
 def test_every_way_to_end_has_words() -> None:

@@ -17,15 +17,13 @@ const part = encodeURIComponent;
 export const searchViewers = (q) => ask(`/api/viewers?q=${part(q)}`);
 export const readViewer = (viewer) => ask(`/api/viewer/${part(viewer)}`);
 export const explain = (viewer, item) => ask(`/api/explain/${part(viewer)}/${part(item)}`);
-export const play = (viewer, item, kind) =>
-  ask("/api/play", {
-    method: "POST",
-    headers: { "content-type": "application/json" },
-    body: JSON.stringify({ viewer, item_id: item, kind }),
-  });
+const send = (path, fields) =>
+  ask(path, { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(fields) });
+export const play = (viewer, item, kind) => send("/api/play", { viewer, item_id: item, kind });
+export const act = (action) => send("/api/action", { action });
 
-// Stats once a second, the row whenever it changes. Returns a function that closes the stream.
-export function follow(viewer, { onStats, onRow, onState }) {
+// Stats once a second, the row and the buttons' doings whenever they change. Returns a function that closes the stream.
+export function follow(viewer, { onStats, onRow, onActions, onState }) {
   const source = new EventSource(`/api/stream?viewer=${part(viewer)}`);
   source.addEventListener("open", () => onState("live"));
   source.addEventListener("stats", (event) => {
@@ -33,6 +31,7 @@ export function follow(viewer, { onStats, onRow, onState }) {
     onStats(JSON.parse(event.data));
   });
   source.addEventListener("row", (event) => onRow(JSON.parse(event.data)));
+  source.addEventListener("actions", (event) => onActions(JSON.parse(event.data)));
   source.addEventListener("away", (event) => onState("away", JSON.parse(event.data).error));
   source.addEventListener("error", () => onState("away"));
   return () => source.close();

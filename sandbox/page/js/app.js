@@ -7,6 +7,7 @@ import { Picker } from "./picker.js";
 import { hues, poster } from "./poster.js";
 import { Row, showLadder } from "./row.js";
 import { Stopwatch } from "./stopwatch.js";
+import { Trials } from "./trials.js";
 import { closeOutside, showWhy } from "./why.js";
 
 const ENDINGS = { complete: "watched", stop: "stopped", skip: "skipped", start: "started" };
@@ -15,6 +16,7 @@ const state = { view: null, stop: () => {}, busy: false };
 const row = new Row(byId("tiles"), { onPlay: (tile) => press(tile, mode()), onSkip: (tile) => press(tile, "skip"), onWhy: why });
 const stopwatch = new Stopwatch(byId("stopwatch"), byId("stopwatch-ms"), byId("stopwatch-legs"), byId("stopwatch-note"));
 const instruments = new Instruments(byId("gauges"), byId("ledger"), byId("provenance"));
+const trials = new Trials(byId("breaking"), byId("trials"), { press: api.act, onSay: (text) => say(text) });
 const picker = new Picker(byId("picker-input"), byId("picker-list"), { search: api.searchViewers, onPick: choose, onProblem: problem });
 
 const mode = () => (byId("private-mode").checked ? "private" : "play");
@@ -40,7 +42,7 @@ async function choose(viewer) {
     byId("viewer-taste").textContent = view.viewer.taste.split(", ").join(" · ");
     document.title = `${given}’s row · Nearline`;
     draw(view.live);
-    state.stop = api.follow(viewer, { onStats: (stats) => instruments.show(stats), onRow: take, onState: link });
+    state.stop = api.follow(viewer, { onStats: (stats) => instruments.show(stats), onRow: take, onActions: (views) => trials.show(views), onState: link });
   } catch (error) {
     problem(error);
   }
