@@ -52,7 +52,7 @@ RESTART_S = 0.3
 """What an orchestrator takes to start a process that has ended."""
 HALTED_STATUS = 3
 TRY_AGAIN_STATUS = 4
-FLOOD = "poison"
+FLOOD = "could not be applied"
 """In the reason of a halt for too many records that cannot be applied."""
 GIVE_UP_S = 150.0
 """No fault may keep the lag above 0 for so long."""
