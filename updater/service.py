@@ -129,14 +129,17 @@ class Watch:
                 metrics.unaccounted.labels(*labels).set(0 if stored is None else stored.unaccounted)
 
     def check_progress(self) -> None:
-        """Errors: `KafkaUnavailable` if a partition with records waiting has not moved for too long, and nothing is known to be wrong."""
+        """Errors: `KafkaUnavailable` if a partition with records waiting has not moved for too long, and nothing is known to be wrong.
+
+        Only the broker's own word counts: while it does not answer, nobody waits for the client.
+        """
         updater, now_s = self._updater, self._now_s()
         progress = updater.checkpoint.progress if updater.checkpoint else {}
         before, self._waiting = self._waiting, {}
         for partition, at in progress.items():
             known, since_s = before.get(partition, (-1, now_s))
-            lag, limit_s = self._lag(partition, at.position), updater.settings.kafka.stall_timeout_s
-            if known != at.position or not lag or updater.failing_since is not None:
+            lag, limit_s = self._ends.get(partition, 0) - at.position, updater.settings.kafka.stall_timeout_s
+            if known != at.position or lag <= 0 or updater.failing_since is not None:
                 since_s = now_s
             self._waiting[partition] = (at.position, since_s)
             if now_s - since_s > limit_s:

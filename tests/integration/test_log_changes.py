@@ -14,7 +14,7 @@ from batch.copy import copy_records
 from batch.lake import Lake
 from batch.nightly import count_partitions, run_nightly
 from batch.plans import CopyReport
-from contracts.errors import HaltError
+from contracts.errors import HaltError, KafkaUnavailable
 from contracts.events import PlaybackEvent
 from runtime.kafka import (
     NewTopic,
@@ -34,6 +34,7 @@ from tests.consistency import CODEC, PARTITIONS, Stage, make_stage, plays, publi
 from tests.unit.test_state import oracle
 from tests.worlds import wait_until
 from updater.dlq import list_letters
+from updater.service import Watch
 from viewers.packing import unpack
 from viewers.state import Limits
 
@@ -316,3 +317,29 @@ async def test_every_rebalance_gives_another_assignment_even_of_the_same_partiti
             await wait_until(lambda: two.ready and bool(two.checkpoint.progress), "the other has some")
         await wait_until(lambda: one.ready and len(one.checkpoint.progress) == PARTITIONS, "it has them all again")
         assert assignment_of(one.consumer) is not first
+
+
+async def test_an_updater_whose_client_stops_fetching_without_a_word_leaves(stage: Stage) -> None:
+    kafka = stage.settings.kafka.model_copy(update={"stall_timeout_s": 1.0})
+    async with stage.updater(kafka=kafka) as updater:
+        await stage.send(plays(9, 60))
+        await stage.drained(60)
+        watching = asyncio.create_task(Watch(updater).run())
+        fetch = updater.consumer.getmany
+
+        called = asyncio.Event()
+
+        async def silent(*partitions: TopicPartition, timeout_ms: int, max_records: int) -> dict[TopicPartition, list]:
+            called.set()
+            await asyncio.sleep(timeout_ms / 1000)
+            return {}
+
+        updater.consumer.getmany = silent
+        await called.wait()
+        await stage.send(plays(9, 60, start=60))
+        with pytest.raises(KafkaUnavailable, match=r"records wait at offset .* for 1 s.*leaving"):
+            async with asyncio.timeout(30):
+                await watching
+        updater.consumer.getmany = fetch
+        await stage.drained(120)
+    await stage.assert_consistent()

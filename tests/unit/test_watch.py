@@ -104,9 +104,12 @@ async def test_an_updater_that_knows_what_it_waits_for_is_left_alone_and_has_the
     await stream.passes(29)
 
 
-async def test_a_broker_that_does_not_answer_is_no_stall_of_a_client_that_heard_of_nothing() -> None:
-    stream = Stream(Broker(heard=5, end=None))
+@pytest.mark.parametrize("heard", [5, 8])
+async def test_a_broker_that_does_not_answer_is_no_stall_of_the_client(heard: int) -> None:
+    stream = Stream(Broker(heard=heard, end=None))
     await stream.passes(600)
+    stream.updater.consumer.end = 8
+    await stream.passes(29)
 
 
 async def test_a_partition_that_was_elsewhere_meanwhile_has_the_whole_time() -> None:
