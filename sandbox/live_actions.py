@@ -90,11 +90,10 @@ class Hands:
 
 @dataclass(slots=True)
 class _Run:
-    """One press under way. `peak`: the most records behind; `worst_s`: the greatest 99th percentile that was seen."""
+    """One press under way. `worst_s`: the greatest 99th percentile that was seen."""
 
     view: ActionView
     began_s: float = field(default_factory=time.monotonic)
-    peak: int = 0
     worst_s: float = 0.0
     activations: list[tuple[float, int]] = field(default_factory=list)
 
@@ -111,7 +110,6 @@ class _Run:
         self.view = replace(self.view, figures=(*others, Figure(name, text)))
 
     def behind(self, records: int) -> None:
-        self.peak = max(self.peak, records)
         curve = (*self.view.curve, (round(self.elapsed_s, 2), records))
         if len(curve) > CURVE_POINTS:  # every second one says as much
             curve = curve[::2]
@@ -251,7 +249,6 @@ class Actions:
             slowest = (await self._hands.stats())["freshness_s"]
             if slowest.get("count", 1):
                 run.measured("the row that waited longest", f"{slowest['max']:.1f} s")
-        run.measured("most records behind", f"{run.peak:,}")
 
     async def _has_moved(self, instance: str, stood: Mapping[int, int]) -> bool:
         """Whether somebody goes on where the killed one stopped; without new records: is ready to."""
@@ -306,7 +303,6 @@ class Actions:
         run.say(f"{len(plays):,} viewers pressed play within {sent_s:.1f} s.")
         await self._reach(await self._hands.log.ends(), DRAIN_DEADLINE_S)
         took_s = time.monotonic() - started_s
-        run.measured("most records behind", f"{run.peak:,}")
         run.measured("caught up after", f"{took_s:.1f} s")
         run.say(f"Every one of them is in their state and row, {took_s:.1f} s after the press.")
         waits_ms = sorted(await self._hands.waits_ms(plays[:: max(1, len(plays) // WAITS_LOOKED_AT)]))

@@ -277,6 +277,12 @@ BUTTONS: dict[ActionName, str] = {
 }
 
 
+def press(page: Page, action: ActionName) -> None:
+    """Press a button, and wait until it is under way."""
+    page.get_by_role("button", name=BUTTONS[action], exact=True).click()
+    expect(page.get_by_role("article", name=BUTTONS[action])).to_have_attribute("data-state", "running")
+
+
 @pytest.mark.parametrize("action", BUTTONS)
 @pytest.mark.parametrize("key", ["Enter", "Space"])
 def test_a_button_is_pressed_by_keyboard_refused_meanwhile_and_ends_in_its_verdict(
@@ -316,7 +322,7 @@ def test_a_verdict_that_is_not_zero_and_one_that_could_not_be_had_are_red(open_p
     """The numbers and the first finding are shown; without a comparison nothing is claimed."""
     page = open_page(14).page
     for action, verdict, message in (("kill", WRONG, ""), ("burst", None, "No verdict: the log cannot be read")):
-        page.get_by_role("button", name=BUTTONS[action], exact=True).click()
+        press(page, action)
         served.loop.call_soon_threadsafe(served.backend.finish, action, verdict, message)
         expect(page.get_by_role("article", name=BUTTONS[action])).to_have_attribute("data-state", "failed")
     wrong = page.get_by_role("article", name=BUTTONS["kill"]).locator(".verdict")
@@ -342,9 +348,9 @@ def test_every_layout_fits_its_window_and_is_readable(
     page = open_page(12, viewport=viewport, color_scheme=scheme).page
     page.locator(".tile-play").first.click()
     expect(page.locator("#stopwatch")).to_have_attribute("data-state", "done")
-    page.get_by_role("button", name="Burst", exact=True).click()
+    press(page, "burst")
     served.loop.call_soon_threadsafe(served.backend.finish, "burst", WRONG)
-    expect(page.locator(".trial .verdict .wrong")).to_be_visible()
+    expect(page.locator("[data-action=burst] .wrong")).to_be_visible()
     for log in page.get_by_text("What happened").all():
         if log.is_visible():
             log.click()

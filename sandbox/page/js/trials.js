@@ -8,6 +8,7 @@ const KINDS = {
   burst: ["Burst", "Thousands of viewers press play at the same moment. The lag rises, and falls to nothing."],
   generation: ["New generation", "A whole nightly run while everybody watches on: train, publish, swap, rebuild every row."],
 };
+const FLAT = 200; // records: a fraction of a second
 const RUNNING = "Under way …";
 
 export class Trials {
@@ -31,12 +32,13 @@ export class Trials {
     const card = { title, button, shown: null, verdict: element("p", { className: "verdict" }), refusal: element("p", { className: "refusal", role: "alert" }) };
     card.figures = element("dl", { className: "figures" });
     card.curve = svg("svg", { viewBox: "0 0 200 40", preserveAspectRatio: "none", "aria-hidden": "true", class: "curve" });
+    card.scale = element("p", { className: "scale" });
     card.steps = element("ol", { className: "steps" });
-    card.log = element("details", { hidden: true }, element("summary", { text: "What happened" }), card.steps);
+    card.log = element("details", { hidden: true, open: name === "poison" }, element("summary", { text: "What happened" }), card.steps);
     card.now = element("p", { className: "now" });
     card.node = element("article", { className: "trial", "data-action": name, "data-state": "idle", "aria-label": title },
       button, element("p", { className: "what", id: `trial-${name}-what`, text: what }),
-      card.curve, card.now, card.figures, card.verdict, card.refusal, card.log);
+      card.curve, card.scale, card.now, card.figures, card.verdict, card.refusal, card.log);
     button.addEventListener("click", () => this.#press(name, card));
     return card;
   }
@@ -62,7 +64,7 @@ export class Trials {
     card.figures.replaceChildren(...view.figures.map((figure) => element("div", {}, element("dt", { text: figure.name }), element("dd", { text: figure.text }))));
     card.steps.replaceChildren(...view.steps.map((step) => element("li", {}, element("b", { text: `${step.at_s.toFixed(1)} s` }), ` ${step.text}`)));
     card.log.hidden = !view.steps.length;
-    this.#plot(card.curve, view.curve);
+    this.#plot(card, view.curve);
     this.#judge(card, view);
     if (before?.state === "running" && view.state !== "running") {
       card.refusal.textContent = "";
@@ -80,12 +82,15 @@ export class Trials {
       ...verdict.problems.map((problem) => element("span", { className: "wrong", text: problem })));
   }
 
-  // Records behind, from the press on.
-  #plot(curve, points) {
-    const [last, top] = [Math.max(1e-9, points.at(-1)?.[0] ?? 0), Math.max(10, ...points.map(([, behind]) => behind))];
+  // Records behind, from the press on. A handful is nothing, and is drawn as such.
+  #plot({ curve, scale }, points) {
+    const [last, most] = [Math.max(1e-9, points.at(-1)?.[0] ?? 0), Math.max(0, ...points.map(([, behind]) => behind))];
+    const top = Math.max(FLAT, most);
     const path = points.map(([at, behind]) => `${((at / last) * 200).toFixed(1)},${(38 - (behind / top) * 34).toFixed(1)}`);
-    curve.classList.toggle("empty", points.length < 2);
-    curve.replaceChildren(...(points.length < 2 ? [] : [
+    const none = points.length < 2;
+    curve.classList.toggle("empty", none);
+    scale.textContent = none ? "" : `records behind: ${number(points.at(-1)[1])} now, at most ${number(most)}`;
+    curve.replaceChildren(...(none ? [] : [
       svg("polygon", { points: `${path[0].split(",")[0]},40 ${path.join(" ")} 200,40` }), svg("polyline", { points: path.join(" ") })]));
   }
 }
