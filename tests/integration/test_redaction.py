@@ -20,6 +20,7 @@ from typing import Any
 
 import httpx
 import jwt
+import psutil
 import pyarrow.parquet as pq
 import pytest
 import redis
@@ -243,6 +244,12 @@ def look_at_pages(world: World, when: str) -> None:
         ).content
 
 
+def listening(children: list[subprocess.Popen[bytes]]) -> set[tuple[str, int]]:
+    """Every address at which these processes can be reached."""
+    found = [one for child in children for one in psutil.Process(child.pid).net_connections(kind="inet")]
+    return {(one.laddr.ip, one.laddr.port) for one in found if one.status == psutil.CONN_LISTEN}
+
+
 def stats(world: World) -> dict[str, Any]:
     answer: dict[str, Any] = httpx.get(f"http://127.0.0.1:{world.health_port}/stats", timeout=10).json()
     return answer
@@ -255,9 +262,9 @@ async def test_no_mark_is_said_anywhere(world: World) -> None:
     await send(settings, events(), catalogue())
     world.verb("nightly", "nightly", "--seed", "--skip-evaluation")  # 1
     with ExitStack() as services:  # 2
-        services.enter_context(world.process("updater", "updater"))
-        services.enter_context(world.process("homepage", "homepage"))
+        children = [services.enter_context(world.process(name, name)) for name in ("updater", "homepage")]
         wait(lambda: ask(world, "/health/ready").status_code == 200, "the home page is ready")
+        assert listening(children) == {("127.0.0.1", world.homepage_port), ("127.0.0.1", world.health_port)}
         await send_poison(settings)
         wait(lambda: stats(world)["dead"] + stats(world)["private"] >= len(POISON), "the poison is passed")
         look_at_pages(world, "with everything there")
