@@ -45,11 +45,13 @@ class SecureRedis:
 
     server: ValkeyServer
     tls_port: int
-    certificates: Certificates
+    certificates: Certificates | None
     namespace: str
 
     def settings(self, user: str = "", password: str = ENCODED, *, port: int = 0, **more: Any) -> StoreSettings:
         login = f"{user}:{password}@" if user else ""
+        if self.certificates is None:
+            return StoreSettings(url=self.server.url.replace("//", f"//{login}"), namespace=self.namespace)
         url = f"rediss://{login}127.0.0.1:{port or self.tls_port}/0"
         return StoreSettings(**({"url": url, "namespace": self.namespace, "ssl_ca_file": self.certificates.ca} | more))
 
@@ -290,10 +292,15 @@ def used(secure: SecureRedis) -> set[str]:
     return names - {"auth", "hello", "client|setinfo", "config|resetstat", "config|set", "acl|setuser", "acl|users"}
 
 
-async def test_each_process_runs_with_its_rights_over_tls_and_needs_every_one_of_them(
-    secure: SecureRedis, base: Settings
+@pytest.mark.parametrize("product", ["redis over TLS", "valkey"])
+async def test_each_process_runs_with_its_rights_and_needs_every_one_of_them(
+    product: str, base: Settings, request: pytest.FixtureRequest, namespace: str
 ) -> None:
     """From plays to everybody's row, to a play in the evening, to the page."""
+    if product == "valkey":
+        secure = SecureRedis(request.getfixturevalue("fresh_valkey"), 0, None, namespace)
+    else:
+        secure = request.getfixturevalue("secure")
     for user in ("updater", "homepage", "nightly", "operator"):
         secure.allow(f"nearline-{user}")
     secure.command("ACL", "SETUSER", "default", "-@all", "+acl", "+config", "+info", "+ping")  # nobody's else
