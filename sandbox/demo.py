@@ -193,7 +193,6 @@ class _Demo:
         generation_id: str,
     ) -> int:
         from runtime.http import serve
-        from sandbox.live_hands import open_actions
         from sandbox.livepage import make_app
 
         codec = Codec.load(settings.registry_path)
@@ -213,6 +212,8 @@ class _Demo:
                 # What a button has started ends before the last look at what is accounted for.
                 pressed = await stack.enter_async_context(contextlib.AsyncExitStack())
                 if not self.options.json_output:
+                    from sandbox.live_hands import open_actions
+
                     probe = UpdaterProbe(client, updater.url)
                     buttons = await pressed.enter_async_context(
                         open_actions(
