@@ -46,6 +46,9 @@ logger.config.name=org.apache.kafka.common.config.AbstractConfig
 logger.config.level=warn
 logger.kafkaconfig.name=kafka.server.KafkaConfig
 logger.kafkaconfig.level=warn
+# Every decision, where an authorizer is configured at all.
+logger.authorizer.name=kafka.authorizer.logger
+logger.authorizer.level=debug
 """
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import re
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -30,8 +31,8 @@ from sandbox.servers import KafkaServer, ValkeyServer
 from tests.certificates import Certificates
 from tests.conftest import require_or_skip
 from tests.integration.test_nightly import catalogue, history, send
-from tests.secure_kafka import PASSWORD, allow, deny, make_users, rights, secure_kafka
-from tests.worlds import play_event, wait_until
+from tests.secure_kafka import OPERATIONS, PASSWORD, RESOURCES, allow, deny, make_users, rights, secure_kafka
+from tests.worlds import T0, play_event, wait_until
 from updater.consumer import Updater
 from updater.dlq import list_letters, replay
 from viewers.memory_store import MemoryStore
@@ -210,10 +211,12 @@ async def updating(settings: Settings) -> AsyncIterator[Updater]:
         await store.close()
 
 
-async def send_raw(settings: Settings, value: bytes) -> None:
+async def send_raw(settings: Settings, value: bytes, timestamp_ms: int | None = None) -> None:
     producer = await make_producer(settings)
     with kafka_errors("sending", settings):
-        await producer.send_and_wait(settings.kafka.topic, value, key=b"v01", headers=[("private", b"0")])
+        await producer.send_and_wait(
+            settings.kafka.topic, value, key=b"v01", headers=[("private", b"0")], timestamp_ms=timestamp_ms
+        )
     await producer.stop()
 
 
@@ -233,7 +236,9 @@ async def page(settings: Settings, viewer: str) -> dict[str, Any]:
     return dict(body)
 
 
-async def test_each_process_runs_with_the_rights_that_the_page_lists(secure: SecureKafka, base: Settings) -> None:
+async def test_each_process_runs_with_the_rights_that_the_page_lists_and_uses_every_one(
+    secure: SecureKafka, base: Settings
+) -> None:
     """From the players to the lake, to everybody's row, to an evening with poison, to dead letters and an erasure."""
     await give(
         secure, base, "players", "nearline-updater", "nearline-homepage", "nearline-nightly", "nearline-operator"
@@ -262,7 +267,27 @@ async def test_each_process_runs_with_the_rights_that_the_page_lists(secure: Sec
     assert receipt.dead_letters == 1
     again = await run_nightly(nightly, store, skip_evaluation=True, progress=SilentProgress())
     assert again.copied["impressions"] == 1
+    async with updating(as_user(base, secure, "nearline-updater")) as updater:
+        await send_raw(players, b"late, of an erased viewer", T0)
+        await wait_until(lambda: updater.metrics.records.labels("dead")._value.get() > 0, "another dead letter")
+    await run_nightly(nightly, store, skip_evaluation=True, progress=SilentProgress())
+    assert (await list_letters(operator)).letters == 0
     await store.close()
+    assert used(secure, base) == set(rights(base.kafka.topic, base.kafka.group_id))
+
+
+def used(secure: SecureKafka, base: Settings) -> set[tuple[str, int, str, int]]:
+    """The rights of this test's stream that were asked for and given, as the broker's authorizer tells; Describe comes with any other."""
+    operations = {name.upper(): number for name, number in OPERATIONS.items()}
+    kinds = {"Topic": RESOURCES["--topic"], "Group": RESOURCES["--group"]}
+    decision = r"Principal = (User:\S+) is Allowed operation = (\w+) from host = \S+ on resource = (\w+):LITERAL:(\S+)"
+    found = re.findall(decision, secure.server.log_path.read_text(errors="replace"))
+    mine = (base.kafka.topic, f"{base.kafka.topic}.", base.kafka.group_id)
+    return {
+        (principal, kinds[kind], name, operations[operation.replace("_", "")])
+        for principal, operation, kind, name in found
+        if principal != "User:ANONYMOUS" and kind in kinds and operation != "DESCRIBE" and name.startswith(mine)
+    }
 
 
 async def test_a_stranger_sees_and_changes_nothing(secure: SecureKafka, base: Settings) -> None:
