@@ -28,7 +28,7 @@ POISON_RECORDS = 6
 FLOOD_LOOKBACK = FLOOD_WINDOW + 2_000
 """Records within which poison adds up: the updater's window, and what its newest batches may add to it."""
 BURST_PLAYS = 5_000
-WAITS_LOOKED_AT = 150
+WAITS_LOOKED_AT = 120
 """Plays of a burst whose way to the row is asked for, one request each."""
 CHUNK = 100
 """Plays handed over before others have their turn."""
@@ -305,7 +305,9 @@ class Actions:
         took_s = time.monotonic() - started_s
         run.measured("caught up after", f"{took_s:.1f} s")
         run.say(f"Every one of them is in their state and row, {took_s:.1f} s after the press.")
-        waits_ms = sorted(await self._hands.waits_ms(plays[:: max(1, len(plays) // WAITS_LOOKED_AT)]))
+        waits_ms: list[float] = []
+        with contextlib.suppress(TransientError):  # somebody may kill the updater meanwhile
+            waits_ms = sorted(await self._hands.waits_ms(plays[:: max(1, len(plays) // WAITS_LOOKED_AT)]))
         if waits_ms:
             run.measured(
                 "event → row, of some of them", f"p50 {_at(waits_ms, 0.5):,.0f} ms, p99 {_at(waits_ms, 0.99):,.0f} ms"
@@ -316,7 +318,8 @@ class Actions:
             "The nightly job has begun, as a process of its own, while everybody watches on: copy, train, evaluate."
         )
         told = await self._hands.nightly()
-        self._note_stats(run, await self._hands.stats())
+        with contextlib.suppress(TransientError):
+            self._note_stats(run, await self._hands.stats())
         run.say(told[:1].upper() + told[1:] + ".")
         if len(run.activations) > 1:
             at_s, activation = run.activations[-1]

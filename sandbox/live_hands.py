@@ -31,6 +31,7 @@ from viewers.store import Store
 
 FIRST_TITLES = 12
 """A burst plays one of the first titles of each viewer's row: what a page shows."""
+ASKED_AT_ONCE = 8
 DEFAULT_DURATION_MS = 45 * 60_000
 HOUR_MS = 3_600_000
 SOMEBODY_ELSE = b"somebody-else"
@@ -137,14 +138,19 @@ class _Sender:
 
 async def read_waits(store: Store, codec: Codec, probe: UpdaterProbe, plays: Plays) -> list[float]:
     """From event to row written, ms, of the plays that their viewer's row is about and whose timing the updater remembers."""
-    waits = []
-    for viewer, event_ms in plays:
+
+    async def wait_of(viewer: str, event_ms: int) -> float | None:
         data = await store.read_row(viewer)
         row = codec.decode_row(data) if data else None
         if row is None or row.event_time_ms != event_ms:
-            continue  # there was a later event since
-        if (timing := await probe.timing(row.row_id)) is not None:
-            waits.append(timing.written_at_ms - event_ms)
+            return None  # there was a later event since
+        timing = await probe.timing(row.row_id)
+        return None if timing is None else timing.written_at_ms - event_ms
+
+    waits: list[float] = []
+    for start in range(0, len(plays), ASKED_AT_ONCE):
+        found = await asyncio.gather(*(wait_of(*play) for play in plays[start : start + ASKED_AT_ONCE]))
+        waits += [wait for wait in found if wait is not None]
     return waits
 
 

@@ -238,6 +238,23 @@ async def test_a_new_generation_tells_the_swap_and_lets_the_others_be_pressed(
     assert figures(view)["swapped"] == "activation 1 → 2"
 
 
+@pytest.mark.parametrize("name", ["burst", "generation"])
+async def test_an_updater_that_is_killed_meanwhile_takes_figures_away_but_not_the_verdict(
+    actions: Actions, service: Service, monkeypatch: pytest.MonkeyPatch, name: ActionName
+) -> None:
+    async def away(plays: object) -> list[float]:
+        raise KafkaUnavailable("away")
+
+    monkeypatch.setattr(service, "waits_ms", away)
+    actions = Actions(service.hands(), burst_plays=10)
+    service.down = True
+    service.night.set()
+    await actions.press(name)
+    view = await ended(actions, name)
+    assert (view.state, view.verdict) == ("passed", FINE)
+    assert not any("→" in figure for figure in figures(view))
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

@@ -16,6 +16,7 @@ from contracts.codec import Codec
 from contracts.events import Kind, PlaybackEvent, validate
 from homepage.catalogue import Catalogue
 from sandbox import live_backend
+from sandbox.action_views import ActionView
 from sandbox.audience import Viewer
 from sandbox.live_backend import StoreBackend, Versions
 from sandbox.live_sources import NightSnapshot, UpdaterProbe, UpdaterUnavailable
@@ -193,6 +194,49 @@ async def test_stats_come_from_the_updater(bench: Bench) -> None:
     stats = await bench.backend.stats()
     assert stats.freshness_p99_ms == pytest.approx(40)
     assert (stats.kafka_version, stats.store_version) == ("Kafka 4.1.0", "Valkey 9.1.2")
+
+
+class Buttons:
+    """Buttons of which one is under way, or none."""
+
+    def __init__(self) -> None:
+        self.under_way = ""
+
+    def running(self, name: str) -> bool:
+        return name == self.under_way
+
+    def newest_lag(self, name: str) -> int:
+        return 312
+
+    def views(self) -> tuple[ActionView, ...]:
+        return (ActionView("kill"),)
+
+
+async def test_while_a_button_has_killed_the_updater_its_lag_is_measured_without_it(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing happens and nothing is measured then; an updater that is away for another reason is told as such."""
+    buttons = bench.backend._buttons = Buttons()  # type: ignore[assignment]
+    known = await bench.backend.stats()
+
+    async def away() -> Mapping[str, Any]:
+        raise UpdaterUnavailable("gone")
+
+    monkeypatch.setattr(bench, "stats", away)
+    with pytest.raises(UpdaterUnavailable):
+        await bench.backend.stats()
+    buttons.under_way = "kill"
+    stats = await bench.backend.stats()
+    assert (stats.lag_records, stats.events_per_s, stats.freshness_p99_ms) == (312, 0, None)
+    assert (stats.totals, stats.generation_id) == (known.totals, known.generation_id)
+
+
+async def test_a_page_that_owns_no_updater_has_no_buttons(bench: Bench) -> None:
+    assert bench.backend.actions() == ()
+    with pytest.raises(NotFound):
+        await bench.backend.press("kill")
+    bench.backend._buttons = Buttons()  # type: ignore[assignment]
+    assert bench.backend.actions() == (ActionView("kill"),)
 
 
 async def test_search_finds_names_first_and_anybody_for_nothing(bench: Bench) -> None:
