@@ -1,14 +1,17 @@
 """The nights of a replay: when the model is refitted, on which plays, and the generation that comes of it.
 
 A refit at time t is trained on the plays before t, exactly: later ones are not in the arrays it is given. Training needs only
-plays, so the next night is trained ahead, in a thread beside the replay.
+plays, so the next nights are trained ahead, in threads beside the replay.
 """
 
 from __future__ import annotations
 
+import os
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 from scipy.sparse import csr_matrix
@@ -62,13 +65,14 @@ def plan_nights(plays: Plays, first: int, every_days: float) -> list[Night]:
 
 
 def make_refits(plays: Plays, nights: Sequence[Night], train: TrainSettings) -> Iterator[Refit]:
-    """Each night's refit, in order, the next one being trained meanwhile."""
-    with ThreadPoolExecutor(1, thread_name_prefix="refit") as executor:
-        ahead = executor.submit(refit, plays, nights[0], train)
-        for following in [*nights[1:], None]:
-            made = ahead.result()
-            if following is not None:
-                ahead = executor.submit(refit, plays, following, train)
+    """Each night's refit, in order; the next ones are trained meanwhile, one on each core."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    following = iter(nights)
+    with ThreadPoolExecutor(cores, thread_name_prefix="refit") as executor:
+        ahead = deque(executor.submit(refit, plays, night, train) for night in islice(following, cores))
+        while ahead:
+            made = ahead.popleft().result()
+            ahead.extend(executor.submit(refit, plays, night, train) for night in islice(following, 1))
             yield made
 
 
