@@ -18,9 +18,10 @@ from runtime import deadletters
 from runtime.deadletters import Letter, Mark, parse, read_records
 from runtime.kafka import ConsumerRecord, make_producer
 from runtime.settings import Settings
+from sandbox.processes import environment_of
 from sandbox.servers import KafkaServer, ValkeyServer
 from tests.conftest import TopicFactory
-from tests.consistency import CODEC, PARTITIONS, Stage, environment_of, make_stage, plays, publish
+from tests.consistency import CODEC, PARTITIONS, Stage, make_stage, plays, publish
 from tests.worlds import T0, play_event
 from updater import dlq
 from updater.dlq import erase_viewer, list_letters, replay

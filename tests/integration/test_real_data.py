@@ -33,11 +33,10 @@ from embeddings.generation import NEVER_MS, FoldInParameters, Generation
 from ranking.rows import CANDIDATES
 from runtime.settings import Settings
 from sandbox.importers import read_events, to_events
-from sandbox.processes import Service
+from sandbox.processes import Service, environment_of
 from sandbox.replay import replay
 from sandbox.servers import KafkaServer, ValkeyServer
 from sandbox.topics import ensure_topics
-from tests.consistency import environment_of
 from tests.worlds import wait_until, write_generation_folder
 from viewers.packing import pack, unpack
 from viewers.redis_store import RedisStore, open_store
