@@ -326,8 +326,12 @@ class Actions:
             run.measured("swapped", f"activation {run.activations[0][1]} → {activation}")
             run.say(f"The updater took it up {at_s:.1f} s after the press, between two batches, and went on.")
         if run.worst_s:
-            run.measured("event → row meanwhile, at worst", f"p99 {run.worst_s * 1000:,.0f} ms")
+            run.measured("event → row, worst p99", _time(run.worst_s * 1000))
         run.measured("took", f"{run.elapsed_s:.1f} s")
+
+
+def _time(ms: float) -> str:
+    return f"{ms:,.0f} ms" if ms < 1000 else f"{ms / 1000:,.1f} s"
 
 
 def _at(ascending: Sequence[float], share: float) -> float:

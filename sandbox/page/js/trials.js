@@ -33,7 +33,7 @@ export class Trials {
     card.figures = element("dl", { className: "figures" });
     card.curve = svg("svg", { viewBox: "0 0 200 40", preserveAspectRatio: "none", "aria-hidden": "true", class: "curve" });
     card.scale = element("p", { className: "scale" });
-    card.steps = element("ol", { className: "steps" });
+    card.steps = element("ol", { className: "steps", tabindex: 0, "aria-label": `${title}: what happened` }); // scrolls, so it takes the focus
     card.log = element("details", { hidden: true, open: name === "poison" }, element("summary", { text: "What happened" }), card.steps);
     card.now = element("p", { className: "now" });
     card.node = element("article", { className: "trial", "data-action": name, "data-state": "idle", "aria-label": title },
