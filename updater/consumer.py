@@ -63,7 +63,8 @@ RESUME_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 5.0
 """For each thing that is closed at a stop: three of them stay below the 30 s after which orchestrators kill."""
 PASS_EVERY_S = 1.0
-BACKOFF_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+BACKOFF_S = (0.1, 0.2, 0.5, 1.0)
+"""Between tries while a server or a schema is away. The last one is what its return may be noticed too late by."""
 
 T = TypeVar("T")
 
@@ -194,7 +195,8 @@ class Updater:
         for tally in counted.values():
             for decision in ("applied", "noop", "private", "dead", "absent"):
                 self.metrics.records.labels(decision).inc(getattr(tally, decision))
-        self.flood.observe(decided.records, self.flood.fresh(decided.dead_letters))
+        counted_below = {partition: todo.uncounted_from for partition, todo in decided.partitions.items()}
+        self.flood.observe(decided.records, self.flood.fresh(decided.dead_letters, counted_below))
 
     def _observe(self, decided: Plan, results: Sequence[RewriteResult], fetched_at_ms: float) -> None:
         self.metrics.batches.inc()

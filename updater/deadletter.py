@@ -14,7 +14,7 @@ import asyncio
 import hashlib
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from contracts.errors import HaltError
 from runtime.deadletters import SOURCE_EPOCH, SOURCE_SHA256, SOURCE_SIZE, SOURCE_TIMESTAMP
@@ -105,13 +105,17 @@ class FloodGuard:
         self._poison = 0
         self._counted_below: dict[int, int] = {}
 
-    def fresh(self, letters: Sequence[DeadLetter]) -> int:
-        """How many of these were not counted before: a rewind brings the same poison records again, and they are no more for it."""
-        before = dict(self._counted_below)
+    def fresh(self, letters: Sequence[DeadLetter], counted_below: Mapping[int, int]) -> int:
+        """How many of these were not counted before: a rewind brings the same poison records again, and they are no more for it.
+
+        `counted_below`: partition → the first offset that the marker's counters did not hold when the batch began. What a marker
+        has passed was looked at then, whoever did it: offsets that are set back by hand must not bring an old halt again.
+        """
+        before = {**self._counted_below}
         fresh = 0
         for letter in letters:
             partition, offset = letter.record.partition, letter.record.offset
-            fresh += offset >= before.get(partition, 0)
+            fresh += offset >= max(before.get(partition, 0), counted_below.get(partition, 0))
             self._counted_below[partition] = max(self._counted_below.get(partition, 0), offset + 1)
         return fresh
 

@@ -189,9 +189,15 @@ def test_poison_that_a_rewind_brings_again_is_counted_once() -> None:
     guard = FloodGuard()
     letters = [DeadLetter(FakeRecord(offset, b""), UndecodableRecord("x"), quotable=True) for offset in range(15)]
     for _ in range(10):
-        guard.observe(50, guard.fresh(letters))
+        guard.observe(50, guard.fresh(letters, {}))
     again = DeadLetter(FakeRecord(15, b""), UndecodableRecord("x"), quotable=True)
-    assert [guard.fresh([*letters, again]), guard.fresh([again])] == [1, 0]
+    assert [guard.fresh([*letters, again], {}), guard.fresh([again], {})] == [1, 0]
+
+
+def test_poison_that_a_marker_has_passed_is_not_counted_again_by_another_process() -> None:
+    letters = [DeadLetter(FakeRecord(offset, b""), UndecodableRecord("x"), quotable=True) for offset in range(40)]
+    assert FloodGuard().fresh(letters, {0: 30}) == 10
+    assert FloodGuard().fresh(letters, {1: 30}) == 40
 
 
 def test_poison_long_ago_is_forgotten() -> None:
