@@ -6,7 +6,7 @@ import asyncio
 import gc
 import re
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -220,7 +220,7 @@ async def send_raw(settings: Settings, value: bytes, timestamp_ms: int | None = 
     await producer.stop()
 
 
-async def page(settings: Settings, viewer: str) -> dict[str, Any]:
+async def page(settings: Settings, viewer: str, followed: Callable[[], bool]) -> dict[str, Any]:
     """One look at the home page, which reports an impression and follows the catalogue."""
     stop, port = asyncio.Event(), asyncio.get_running_loop().create_future()
     running = asyncio.create_task(run_homepage(settings, stop=stop, on_listening=port.set_result))
@@ -231,6 +231,7 @@ async def page(settings: Settings, viewer: str) -> dict[str, Any]:
 
         await wait_until(titles, "the titles are there")
         body = (await client.get(f"/v1/home/{viewer}")).json()
+        await wait_until(followed, "the catalogue's topic is read")
     stop.set()
     await running
     return dict(body)
@@ -258,7 +259,9 @@ async def test_each_process_runs_with_the_rights_that_the_page_lists_and_uses_ev
         await send_raw(players, b"not avro")
         await wait_until(lambda: updater.metrics.rows_written > 0, "a row")
         await wait_until(lambda: updater.metrics.records.labels("dead")._value.get() > 0, "a dead letter")
-    assert (await page(as_user(base, secure, "nearline-homepage"), "v00"))["default"] is False
+    read_titles = ("User:nearline-homepage", TOPIC, base.kafka.catalogue_topic, READ)
+    homepage = as_user(base, secure, "nearline-homepage")
+    assert (await page(homepage, "v00", lambda: read_titles in used(secure, base)))["default"] is False
     assert (await list_letters(operator)).letters == 1
     assert (await replay(operator, force=True, now_ms=int(time.time() * 1000))).sent == 1
     assert all(finding.ok is not False for finding in await check_kafka(operator))
