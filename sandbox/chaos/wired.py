@@ -109,7 +109,7 @@ def marker_before_hashes() -> None:
     async def marker_first(self: RedisStore, writes: Sequence[MarkerWrite]) -> None:
         await write_markers(self, writes)
         if writes:
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.2)  # long enough that a kill under the stream falls into it
         await write_viewers(self, held)
         held.clear()
 
