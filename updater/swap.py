@@ -13,6 +13,7 @@ import structlog
 
 from contracts.errors import GenerationError, NearlineError
 from contracts.rows import HomeRow
+from embeddings.compiled import is_compiled
 from embeddings.files import GenerationsFolder, load_generation
 from viewers.rewrite import Rewriter
 from viewers.state import Limits
@@ -46,6 +47,7 @@ class Swap:
         self._executor = executor
         self._instance = instance
         self._refused: int | None = None
+        self._prepared = False
         self.rewriter = Rewriter(None, 0, encode_row, limits)
         self.created_at_s = 0.0  # when the generation in force was made, UTC seconds
         self.swaps = 0
@@ -66,6 +68,8 @@ class Swap:
         except GenerationError as error:
             self._refuse(0, error)
             return False
+        if current is None and not self._prepared:  # a first day begins: the first batch should not wait either
+            await self._prepare(self.rewriter)
         if current is None or current.activation <= self.rewriter.activation or current.activation == self._refused:
             return False
         started = time.monotonic()
@@ -77,7 +81,9 @@ class Swap:
         except GenerationError as error:
             self._refuse(current.activation, error)
             return False
-        self.rewriter = Rewriter(generation, current.activation, self._encode_row, self._limits)
+        rewriter = Rewriter(generation, current.activation, self._encode_row, self._limits)
+        await self._prepare(rewriter)
+        self.rewriter = rewriter
         self.swaps += 1
         log.info(
             "generation_swapped",
@@ -86,6 +92,13 @@ class Swap:
             load_s=round(time.monotonic() - started, 3),
         )
         return True
+
+    async def _prepare(self, rewriter: Rewriter) -> None:
+        """What would otherwise hold up the first batch."""
+        if not self._prepared and not is_compiled():
+            log.info("compiling", what="the kernels of this version, once a machine", takes="less than a minute")
+        await self._off_loop(rewriter.prepare)
+        self._prepared = True
 
     def _refuse(self, activation: int, error: GenerationError) -> None:
         if activation == self._refused:

@@ -16,22 +16,30 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from enum import Enum
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
 from contracts.digests import id_digest
 from contracts.errors import StaleActivation, StoreUnavailable
+from contracts.row_columns import GREATEST_HALF
 from contracts.rows import HomeRow
 from embeddings.generation import Generation
 from ranking.rows import Ranked, RankingInput, popular_entries, rank
 from viewers import packing
+from viewers.kernel import REFERENCE, UNCHANGED, Framing, Kernel, Todo
+from viewers.packing import pack, unpack
 from viewers.signals import hidden_items, item_signals, played_items
 from viewers.state import EMPTY, Limits, ViewerState, merge
 from viewers.store import Conflict, Stale, Store, StoredViewer, ViewerWrite, Written
 
 NO_TRENDS = "-"
 """Trends snapshot of a row that used none."""
+
+HEADER_BYTES = 5
+"""Of an encoded row before its body."""
+ROW_ID_CHARACTERS = 16
 
 MAX_ATTEMPTS = 20
 """Compare-and-set rounds before giving up; each lost round means that somebody else's write held."""
@@ -46,18 +54,26 @@ class Outcome(Enum):
 
 @dataclass(frozen=True, slots=True)
 class RewriteJob:
-    """Merge `facts` (EMPTY: none, just recompute) into a viewer. `event_time_ms`: of the newest event among the facts."""
+    """Merge facts (none: just recompute) into a viewer. `event_time_ms`: of the newest event among them.
+
+    `packed`: more facts, as packed states: what a batch of plays comes as.
+    """
 
     viewer: str
     facts: ViewerState = EMPTY
     event_time_ms: int | None = None
+    packed: tuple[bytes, ...] = ()
+
+    @property
+    def parts(self) -> tuple[bytes, ...]:
+        """All facts, packed."""
+        return self.packed if self.facts is EMPTY else (*self.packed, packing.pack(self.facts))
 
 
 @dataclass(frozen=True, slots=True)
 class Rewritten:
     """A viewer's new content, ready to be written."""
 
-    state: ViewerState
     state_bytes: bytes
     vector_bytes: bytes
     row_bytes: bytes
@@ -94,27 +110,88 @@ class Rewriter:
         self.activation = activation
         self.limits = limits
         self._encode_row = encode_row
+        self._kernel: Kernel | None = None
+
+    def prepare(self) -> None:
+        """Do now what the first batch would have to wait for: load or compile the kernel, prepare the generation for it."""
+        if self._kernel is None:
+            kernel = prepared(self.generation, self.limits)
+            kernel.rewrite([Todo(b"", (), True, None)], Framing(0, b"-", b"-", b"-"))
+            self._kernel = kernel
 
     def rewrite(self, state: ViewerState, *, computed_at_ms: int, event_time_ms: int | None = None) -> Rewritten:
         """Rewrite one viewer: `f(state, generation, trends snapshot, computed_at)`."""
-        return self.rewrite_many([(state, event_time_ms)], computed_at_ms=computed_at_ms)[0]
+        (rewritten,) = self.rewrite_many([Todo(pack(state), (), True, event_time_ms)], computed_at_ms=computed_at_ms)
+        assert rewritten is not None  # it was forced
+        return rewritten
 
-    def rewrite_many(self, states: Sequence[tuple[ViewerState, int | None]], *, computed_at_ms: int) -> list[Rewritten]:
-        """Rewrite a batch of (state, time of the newest event); each result is the same as if computed alone."""
-        ranked = self.rank([state for state, _ in states], computed_at_ms=computed_at_ms)
+    def rewrite_many(self, batch: Sequence[Todo], *, computed_at_ms: int) -> list[Rewritten | None]:
+        """Merge and rewrite a batch, None where nothing changes; each result is the same as if computed alone.
+
+        Errors: `BadState`.
+        """
+        self.prepare()
+        assert self._kernel is not None
+        framing = self._framing(computed_at_ms)
+        done = self._kernel.rewrite(batch, framing)
+        left = [i for i, one in enumerate(done) if one.status == REFERENCE]
+        if left:  # more to it than plays: merged by the reference, then ranked as all others
+            merged = [self._merge_by_reference(batch[i]) for i in left]
+            for i, one in zip(left, self._kernel.rewrite(merged, framing), strict=True):
+                done[i] = one
+        if any(one.status == REFERENCE for one in done):
+            raise packing.BadState(
+                "what the reference packs, the kernel does not read: the two disagree; please report this"
+            )
         return [
-            self._finish(state, event_time_ms, result, computed_at_ms)
-            for (state, event_time_ms), result in zip(states, ranked, strict=True)
+            None if one.status == UNCHANGED else Rewritten(one.state, one.vector, one.row, _row_id(one.row))
+            for one in done
         ]
 
+    def _merge_by_reference(self, todo: Todo) -> Todo:
+        """The same with its facts merged in."""
+        before = unpack(todo.stored)
+        after = merge((before, *map(unpack, todo.facts)), self.limits)
+        packed = pack(after)
+        if after == before and not todo.force:
+            return Todo(packed, (), False, todo.event_time_ms)
+        return Todo(packed, (), True, todo.event_time_ms)
+
+    def _framing(self, computed_at_ms: int) -> Framing:
+        """What the rows of a batch have in common, taken from the encoding of an empty one."""
+        if self.generation is None:
+            return Framing(computed_at_ms, b"-", b"-", b"-")
+        generation_id = self.generation.generation_id
+        empty = HomeRow("", generation_id, self.activation, NO_TRENDS, computed_at_ms, None, ())
+        encoded, columns = self._encode_row(empty), 17
+        shared = encoded[HEADER_BYTES + 1 : -columns]
+        origin = f"{generation_id}|{self.activation}|{NO_TRENDS}|{computed_at_ms}|".encode()
+        return Framing(computed_at_ms, origin, encoded[:HEADER_BYTES] + bytes([2 * ROW_ID_CHARACTERS]), shared)
+
     def rank(self, states: Sequence[ViewerState], *, computed_at_ms: int) -> list[Ranked | None]:
-        """The ranking alone; None for a viewer of whom nothing is known, or without a generation."""
+        """The ranking alone, by the reference; None for a viewer of whom nothing is known, or without a generation."""
         inputs = [None if self.generation is None or state.is_empty else ranking_input(state) for state in states]
         present = [viewer for viewer in inputs if viewer is not None]
         if self.generation is None or not present:
             return [None] * len(states)
         ranked = iter(rank(self.generation, present, computed_at_ms))
         return [None if viewer is None else next(ranked) for viewer in inputs]
+
+    def rewrite_by_reference(self, todo: Todo, *, computed_at_ms: int) -> Rewritten:
+        """What `rewrite_many` does, in readable steps: equal states, and rows that differ in the last bits of their numbers at most."""
+        state = unpack(self._merge_by_reference(todo).stored)
+        (ranked,) = self.rank([state], computed_at_ms=computed_at_ms)
+        state_bytes = pack(state)
+        if ranked is None or self.generation is None:
+            return Rewritten(state_bytes, b"", b"", "")
+        generation_id = self.generation.generation_id
+        origin = f"{generation_id}|{self.activation}|{NO_TRENDS}|{computed_at_ms}|".encode()
+        row_id = hashlib.blake2b(origin + state_bytes, digest_size=8).hexdigest()
+        row = HomeRow(
+            row_id, generation_id, self.activation, NO_TRENDS, computed_at_ms, todo.event_time_ms, ranked.entries
+        )
+        vector = ranked.folded.x.clip(-GREATEST_HALF, GREATEST_HALF).astype("<f2").tobytes()
+        return Rewritten(state_bytes, vector, self._encode_row(row), row_id)
 
     def default_row(
         self,
@@ -136,18 +213,24 @@ class Rewriter:
             HomeRow(row_id, self.generation.generation_id, self.activation, NO_TRENDS, computed_at_ms, None, entries)
         )
 
-    def _finish(
-        self, state: ViewerState, event_time_ms: int | None, ranked: Ranked | None, computed_at_ms: int
-    ) -> Rewritten:
-        state_bytes = packing.pack(state)
-        if ranked is None or self.generation is None:
-            return Rewritten(state, state_bytes, b"", b"", "")
-        generation_id = self.generation.generation_id
-        origin = f"{generation_id}|{self.activation}|{NO_TRENDS}|{computed_at_ms}|".encode()
-        row_id = hashlib.blake2b(origin + state_bytes, digest_size=8).hexdigest()
-        row = HomeRow(row_id, generation_id, self.activation, NO_TRENDS, computed_at_ms, event_time_ms, ranked.entries)
-        vector = ranked.folded.x.astype("<f2").tobytes()
-        return Rewritten(state, state_bytes, vector, self._encode_row(row), row_id)
+
+_prepared: WeakKeyDictionary[Generation, tuple[Limits, Kernel]] = WeakKeyDictionary()
+
+
+def prepared(generation: Generation | None, limits: Limits) -> Kernel:
+    """The generation prepared for the kernel; what was prepared once is kept as long as the generation."""
+    known = None if generation is None else _prepared.get(generation)
+    if known is not None and known[0] == limits:
+        return known[1]
+    kernel = Kernel(generation, limits)
+    if generation is not None:
+        _prepared[generation] = (limits, kernel)
+    return kernel
+
+
+def _row_id(row: bytes) -> str:
+    """An encoded row's id, from where it stands."""
+    return row[HEADER_BYTES + 1 : HEADER_BYTES + 1 + ROW_ID_CHARACTERS].decode()
 
 
 def ranking_input(state: ViewerState) -> RankingInput:
@@ -228,19 +311,25 @@ def _compute(
     rewriter: Rewriter, todo: Sequence[tuple[RewriteJob, StoredViewer]], computed_at_ms: int
 ) -> list[Rewritten | None]:
     """Merge and rewrite; None where nothing changes."""
-    changed: list[tuple[ViewerState, int | None] | None] = []
+    batch = []
     for job, stored in todo:
         if stored.activation > rewriter.activation:
             raise StaleActivation(stored.activation)
+        batch.append(Todo(stored.state, job.parts, stored.activation != rewriter.activation, job.event_time_ms))
+    try:
+        return rewriter.rewrite_many(batch, computed_at_ms=computed_at_ms)
+    except packing.BadState:
+        _name_the_bad_one(todo)
+        raise
+
+
+def _name_the_bad_one(todo: Sequence[tuple[RewriteJob, StoredViewer]]) -> None:
+    """Raise the error again with whose state it is."""
+    for job, stored in todo:
         try:
-            before = packing.unpack(stored.state)
+            unpack(stored.state)
         except packing.BadState as error:
             raise packing.BadState(
                 f"viewer {id_digest(job.viewer):08x} (BLAKE2b of the id, 4 bytes): {error}. If a newer version wrote it, upgrade; if it is "
                 "damaged, delete the viewer's key, then: nearline nightly --seed, nearline resume"
             ) from error
-        after = merge((before, job.facts), rewriter.limits)
-        unchanged = after == before and stored.activation == rewriter.activation
-        changed.append(None if unchanged else (after, job.event_time_ms))
-    rewritten = iter(rewriter.rewrite_many([c for c in changed if c is not None], computed_at_ms=computed_at_ms))
-    return [None if c is None else next(rewritten) for c in changed]

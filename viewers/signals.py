@@ -62,12 +62,15 @@ def play_strength(share: int, flags: int) -> float:
     )
 
 
-_STRENGTH = np.array([[play_strength(share, flags) for share in range(256)] for flags in range(8)], dtype=np.float32)
+STRENGTH_TABLE = np.array(
+    [[play_strength(share, flags) for share in range(256)] for flags in range(8)], dtype=np.float32
+)
+"""(8, 256): flags, share → strength."""
 
 
 def play_strengths(share: NDArray[np.uint8], flags: NDArray[np.uint8]) -> NDArray[np.float32]:
     """`play_strength` of many plays: (n,) uint8, (n,) uint8 → (n,) float32."""
-    strengths: NDArray[np.float32] = _STRENGTH[flags & 7, share]
+    strengths: NDArray[np.float32] = STRENGTH_TABLE[flags & 7, share]
     return strengths
 
 
@@ -82,7 +85,7 @@ class ItemSignal(NamedTuple):
 def item_signals(state: ViewerState) -> list[ItemSignal]:
     """One signal per item: its strongest, at the rank of its newest play (or of its rating, where it has no play).
 
-    A rating or a hide speaks for itself and replaces what the plays say. Newest first.
+    A rating or a hide speaks for itself and replaces what the plays say. Newest first; at one time in the order of the state.
     """
     strength: dict[str, float] = {}
     newest: dict[str, int] = {}
@@ -96,12 +99,12 @@ def item_signals(state: ViewerState) -> list[ItemSignal]:
             strength[play.item_id] = value
     if state.registers:
         strength |= _register_strengths(state.registers, newest)
-        order = sorted((item for item in strength if strength[item]), key=lambda item: (-newest[item], item))
+        order = sorted((item for item in strength if strength[item]), key=lambda item: -newest[item])
         return [ItemSignal(item, strength[item], rank) for rank, item in enumerate(order)]
     return [ItemSignal(item, strength[item], rank) for rank, item in enumerate(i for i, s in strength.items() if s)]
 
 
-_STRENGTH_ROWS: list[list[float]] = [[float(value) for value in row] for row in _STRENGTH]
+_STRENGTH_ROWS: list[list[float]] = [[float(value) for value in row] for row in STRENGTH_TABLE]
 
 
 def _register_strengths(registers: tuple[Register, ...], newest: dict[str, int]) -> dict[str, float]:

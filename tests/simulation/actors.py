@@ -30,6 +30,7 @@ from tests.simulation.model_kafka import KafkaModel, SimConsumer, SimProducer
 from tests.simulation.model_store import Cluster, SimStore
 from updater.consumer import Updater
 from viewers import packing
+from viewers.kernel import Todo
 from viewers.rewrite import Rewriter, Rewritten
 from viewers.state import Limits, ViewerState
 
@@ -64,15 +65,19 @@ class SimCodec:
 class SimRewriter(Rewriter):
     """The shipped rewriter's interface; a row is its state's digest, its generation and its activation."""
 
-    def rewrite_many(self, states: Sequence[tuple[ViewerState, int | None]], *, computed_at_ms: int) -> list[Rewritten]:
-        return [self._tiny(state) for state, _ in states]
+    def prepare(self) -> None:
+        pass
+
+    def rewrite_many(self, batch: Sequence[Todo], *, computed_at_ms: int) -> list[Rewritten | None]:
+        merged = [self._merge_by_reference(one) for one in batch]
+        return [self._tiny(packing.unpack(one.stored)) if one.force else None for one in merged]
 
     def _tiny(self, state: ViewerState) -> Rewritten:
         packed = packing.pack(state)
         if self.generation is None or state.is_empty:
-            return Rewritten(state, packed, b"", b"", "")
+            return Rewritten(packed, b"", b"", "")
         row = row_of(packed, self.activation, self.generation.generation_id)
-        return Rewritten(state, packed, b"", row, row.decode())
+        return Rewritten(packed, b"", row, row.decode())
 
     def default_row(self, **who: object) -> bytes:
         return b"default"

@@ -1,0 +1,103 @@
+"""Compiling the hot path: numba, with machine code kept between processes.
+
+A kernel is Python in numba's subset, compiled to machine code that runs without the interpreter's lock. Its entry points (the few
+functions that Python calls) are marked `entry`; their machine code is kept in a folder of the user's cache whose name is a digest of
+every kernel's source and of the compiler's version: a change anywhere makes a new folder, so stale code cannot be run. Where
+no folder can be written everything works, and each process compiles for itself.
+
+Compiling takes some twenty seconds, once a machine; `python -m viewers.precompile` does it ahead of time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import importlib.metadata
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numba
+import numpy as np
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+ROOT = Path(__file__).resolve().parent.parent
+KERNELS = ("embeddings/compiled.py", "embeddings/kernel_*.py", "ranking/kernel_*.py", "viewers/kernel*.py")
+"""Everything that is compiled, and this file."""
+
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False, "_nrt": False}
+"""Without numba's reference counting (`_nrt`): kernels get all their memory from the caller, and counting it takes a third of the
+machine code and of the time to compile it."""
+_SUMS = {"reassoc", "contract", "nsz"}
+"""Lets sums be taken in any order, which is what vectorizes them; the order is fixed once compiled."""
+
+
+def jit(function: F) -> F:
+    """A function that kernels call."""
+    compiled: F = numba.njit(**_OPTIONS)(function)
+    return compiled
+
+
+def jit_sums(function: F) -> F:
+    """As `jit`, for long sums of floats. Never where NaN or infinity has a meaning."""
+    compiled: F = numba.njit(fastmath=_SUMS, **_OPTIONS)(function)
+    return compiled
+
+
+def jit_counted(function: F) -> F:
+    """As `jit`, with reference counting: for what numba's own array functions need."""
+    compiled: F = numba.njit(**_OPTIONS | {"_nrt": True})(function)
+    return compiled
+
+
+def entry(function: F) -> F:
+    """A kernel that Python calls: compiled at its first call in a process, or loaded if any process has compiled it before."""
+    compiled: F = numba.njit(cache=cache_folder() is not None, **_OPTIONS)(function)
+    return compiled
+
+
+def frozen(array: Any) -> Any:
+    """The array read-only and in C order: what kernels only read has one type then, whether it was loaded from a file or made here."""
+    view = np.ascontiguousarray(array).view()
+    view.flags.writeable = False
+    return view
+
+
+def cache_folder() -> Path | None:
+    """Where machine code is kept; None if no such folder can be written."""
+    if not _folder:
+        _folder.append(_make_folder())
+        if _folder[0] is not None:
+            setattr(numba.config, "CACHE_DIR", str(_folder[0]))  # noqa: B010 - the module's attributes are made at run time
+    return _folder[0]
+
+
+_folder: list[Path | None] = []
+
+
+def _make_folder() -> Path | None:
+    digest = hashlib.blake2b(digest_size=8)
+    for pattern in KERNELS:
+        for path in sorted(ROOT.glob(pattern)):
+            digest.update(path.read_bytes())
+    for package in ("numba", "llvmlite", "numpy"):
+        digest.update(importlib.metadata.version(package).encode())
+    named = os.environ.get("NEARLINE_CACHE_DIR") or os.environ.get("XDG_CACHE_HOME")
+    with contextlib.suppress(OSError, RuntimeError):  # no home, a read-only disk: compiled anew by every process
+        base = Path(named) if named else Path.home() / ".cache"
+        folder = base / "nearline" / f"kernels-{digest.hexdigest()}"
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    return None
+
+
+@functools.cache
+def is_compiled() -> bool:
+    """As this process starts: whether some process has compiled the kernels of this version on this machine before."""
+    folder = cache_folder()
+    return folder is not None and any(folder.rglob("*.nbc"))

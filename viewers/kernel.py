@@ -1,0 +1,236 @@
+"""The kernel as Python calls it: a generation prepared for it, a batch put into arrays, its results as bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contracts.rows import ENTRIES_KEPT
+from embeddings import kernel_foldin as foldin
+from embeddings import kernel_topk as topk
+from embeddings.compiled import frozen
+from embeddings.generation import NEVER_MS, Generation
+from ranking import kernel_rows as ranking
+from ranking.rows import SOURCES, available
+from viewers import kernel_row as rows
+from viewers import kernel_signals as signals
+from viewers import kernel_state as state
+from viewers.kernel_batch import REWRITTEN, TILE, UNCHANGED, Model, Tile, rewrite_batch
+from viewers.kernel_state import REFERENCE
+from viewers.signals import STRENGTH_TABLE
+from viewers.state import Limits
+
+__all__ = ["REFERENCE", "REWRITTEN", "UNCHANGED", "Done", "Kernel", "Todo"]
+
+Array = NDArray[Any]
+
+_STEP = 65_536
+"""Items multiplied at once when a generation is prepared: 32 MB of float64."""
+
+
+@dataclass(frozen=True, slots=True)
+class Todo:
+    """One viewer: the stored packed state, packed facts to merge in, whether a row is made even if they change nothing."""
+
+    stored: bytes
+    facts: Sequence[bytes]
+    force: bool
+    event_time_ms: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """`status`: UNCHANGED, REWRITTEN or REFERENCE; the bytes are those of a rewritten viewer."""
+
+    status: int
+    state: bytes = b""
+    vector: bytes = b""
+    row: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Framing:
+    """What the rows of a batch have in common (`kernel_row.Frame`), and the time they are made for."""
+
+    computed_at_ms: int
+    origin: bytes
+    head: bytes
+    shared: bytes
+
+
+class Kernel:
+    """A generation prepared for the kernel; None: plays are kept, no rows are made."""
+
+    def __init__(self, generation: Generation | None, limits: Limits) -> None:
+        self._generation = generation
+        self._bounds = np.array([limits.max_plays, limits.max_plays_per_item, limits.max_registers, limits.max_seen])
+        self._limits = limits
+        self._catalogue = state.make_catalogue(generation.item_ids if generation else ())
+        self._longest_id = int(self._catalogue.lengths.max(initial=1))
+        self._model = _model(generation, limits)
+        self._shelf = topk.make_shelf(self._model.Y, self._model.allowed)
+        self._bounds_ms = _bounds_ms(generation)
+        self._sources = _sources(generation)
+        self._valid_from_ms, self._valid_until_ms = 0, 0  # of `allowed`: nothing yet
+
+    def rewrite(self, batch: Sequence[Todo], framing: Framing) -> list[Done]:
+        """Each result is the same as if computed alone."""
+        if not batch:
+            return []
+        self._make_valid_at(framing.computed_at_ms)
+        parts = [part for todo in batch for part in (todo.stored, *todo.facts)]
+        data = _bytes(b"".join(parts) or b"\x00")
+        part_ends = np.cumsum(np.fromiter(map(len, parts), np.int64, len(parts)))
+        first_part = np.zeros(len(batch) + 1, np.int64)
+        np.cumsum([1 + len(todo.facts) for todo in batch], out=first_part[1:])
+        sizes = np.diff(part_ends[first_part[1:] - 1], prepend=0)  # of all parts of each viewer, bytes
+        room = _Room(self._limits, self._model, len(batch), int(sizes.max()), int(sizes.sum()), self._row_size(framing))
+        rewrite_batch(
+            data,
+            part_ends,
+            first_part,
+            np.array([todo.force for todo in batch]),
+            np.array([-1 if todo.event_time_ms is None else todo.event_time_ms for todo in batch]),
+            self._bounds,
+            self._catalogue,
+            self._model,
+            self._shelf,
+            rows.Frame(_bytes(framing.origin), _bytes(framing.head), _bytes(framing.shared), *self._sources),
+            room.columns,
+            room.signals,
+            room.tile,
+            room.search,
+            room.entries,
+            room.scratch,
+            room.states,
+            room.state_ends,
+            room.rows,
+            room.row_ends,
+            room.status,
+        )
+        return room.results()
+
+    def _row_size(self, framing: Framing) -> int:
+        """Bytes that a vector and a row cannot exceed."""
+        ids = ENTRIES_KEPT + rows.MAX_REASON_ITEMS
+        framed, vector = len(framing.head) + len(framing.shared), 2 * int(self._model.Y.shape[1])
+        return 3_000 + framed + ids * (self._longest_id + 1) + vector
+
+    def _make_valid_at(self, now_ms: int) -> None:
+        """Leave out what may not be shown now; looked at again when the next availability begins or ends."""
+        if self._generation is None or self._valid_from_ms <= now_ms < self._valid_until_ms:
+            return
+        allowed = available(self._generation, now_ms)
+        self._model = self._model._replace(allowed=frozen(allowed))
+        self._shelf = topk.with_allowed(self._shelf, allowed)
+        after = int(np.searchsorted(self._bounds_ms, now_ms, side="right"))
+        self._valid_from_ms = int(self._bounds_ms[after - 1]) if after else np.iinfo(np.int64).min
+        self._valid_until_ms = int(self._bounds_ms[after]) if after < len(self._bounds_ms) else NEVER_MS
+
+
+def _model(generation: Generation | None, limits: Limits) -> Model:
+    decay: Array
+    order: Array
+    score: Array
+    digests: Array
+    by_digest: Array
+    if generation is None:
+        Y = YP = np.zeros((0, 1), np.float32)
+        A0, scale, nothing = np.zeros((1, 1)), 0.0, np.zeros(0)
+        decay, order, score, digests, by_digest = nothing, nothing, nothing, nothing, nothing
+    else:
+        p, Y = generation.parameters, generation.item_factors
+        ranks = np.arange(limits.max_plays + limits.max_registers, dtype=np.float64)
+        decay = p.decay_floor + (1 - p.decay_floor) * np.exp2(-ranks / p.decay_half_life)
+        scale = float(p.alpha * p.decay_gain)
+        A0 = generation.YtY + p.regularization * np.eye(generation.k)
+        steps = [Y[at : at + _STEP].astype(np.float64) @ generation.P for at in range(0, len(Y), _STEP)]
+        YP = np.concatenate([step.astype(np.float32) for step in steps])
+        order, score = generation.popular_order, generation.popularity_score
+        digests, by_digest = generation.sorted_digests, generation.digest_order
+    return Model(
+        frozen(Y),
+        frozen(YP),
+        frozen(A0),
+        signals.Decay(scale, frozen(decay)),
+        ranking.Popularity(frozen(order.astype(np.int64)), frozen(score.astype(np.float32))),
+        frozen(digests.astype(np.int64)),
+        frozen(by_digest.astype(np.int64)),
+        frozen(np.ones(len(Y), np.bool_)),
+        frozen(STRENGTH_TABLE),
+    )
+
+
+def _bounds_ms(generation: Generation | None) -> Array:
+    """The times at which something begins or ceases to be shown, ascending."""
+    if generation is None:
+        return np.zeros(0, np.int64)
+    return np.unique(np.concatenate([generation.available_from_ms, generation.available_until_ms]))
+
+
+def _sources(generation: Generation | None) -> tuple[Array, Array, Array, Array]:
+    """The last four fields of `kernel_row.Frame`."""
+    names = [bytes([2 * len(name)]) + name.encode() for name in SOURCES]  # short: a length of one byte
+    nothing = np.zeros(0, np.int64)
+    return (
+        _bytes(b"".join(names)),
+        frozen(np.cumsum([0, *map(len, names)])),
+        frozen(generation.available_from_ms.astype(np.int64) if generation else nothing),
+        frozen(generation.available_until_ms.astype(np.int64) if generation else nothing),
+    )
+
+
+def _bytes(data: bytes) -> Array:
+    found: Array = frozen(np.frombuffer(data, np.uint8))
+    return found
+
+
+class _Room:
+    """Scratch and outputs of one call."""
+
+    def __init__(self, limits: Limits, model: Model, viewers: int, largest: int, total: int, row_size: int) -> None:
+        """`largest`, `total`: bytes of all parts of a viewer at most, and of all viewers."""
+        n_items, k = model.Y.shape
+        plays = limits.max_plays + largest // 6 + 1  # a play takes more than six bytes
+        found, wide, tile = limits.max_plays + limits.max_registers, int(foldin.padded(k)), min(TILE, viewers)
+        self.columns = state.make_columns(plays, limits.max_registers, limits.max_seen, 2 * largest + 256)
+        self.signals = signals.make_signals(plays + limits.max_registers)
+        self.search, self.entries = topk.make_search(tile, n_items, k), ranking.make_entries(n_items)
+        self.scratch = rows.make_scratch()
+        most = max(wide, found)
+        self.tile = Tile(
+            rows=np.empty((tile, found), np.int32),
+            c=np.empty((tile, found)),
+            n=np.empty(tile, np.int64),
+            weights=np.empty(tile),
+            excluded=np.empty((tile, found + limits.max_seen), np.int32),
+            n_excluded=np.empty(tile, np.int64),
+            X=np.empty((tile, k), np.float32),
+            L=np.zeros((tile, wide, wide)),
+            K=np.empty((k, k)),
+            z=np.empty(most),
+            w=np.empty(most),
+            Z=np.empty((most, foldin.LANES)),
+            C=np.empty((found, foldin.LANES)),
+            items=np.empty(foldin.LANES, np.int32),
+            x=np.empty(k),
+        )
+        self.states = np.empty(4 * total + 512 * viewers, np.uint8)
+        self.rows = np.empty(row_size * viewers if n_items else 1, np.uint8)
+        self.state_ends, self.row_ends = np.empty(viewers, np.int64), np.empty(viewers, np.int64)
+        self.status = np.empty(viewers, np.int64)
+        self._vector = 2 * k
+
+    def results(self) -> list[Done]:
+        states, rows_ = self.states[: self.state_ends[-1]].tobytes(), self.rows[: self.row_ends[-1]].tobytes()
+        state_bounds, row_bounds = pairwise([0, *self.state_ends.tolist()]), pairwise([0, *self.row_ends.tolist()])
+        results = []
+        for status, (a, b), (c, d) in zip(self.status.tolist(), state_bounds, row_bounds, strict=True):
+            row = min(c + self._vector, d)
+            results.append(Done(status, states[a:b], rows_[c:row], rows_[row:d]))
+        return results

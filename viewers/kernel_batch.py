@@ -1,0 +1,189 @@
+"""The whole rewrite of a batch of viewers in one call without the interpreter's lock: packed states in, packed states and rows out.
+
+    for a tile of viewers:
+        each: read the stored state → merge the facts → cut → write → signals → fold in          (kernel_state, _signals, _foldin)
+        all:  one product per block of items, candidates by taste                                 (kernel_topk)
+        each: the other sources → score → best entries → reasons → row                            (kernel_rows, kernel_row)
+
+The twin that says the same in a few lines of Python is `Rewriter.rewrite_by_reference`; tests hold one against the other.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contracts.rows import ENTRIES_WITH_REASONS
+from embeddings import kernel_foldin as foldin
+from embeddings import kernel_topk as topk
+from embeddings.compiled import entry, jit
+from ranking import kernel_rows as ranking
+from ranking.rows import HALF_EVIDENCE
+from viewers import kernel_bytes as kb
+from viewers import kernel_row as rows
+from viewers import kernel_signals as signals
+from viewers import kernel_state as state
+from viewers.kernel_state import OK, REFERENCE
+
+Array = NDArray[Any]
+
+UNCHANGED, REWRITTEN = 0, 1
+"""What became of a viewer; `REFERENCE` (2): it was not done here, ask the twin."""
+
+TILE = 32
+"""Viewers that share a product. Fewer make it slower, more do not fit into a core's second cache with their scores."""
+
+
+class Model(NamedTuple):
+    """A generation as the kernel reads it."""
+
+    Y: Array  # (n_items, k) float32
+    YP: Array  # (n_items, k) float32: Y (YtY + λI)⁻¹
+    A0: Array  # (k, k) float64: YtY + λI
+    decay: signals.Decay
+    popularity: ranking.Popularity
+    sorted_digests: Array  # (n_items,) int64
+    digest_order: Array  # (n_items,) int64
+    allowed: Array  # (n_items,) bool: may be shown at the time of the batch
+    strengths: Array  # (8, 256) float32: flags, share → strength of a play
+
+
+class Tile(NamedTuple):
+    """What is known of each viewer of a tile between the phases. T viewers, at most S signals and E excluded rows each."""
+
+    rows: Array  # (T, S) int32: folded items
+    c: Array  # (T, S) float64: their confidences
+    n: Array  # (T,) int64; −1: no row is made of this viewer
+    weights: Array  # (T,) float64: share of taste in the score
+    excluded: Array  # (T, E) int32
+    n_excluded: Array  # (T,) int64
+    X: Array  # (T, k) float32
+    L: Array  # (T, padded k, padded k) float64: factors
+    K: Array  # (k, k) float64 scratch
+    z: Array  # (≥ k, S) float64 scratch
+    w: Array
+    Z: Array  # (≥ k, S; LANES) float64 scratch
+    C: Array  # (S, LANES) float64: contributions
+    items: Array  # (LANES,) int32
+    x: Array  # (k,) float64
+
+
+@entry
+def rewrite_batch(
+    data: Array, part_ends: Array, first_part: Array, force: Array, event_ms: Array, limits: Array,
+    catalogue: state.Catalogue, model: Model, shelf: topk.Shelf, frame: rows.Frame,
+    s: state.Columns, g: signals.Signals, t: Tile, search: topk.Search, e: ranking.Entries, scratch: rows.Scratch,
+    out_states: Array, state_ends: Array, out_rows: Array, row_ends: Array, status: Array,
+) -> None:  # fmt: skip
+    """Rewrite all viewers.
+
+    `data`: uint8, packed states one after another: of viewer v those number first_part[v] … first_part[v + 1] − 1, the stored one
+    first, then facts; part i ends at part_ends[i]. `force`: make a row even if nothing changed. `event_ms`: −1 for none.
+    `out_rows` takes vector (float16) and row of each viewer; `state_ends`, `row_ends`: where each viewer's bytes end.
+    """
+    state_at = row_at = np.int64(0)
+    for start in range(0, len(status), len(t.n)):
+        b = min(len(t.n), len(status) - start)
+        for i in range(b):
+            v = start + i
+            status[v], end = _merge(
+                data, part_ends, first_part[v], first_part[v + 1], force[v], limits, catalogue, s, out_states, state_at
+            )
+            t.n[i], t.n_excluded[i] = -1, 0
+            if status[v] == REWRITTEN:
+                state_at = end
+                _fold(data, s, catalogue, model, g, t, i)
+            state_ends[v] = state_at
+        topk.search(shelf, t.X, b, np.int64(ranking.CANDIDATES), t.excluded, t.n_excluded, search)
+        for i in range(b):
+            v = start + i
+            if t.n[i] >= 0:
+                begin = state_ends[v - 1] if v > 0 else np.int64(0)
+                row_id = kb.digest(frame.origin, out_states, begin, state_ends[v], np.int64(8), s.words)
+                count = _rank(model, shelf, search, e, t, i, v)
+                for m in range(len(t.x)):
+                    row_at = kb.write_u16(out_rows, row_at, kb.half(t.x[m]))
+                row_at = rows.write_row(out_rows, row_at, frame, row_id, event_ms[v], catalogue, count, e, scratch)
+            row_ends[v] = row_at
+
+
+@jit
+def _merge(
+    data: Array, part_ends: Array, first: int, stop: int, force: bool, limits: Array, catalogue: state.Catalogue,
+    s: state.Columns, out: Array, at: int,
+) -> Any:  # fmt: skip
+    """First phase, of one viewer: (status, where the written state ends). The state taken apart stays in `s`."""
+    state.clear(s)
+    begin = part_ends[first - 1] if first > 0 else np.int64(0)
+    if state.read_state(data, begin, part_ends[first], s, catalogue, limits, np.int64(1)) != OK:
+        return REFERENCE, at
+    base, base_items = s.n[state.PLAYS], s.n[state.ITEMS]
+    for part in range(first + 1, stop):
+        if state.read_state(data, part_ends[part - 1], part_ends[part], s, catalogue, limits, np.int64(0)) != OK:
+            return REFERENCE, at
+    if s.n[state.PLAYS] > base:
+        state.merge_plays(s, base, base_items)
+    if state.cut_plays(s, limits) != OK or at + state.worst_size(s) > len(out):
+        return REFERENCE, at
+    state.sort_items(s)
+    end = state.write_state(out, at, data, s)
+    if not force and kb.same(out, at, end - at, data, begin, part_ends[first] - begin):
+        return UNCHANGED, at
+    return REWRITTEN, end
+
+
+@jit
+def _fold(
+    data: Array, s: state.Columns, catalogue: state.Catalogue, model: Model, g: signals.Signals, t: Tile, i: int
+) -> None:
+    """Then: signals, and the vector into the tile. No row is made without a generation or of a viewer of whom nothing is known."""
+    for m in range(t.X.shape[1]):
+        t.X[i, m] = 0
+    if len(model.Y) == 0 or s.n[state.PLAYS] + s.n[state.REGISTERS] + s.n[state.SEEN] == 0:
+        return
+    count = signals.collect(data, s, catalogue, model.strengths, g)
+    n, evidence = signals.confidences(s, g, count, model.decay, t.rows[i], t.c[i])
+    t.n_excluded[i] = signals.exclude(data, s, catalogue, model.sorted_digests, model.digest_order, t.excluded[i])
+    t.n[i], t.weights[i] = n, 0.0
+    if n > 0:
+        t.weights[i] = evidence * evidence / (evidence * evidence + HALF_EVIDENCE * HALF_EVIDENCE)
+        foldin.fold(model.Y, model.YP, model.A0, t.rows[i], t.c[i], n, t.L[i], t.K, t.z, t.w, t.X[i])
+
+
+@jit
+def _rank(
+    model: Model, shelf: topk.Shelf, search: topk.Search, e: ranking.Entries, t: Tile, i: int, viewer: int
+) -> int:
+    """Second phase: the entries of one viewer, and their reasons. How many."""
+    n, weight, taste = t.n[i], t.weights[i], np.int64(0)
+    for m in range(len(t.x)):
+        t.x[m] = t.X[i, m]
+    if weight > 0:
+        taste = topk.best(
+            model.Y,
+            shelf,
+            t.x,
+            i,
+            np.int64(ranking.CANDIDATES),
+            t.excluded[i],
+            t.n_excluded[i],
+            search,
+            e.candidates,
+            e.als,
+        )
+    count = ranking.gather(
+        model.Y, t.x, taste, t.excluded[i], t.n_excluded[i], viewer, model.allowed, model.popularity, e
+    )
+    ranking.blend(count, weight, model.popularity, e)
+    count = ranking.take_best(count, weight, model.popularity, e)
+    with_reasons = min(count, ENTRIES_WITH_REASONS)
+    for place in range(ENTRIES_WITH_REASONS):
+        e.reason_counts[place] = 0
+    if n > 0 and with_reasons > 0:
+        for lane in range(foldin.LANES):
+            t.items[lane] = e.rows[min(lane, with_reasons - 1)]
+        foldin.contributions(model.Y, model.YP, t.rows[i], t.c[i], n, t.L[i], t.items, with_reasons, t.Z, t.C)
+        ranking.take_reasons(t.C, t.rows[i], n, weight, with_reasons, e)
+    return count

@@ -1,0 +1,27 @@
+"""`python -m viewers.precompile`: compile the kernels now, so that the first updater on this machine need not."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from embeddings.compiled import cache_folder
+from viewers.kernel import Framing, Kernel, Todo
+from viewers.state import Limits
+
+
+def compile_kernels() -> None:
+    """Compile them, or load what has been compiled before."""
+    Kernel(None, Limits()).rewrite([Todo(b"", (), True, None)], Framing(0, b"-", b"-", b"-"))
+
+
+def main() -> None:
+    """Say how long it took, and where it is kept."""
+    started = time.monotonic()
+    compile_kernels()
+    kept = cache_folder() or "nowhere: no cache folder can be written, so every process compiles for itself"
+    sys.stderr.write(f"nearline: kernels ready after {time.monotonic() - started:.1f} s, kept in {kept}\n")
+
+
+if __name__ == "__main__":
+    main()
