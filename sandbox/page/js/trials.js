@@ -64,7 +64,7 @@ export class Trials {
     card.figures.replaceChildren(...view.figures.map((figure) => element("div", {}, element("dt", { text: figure.name }), element("dd", { text: figure.text }))));
     card.steps.replaceChildren(...view.steps.map((step) => element("li", {}, element("b", { text: `${step.at_s.toFixed(1)} s` }), ` ${step.text}`)));
     card.log.hidden = !view.steps.length;
-    this.#plot(card, view.curve);
+    this.#plot(card, view.curve, view.state === "running");
     this.#judge(card, view);
     if (before?.state === "running" && view.state !== "running") {
       card.refusal.textContent = "";
@@ -83,13 +83,13 @@ export class Trials {
   }
 
   // Records behind, from the press on. A handful is nothing, and is drawn as such.
-  #plot({ curve, scale }, points) {
+  #plot({ curve, scale }, points, running) {
     const [last, most] = [Math.max(1e-9, points.at(-1)?.[0] ?? 0), Math.max(0, ...points.map(([, behind]) => behind))];
     const top = Math.max(FLAT, most);
     const path = points.map(([at, behind]) => `${((at / last) * 200).toFixed(1)},${(38 - (behind / top) * 34).toFixed(1)}`);
     const none = points.length < 2;
     curve.classList.toggle("empty", none);
-    scale.textContent = none ? "" : `records behind: ${number(points.at(-1)[1])} now, at most ${number(most)}`;
+    scale.textContent = none ? "" : `records behind: ${running ? `${number(points.at(-1)[1])} now, ` : ""}at most ${number(most)}`;
     curve.replaceChildren(...(none ? [] : [
       svg("polygon", { points: `${path[0].split(",")[0]},40 ${path.join(" ")} 200,40` }), svg("polyline", { points: path.join(" ") })]));
   }
