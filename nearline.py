@@ -20,6 +20,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from batch.verbs import evaluate, forget, generations_app, nightly, with_store
+from bench.verbs import plan
 from contracts.errors import HaltError, NearlineError, TransientError, UserError
 from runtime.console import Json, print_json, read_settings
 from sandbox.verbs import chaos, demo, import_app, replay
@@ -35,7 +36,7 @@ app.add_typer(generations_app, name="generations")
 app.add_typer(contracts_app, name="contracts")
 app.add_typer(import_app, name="import")
 app.add_typer(dlq_app, name="dlq")
-for _verb in (demo, nightly, evaluate, replay, forget, chaos):
+for _verb in (demo, nightly, evaluate, replay, forget, chaos, plan):
     app.command()(_verb)
 
 
