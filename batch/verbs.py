@@ -73,7 +73,7 @@ def evaluate(
     test_share: Annotated[float, typer.Option(help="newest share of the plays before which rows are asked for")] = 0.15,
     refit_days: Annotated[float, typer.Option(help="days between two refits")] = 1.0,
     arms: Annotated[str | None, typer.Option(help="comma-separated names (default: all)")] = None,
-    seed: Annotated[int, typer.Option(help="seed of training and bootstrap")] = 20,
+    seed: Annotated[int, typer.Option(min=0, help="seed of training and bootstrap")] = 20,
     validation: Annotated[
         bool, typer.Option("--validation", help="play the share before the test share instead, to choose parameters by")
     ] = False,
