@@ -16,7 +16,8 @@ from runtime.settings import Settings
 from sandbox.children import Child, SandboxError, find_free_port, read_tail
 
 ROOT = Path(__file__).resolve().parent.parent
-READY_DEADLINE_S = 30.0
+READY_DEADLINE_S = 120.0
+"""The first updater on a machine may have its kernels to compile."""
 JOB_POLL_S = 0.1
 
 

@@ -210,7 +210,7 @@ async def test_what_is_lost_or_doubled_in_the_store_is_found(
     try:
         updater.start()
         await store.connect()
-        async with asyncio.timeout(60), open_oracle(settings) as oracle:
+        async with asyncio.timeout(DEADLINE_S), open_oracle(settings) as oracle:
             while sum(m.next_offset for m in (await store.read_markers(range(PARTITIONS))).values() if m) < 50:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
             right = await oracle.check(50)
