@@ -27,6 +27,7 @@ from embeddings.generation import Generation
 from runtime.kafka import AIOKafkaProducer, KafkaError, TopicPartition, make_consumer, make_producer
 from runtime.progress import SilentProgress
 from runtime.settings import KafkaSettings, Settings, load_settings
+from sandbox.chaos.aof import cut_at_nonsense, newest_log
 from sandbox.chaos.proxy import Proxy
 from sandbox.chaos.stream import SECRET, Audience, Message
 from sandbox.chaos.truth import INTENT, Truth, partitions_of
@@ -52,6 +53,7 @@ RESTART_S = 0.3
 """What an orchestrator takes to start a process that has ended."""
 HALTED_STATUS = 3
 TRY_AGAIN_STATUS = 4
+BAD_FORMAT = "Bad file format reading the append only file"
 FLOOD = "could not be applied"
 """In the reason of a halt for too many records that cannot be applied."""
 GIVE_UP_S = 150.0
@@ -103,6 +105,7 @@ class Arena:
         self.secrets = {SECRET}
         self.surprises: list[str] = []
         self.halts = 0
+        self.repaired = 0
         self._stores = 0
         self._pinned = True
         self._producer: AIOKafkaProducer | None = None
@@ -207,7 +210,7 @@ class Arena:
 
     def log_file(self) -> Path:
         """The append-only file that grows."""
-        return max(self.aof.glob("*.incr.aof"), key=lambda path: int(path.name.split(".")[-3]))
+        return newest_log(self.aof)
 
     def copy_store(self) -> Path:
         """A copy of the store as it is on disk now: what a replica that lags would hold."""
@@ -237,6 +240,21 @@ class Arena:
         async with self.store() as store:
             store.keys = replace(store.keys, stream=f"{self.settings.kafka.topic}@{epoch}") if epoch else store.keys
             return await store.read_halt()
+
+    async def start_store(self, server: ValkeyServer | None = None) -> None:
+        """Start it again; if it refuses its append-only file, cut the file where it stops making sense, as `valkey-check-aof --fix`
+        does, and as its message asks an operator to.
+
+        Seen with Valkey 9.1.2: after a rewrite of the file, a write that the disk cut short leaves a hole of zeros in it."""
+        server = server or self.valkey
+        try:
+            await asyncio.to_thread(server.start)
+        except SandboxError as error:
+            if BAD_FORMAT not in str(error):
+                raise
+            self.repaired += 1
+            cut_at_nonsense(newest_log(server.data_dir / "appendonlydir"))
+            await asyncio.to_thread(server.start)
 
     def pin(self) -> None:
         """What is finished now can never be replayed: from now on no fault may take the store back before it."""

@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -15,6 +16,7 @@ from contracts.codec import Codec
 from contracts.errors import RecordError, UserError
 from contracts.events import Kind, PlaybackEvent, validate
 from runtime.settings import Settings
+from sandbox.chaos.aof import cut_at_nonsense
 from sandbox.chaos.faults import ALL
 from sandbox.chaos.proxy import Proxy
 from sandbox.chaos.run import MOST_IN_A_ROUND, Options, Report, draw
@@ -138,3 +140,23 @@ def test_kinds_of_plays_that_the_audience_sends_are_those_of_the_contract() -> N
     assert {audience.play().kind for _ in range(300)} == {
         Kind.COMPLETE, Kind.STOP, Kind.PROGRESS, Kind.SKIP, Kind.START,
     }  # fmt: skip
+
+
+def test_a_log_with_a_hole_is_cut_after_the_last_whole_command_or_transaction(tmp_path: Path) -> None:
+    def command(*words: bytes) -> bytes:
+        return b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in words)
+
+    whole = b"#TS:1\r\n" + command(b"SELECT", b"0") + command(b"SET", b"a", b"\r\n*1")
+    for damage in (
+        b"\x00" * 50,
+        command(b"SET", b"a", b"b")[:-4],
+        command(b"MULTI") + command(b"SET", b"a", b"c"),
+        b"*x\r\n",
+        b"",
+    ):
+        path = tmp_path / "log"
+        path.write_bytes(whole + damage)
+        assert cut_at_nonsense(path) == path.stat().st_size == len(whole)
+    transaction = command(b"MULTI") + command(b"SET", b"a", b"c") + command(b"EXEC")
+    path.write_bytes(whole + transaction + b"\x00" + command(b"SET", b"a", b"d"))
+    assert cut_at_nonsense(path) == len(whole + transaction)

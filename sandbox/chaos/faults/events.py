@@ -43,7 +43,7 @@ async def erasure_under_fire(arena: Arena, rng: random.Random) -> None:
         await asyncio.to_thread(arena.valkey.kill)
         shutil.rmtree(arena.aof)
         shutil.copytree(copy / "appendonlydir", arena.aof)
-        await asyncio.to_thread(arena.valkey.start)
+        await arena.start_store()
     elif harm == "swap":
         current = arena.folder_of_generations.read_current()
         assert current is not None

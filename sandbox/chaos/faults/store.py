@@ -22,7 +22,7 @@ async def killed_and_cut(arena: Arena, rng: random.Random) -> None:
         with path.open("r+b") as file:
             file.truncate(size - cut)
     await asyncio.sleep(rng.choice((0.0, 0.5, 2.0)))
-    await asyncio.to_thread(arena.valkey.start)
+    await arena.start_store()
 
 
 async def from_older_copy(arena: Arena, rng: random.Random) -> None:
@@ -33,7 +33,7 @@ async def from_older_copy(arena: Arena, rng: random.Random) -> None:
     await asyncio.to_thread(arena.valkey.kill)
     shutil.rmtree(arena.aof)
     shutil.copytree(copy / "appendonlydir", arena.aof)
-    await asyncio.to_thread(arena.valkey.start)
+    await arena.start_store()
 
 
 async def frozen(arena: Arena, rng: random.Random) -> None:
@@ -73,7 +73,7 @@ async def switched_by_proxy(arena: Arena, rng: random.Random) -> None:
     """Another server, with an older copy, behind the same open connections; sometimes back again to the first."""
     copy = rng.choice(arena.copies) if arena.copies and rng.random() < 0.5 else arena.copy_store()
     other = arena.adopt(copy)
-    await asyncio.to_thread(other.start)
+    await arena.start_store(other)
     assert other.port is not None and arena.valkey.port is not None
     await arena.proxy.switch(other.port)
     if rng.random() < 0.4:
