@@ -20,7 +20,7 @@ from fastavro import parse_schema, schemaless_reader, schemaless_writer
 from contracts.catalogue import CatalogueItem
 from contracts.errors import ContractError, UndecodableRecord, UnknownSchema
 from contracts.events import Kind, PlaybackEvent
-from contracts.flat import compile_flat
+from contracts.flat import BOOLEAN, ENUM, INT, LONG, OPTIONAL, STRING, compile_flat
 from contracts.registry import SCHEMAS_PATH, Registry, Schema, read_json, subject_for
 from contracts.row_columns import read_row, row_record
 from contracts.rows import HomeRow, Impression
@@ -65,6 +65,13 @@ class Codec:
     def decode_event(self, data: bytes) -> PlaybackEvent:
         """The event in a record value of the playback topic; `contracts.events.validate` comes next."""
         return self._event.decode(data, _read_event)
+
+    @property
+    def event_header(self) -> bytes | None:
+        """The five bytes before the body of an event, if its schema is the one that `viewers/kernel_events.py` reads; else None."""
+        flat = self._event.flat
+        as_read = flat is not None and tuple((op, name) for op, name, _ in flat.fields) == _EVENT_FIELDS
+        return self._event.header if as_read else None
 
     def encode_row(self, row: HomeRow) -> bytes:
         """Field `r` of the viewer's hash. Scores are kept as float16; ids are 1-255 ASCII characters."""
@@ -202,6 +209,23 @@ def _write(schema: Any, record: Any) -> bytes:
 # Values to records and back, one pair per contract.
 
 _KINDS = {kind.value: kind for kind in Kind}
+
+_EVENT_FIELDS = (
+    (STRING, "event_id"),
+    (ENUM, "kind"),
+    (STRING, "viewer"),
+    (LONG, "event_time"),
+    (BOOLEAN, "private"),
+    (OPTIONAL + STRING, "item_id"),
+    (OPTIONAL + STRING, "play_id"),
+    (OPTIONAL + LONG, "play_started_at"),
+    (OPTIONAL + LONG, "watched_ms"),
+    (OPTIONAL + LONG, "duration_ms"),
+    (OPTIONAL + INT, "value"),
+    (OPTIONAL + STRING, "preference"),
+    (OPTIONAL + STRING, "row_id"),
+    (OPTIONAL + INT, "row_position"),
+)
 
 
 def _event_record(event: PlaybackEvent) -> Record:

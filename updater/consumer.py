@@ -49,6 +49,7 @@ from updater.deadletter import DeadLetterQueue, FloodGuard
 from updater.metrics import Metrics, RowTiming
 from updater.pipeline import Plan, plan, tallies
 from updater.swap import Swap
+from viewers.play_reader import PlayReader
 from viewers.rewrite import RewriteResult, rewrite_viewers
 from viewers.state import Limits
 from viewers.store import Store
@@ -98,6 +99,7 @@ class Updater:
         self.limits = Limits(**settings.state.model_dump())
         self.now_ms = now_ms
         self._codec = codec
+        self._read_plays = PlayReader(codec.event_header)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="rewrite")
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
         self.swap = Swap(settings.generations_path, codec.encode_row, self.limits, self._loader, self.instance)
@@ -178,7 +180,13 @@ class Updater:
         """One batch, in the order of effects of `checkpoint.py`."""
         loop = asyncio.get_running_loop()
         decided = await loop.run_in_executor(
-            self._executor, plan, fetched, checkpoint.positions, self._codec.decode_event, self.limits
+            self._executor,
+            plan,
+            fetched,
+            checkpoint.positions,
+            self._codec.decode_event,
+            self.limits,
+            self._read_plays,
         )
         await dead_letters.send(decided.dead_letters)  # 1
         results = await rewrite_viewers(  # 2

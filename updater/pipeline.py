@@ -13,8 +13,9 @@ from typing import Protocol
 from contracts.anchors import Anchor, anchor_of
 from contracts.errors import RecordError
 from contracts.events import PlaybackEvent, validate
+from viewers.play_reader import Fact
 from viewers.rewrite import Outcome, RewriteJob, RewriteResult
-from viewers.state import Limits, ViewerState, merge, state_of
+from viewers.state import EMPTY, Limits, ViewerState, merge, state_of
 from viewers.store import Tally
 
 PRIVATE_HEADER = "private"
@@ -88,13 +89,16 @@ def plan(
     positions: Mapping[int, Position],
     decode: Callable[[bytes], PlaybackEvent],
     limits: Limits,
+    read_plays: Callable[[Sequence[Record]], Sequence[Fact | None]] | None = None,
 ) -> Plan:
     """Decide every record of a batch, coalescing the facts of each viewer into one job.
 
     `batch`: partition → records in offset order; partitions without a position are ignored (not ours any more).
+    `read_plays` reads the plays among many records at once; what it leaves (None), and everything without it, is decoded one by one.
     Errors: `UnknownSchema` (and any other transient error of `decode`) leaves the whole batch undecided.
     """
     facts: dict[str, list[ViewerState]] = {}
+    packed: dict[str, list[bytes]] = {}
     times: dict[str, list[int]] = {}
     job_of: dict[str, int] = {}
     dead_letters: list[DeadLetter] = []
@@ -106,7 +110,8 @@ def plan(
         todo = PartitionPlan(partition, position.uncounted_from, position.next_offset)
         partitions[partition] = todo
         last: Record | None = None
-        for record in records:
+        plays: Sequence[Fact | None] = [None] * len(records) if read_plays is None else read_plays(records)
+        for record, play in zip(records, plays, strict=True):
             if record.offset < todo.next_offset:
                 continue  # fetched before a rewind
             counted = record.offset >= position.uncounted_from
@@ -114,7 +119,7 @@ def plan(
             todo.next_offset = record.offset + 1
             todo.records += 1
             todo.last_timestamp_ms = record.timestamp
-            decision = _decide(record, decode)
+            decision = play if play and _private_header(record) is not True else _decide(record, decode)
             if decision is None:
                 todo.private += counted
             elif isinstance(decision, DeadLetter):
@@ -123,8 +128,13 @@ def plan(
                 last = record if decision.quotable else last
             else:
                 last = record
-                viewer = decision.viewer
-                facts.setdefault(viewer, []).append(state_of(decision, timestamp_ms=record.timestamp))
+                if isinstance(decision, Fact):
+                    assert record.key is not None  # it is the viewer: `read_plays` has compared them
+                    viewer = record.key.decode()
+                    packed.setdefault(viewer, []).append(decision.packed)
+                else:
+                    viewer = decision.viewer
+                    facts.setdefault(viewer, []).append(state_of(decision, timestamp_ms=record.timestamp))
                 times.setdefault(viewer, []).append(decision.event_time_ms)
                 if counted:
                     todo.jobs.append(job_of.setdefault(viewer, len(job_of)))
@@ -132,12 +142,14 @@ def plan(
                     job_of.setdefault(viewer, len(job_of))
         todo.anchor = None if last is None else anchor_of(last)
     jobs = [
-        RewriteJob(
-            viewer, facts[viewer][0] if len(facts[viewer]) == 1 else merge(facts[viewer], limits), max(times[viewer])
-        )
+        RewriteJob(viewer, _joined(facts.get(viewer, ()), limits), max(times[viewer]), tuple(packed.get(viewer, ())))
         for viewer in job_of
     ]
     return Plan(jobs, [times[viewer] for viewer in job_of], dead_letters, partitions)
+
+
+def _joined(facts: Sequence[ViewerState], limits: Limits) -> ViewerState:
+    return merge(facts, limits) if len(facts) > 1 else facts[0] if facts else EMPTY
 
 
 def _decide(record: Record, decode: Callable[[bytes], PlaybackEvent]) -> PlaybackEvent | DeadLetter | None:

@@ -7,12 +7,14 @@ import time
 
 from embeddings.compiled import cache_folder
 from viewers.kernel import Framing, Kernel, Todo
+from viewers.play_reader import PlayReader
 from viewers.state import Limits
 
 
 def compile_kernels() -> None:
     """Compile them, or load what has been compiled before."""
     Kernel(None, Limits()).rewrite([Todo(b"", (), True, None)], Framing(0, b"-", b"-", b"-"))
+    PlayReader(b"-").warm()
 
 
 def main() -> None:

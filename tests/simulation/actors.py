@@ -46,6 +46,8 @@ UPDATER_SILENT_S = 5.0
 class SimCodec:
     """Decodes what the world's producers wrote; anything else cannot be decoded."""
 
+    event_header = None
+
     def __init__(self, events: dict[bytes, PlaybackEvent], *, knows_new: bool) -> None:
         self._events = events
         self._knows_new = knows_new
