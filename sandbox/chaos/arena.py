@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
 import os
 import random
 import shutil
-import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncIterator, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import redis.asyncio as redis
@@ -24,17 +22,20 @@ from contracts.errors import NearlineError
 from contracts.registry import DEFAULT_PATH as REGISTRY
 from embeddings.files import GenerationsFolder, load_generation
 from embeddings.generation import Generation
-from runtime.kafka import AIOKafkaProducer, KafkaError, TopicPartition, make_consumer, make_producer
+from runtime.kafka import KafkaError, TopicPartition, make_consumer
 from runtime.progress import SilentProgress
 from runtime.settings import KafkaSettings, Settings, load_settings
 from sandbox.chaos.aof import cut_at_nonsense, newest_log
+from sandbox.chaos.crew import Crew
 from sandbox.chaos.proxy import Proxy
-from sandbox.chaos.stream import SECRET, Audience, Message
-from sandbox.chaos.truth import INTENT, Truth, partitions_of
-from sandbox.children import SandboxError, find_free_port, read_tail
+from sandbox.chaos.sender import Sender
+from sandbox.chaos.stream import SECRET, Audience
+from sandbox.chaos.truth import Truth, partitions_of
+from sandbox.chaos.waiting import GIVE_UP_S, Stuck, wait_until
+from sandbox.children import SandboxError, find_free_port
 from sandbox.kafka_server import KafkaServer
 from sandbox.made_up import T0, make_generation, write_generation_folder
-from sandbox.processes import ROOT, Service, describe_end, environment_of
+from sandbox.processes import ROOT, environment_of
 from sandbox.topics import ensure_topics
 from sandbox.valkey_server import ValkeyServer
 from viewers.redis_store import RedisStore, open_store
@@ -49,40 +50,10 @@ GENERATIONS = {f"made-up-{i}": (120 + 4 * i, i) for i in range(1, 6)}
 FACTORS = 16
 SESSION_MS = 2_000
 """A dead updater keeps its partitions this long."""
-RESTART_S = 0.3
-"""What an orchestrator takes to start a process that has ended."""
-HALTED_STATUS = 3
 TRY_AGAIN_STATUS = 4
 BAD_FORMAT = "Bad file format reading the append only file"
 FLOOD = "could not be applied"
 """In the reason of a halt for too many records that cannot be applied."""
-GIVE_UP_S = 150.0
-"""No fault may keep the lag above 0 for so long."""
-
-
-class Stuck(NearlineError):
-    """The updaters did not do in time what they had to: the harness's finding, not its failure."""
-
-
-@dataclass(slots=True)
-class Slot:
-    """A place for one updater process. `spared`: no fault may end it (a soak watches its memory)."""
-
-    name: str
-    service: Service | None = None
-    wanted: bool = True
-    spared: bool = False
-    ends: list[str] = field(default_factory=list)
-
-    @property
-    def running(self) -> bool:
-        return self.service is not None and self.service.running
-
-    def signal(self, word: str) -> None:
-        """TERM, KILL, STOP or CONT, if it runs."""
-        if self.service is not None and self.service.running:
-            with contextlib.suppress(SandboxError):
-                self.service.signal(word)
 
 
 class Arena:
@@ -94,7 +65,8 @@ class Arena:
         self.kafka = KafkaServer(folder / "kafka")
         self.valkey = ValkeyServer(folder / "valkey-0")
         self.proxy = Proxy(find_free_port(), 0)
-        self.slots = [Slot(f"updater-{i}", spared=spare and i == 0) for i in range(updaters)]
+        self.crew = Crew(folder, lambda: self.settings, updaters, spare=spare)
+        self.sender = Sender(lambda: self.settings)
         self.settings = Settings()
         self.codec = Codec.load()
         self.truth = Truth(self.settings, self.codec.decode_event)
@@ -103,16 +75,12 @@ class Arena:
         self.limits = Limits()
         self.copies: list[Path] = []
         self.secrets = {SECRET}
-        self.surprises: list[str] = []
         self.halts = 0
         self.repaired = 0
         self._stores = 0
         self._pinned = True
-        self._producer: AIOKafkaProducer | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._managing = asyncio.Lock()
         self._flowing = asyncio.Event()
-        self._sending = asyncio.Lock()
 
     # Start and end
 
@@ -129,7 +97,7 @@ class Arena:
             made = make_generation(titles, FACTORS, seed, generation_id=generation_id)
             write_generation_folder(self.settings.generations_path, made, created_at_ms=T0 + seed)
         self.folder_of_generations.activate(next(iter(GENERATIONS)), floor=0)
-        self._tasks = [asyncio.create_task(self._supervise()), asyncio.create_task(self._stream())]
+        self._tasks = [asyncio.create_task(self.crew.supervise()), asyncio.create_task(self._stream())]
         for task in self._tasks:
             task.add_done_callback(self._note_failure)
         self._flowing.set()
@@ -139,10 +107,8 @@ class Arena:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for slot in self.slots:
-            if slot.service is not None:
-                await asyncio.to_thread(slot.service.stop, kill=True)
-        await self._drop_producer()
+        await self.crew.stop(kill=True)
+        await self.sender.drop()
         await self.proxy.stop()
         await asyncio.to_thread(self.kafka.stop, kill=True)
         await asyncio.to_thread(self.valkey.stop, kill=True)
@@ -275,90 +241,10 @@ class Arena:
             shutil.rmtree(old, ignore_errors=True)
         self.copies = [*self.copies[-2:], self.copy_store()]
 
-    # The updaters
-
-    @property
-    def victims(self) -> list[Slot]:
-        """Running updaters that a fault may end."""
-        return [slot for slot in self.slots if slot.running and slot.wanted and not slot.spared]
-
-    async def victim(self, rng: random.Random) -> Slot:
-        """One of them, waited for."""
-        await wait_until(lambda: self.victims, "an updater that runs")
-        return rng.choice(self.victims)
-
-    def fuse(self, slot: Slot) -> Path:
-        """The file that says where this updater has to die."""
-        return self.folder / f"{slot.name}.fuse"
-
-    async def scale(self, count: int) -> None:
-        """So many updaters, the newest stopped first, cleanly."""
-        while len(self.slots) < count:
-            self.slots.append(Slot(f"updater-{len(self.slots)}"))
-        for i, slot in enumerate(self.slots):
-            slot.wanted = i < count
-            if not slot.wanted and slot.running:
-                slot.signal("TERM")
-
-    async def stop_updaters(self, *, kill: bool = False) -> None:
-        """All of them, and wait."""
-        async with self._managing:
-            for slot in self.slots:
-                slot.wanted = False
-                if slot.service is not None:
-                    await asyncio.to_thread(slot.service.stop, kill=kill)
-                    slot.service = None
-
-    def start_updaters(self) -> None:
-        """As many as usual; the supervisor starts them."""
-        for slot in self.slots[:2]:
-            slot.wanted = True
-
-    async def restart_updaters(self) -> None:
-        """With the settings as they are now."""
-        await self.stop_updaters()
-        self.start_updaters()
-
-    async def _supervise(self) -> None:
-        """Start what is wanted and does not run: what an orchestrator does."""
-        while True:
-            for slot in self.slots:
-                async with self._managing:
-                    if slot.service is not None and not slot.service.running:
-                        self._note_end(slot)
-                    if slot.wanted and slot.service is None:
-                        service = self._make_service(slot)
-                        try:
-                            await asyncio.to_thread(service.start)
-                        except SandboxError as error:  # its folder is still held by the one before: try again
-                            log.info("start_again", slot=slot.name, error=str(error))
-                            continue
-                        slot.service = service
-            await asyncio.sleep(RESTART_S)
-
-    def _make_service(self, slot: Slot) -> Service:
-        return Service(
-            slot.name,
-            {**environment_of(self.settings), "CHAOS_FUSE": str(self.fuse(slot))},
-            self.folder,
-            port_setting="NEARLINE_HEALTH__PORT",
-            program=("-m", "sandbox.chaos.wired"),
-        )
-
     def _note_failure(self, task: asyncio.Task[None]) -> None:
         """The harness's own parts must not end unseen."""
         if not task.cancelled() and (error := task.exception()) is not None:
-            self.surprises.append(f"the harness: {error!r}")
-
-    def _note_end(self, slot: Slot) -> None:
-        assert slot.service is not None
-        status = slot.service.exit_status()
-        slot.service.stop(kill=True)
-        slot.ends.append(describe_end(status))
-        asked = status == -signal.SIGTERM and not slot.wanted  # before it had begun to listen
-        if not asked and status not in (0, -signal.SIGKILL, HALTED_STATUS, None):
-            self.surprises.append(f"{slot.name}: {describe_end(status)}: {read_tail(slot.service.log, 4)[-2000:]}")
-        slot.service = None
+            self.crew.surprises.append(f"the harness: {error!r}")
 
     async def verb(
         self, *arguments: str, deadline_s: float = 120.0, kill_after_s: float | None = None, attempts: int = 5
@@ -400,7 +286,7 @@ class Arena:
         """Messages at the rate, in small bursts, while it flows."""
         while True:
             await self._flowing.wait()
-            await self.send([self.audience.live() for _ in range(max(1, round(self.rate / 20)))])
+            await self.sender.send([self.audience.live() for _ in range(max(1, round(self.rate / 20)))])
             await asyncio.sleep(0.05)
 
     def pause_stream(self) -> None:
@@ -410,52 +296,6 @@ class Arena:
     def resume_stream(self) -> None:
         """As before."""
         self._flowing.set()
-
-    async def send(self, messages: Iterable[Message], *, patiently: bool = False) -> None:
-        """Send, and wait for the acknowledgements. What a broker that is away does not take is not sent again, unless `patiently`.
-
-        What arrived all the same, once or twice, the truth reads from the log.
-        """
-        messages = list(messages)
-        async with self._sending:
-            while True:
-                try:
-                    if self._producer is None:
-                        self._producer = await make_producer(self.settings)
-                    acks = [await self._produce(self._producer, message) for message in messages]
-                    await asyncio.wait_for(asyncio.gather(*acks), 20)
-                    return
-                except (KafkaError, NearlineError, TimeoutError, OSError):
-                    await self._drop_producer()
-                    if not patiently:
-                        return
-                    await asyncio.sleep(0.2)
-
-    async def _produce(self, producer: AIOKafkaProducer, message: Message) -> asyncio.Future[object]:
-        headers = [(INTENT, str(message.intent).encode())]
-        if message.private is not None:
-            headers.append(("private", message.private))
-        sent: asyncio.Future[object] = await producer.send(
-            self.settings.kafka.topic,
-            message.value,
-            key=message.key,
-            partition=message.partition,
-            timestamp_ms=message.timestamp_ms,
-            headers=headers,
-        )
-        return sent
-
-    async def drop_producer(self) -> None:
-        """The next message is sent by a new producer, which looks at the topic as it is then."""
-        async with self._sending:
-            await self._drop_producer()
-
-    async def _drop_producer(self) -> None:
-        producer, self._producer = self._producer, None
-        if producer is not None:
-            with contextlib.suppress(Exception):
-                async with asyncio.timeout(5):
-                    await producer.stop()
 
     # Waiting
 
@@ -503,7 +343,7 @@ class Arena:
     async def drain(self) -> None:
         """Pause the stream, read the truth, wait until everything is finished. Errors: `Stuck`."""
         self.pause_stream()
-        async with self._sending:
+        async with self.sender.sending:
             pass
         await self.reach(await self.read_truth(), "draining")
 
@@ -548,14 +388,3 @@ class Arena:
 
 async def _rewritten(client: redis.Redis) -> bool:
     return not (await client.info("persistence"))["aof_rewrite_in_progress"]
-
-
-async def wait_until(condition: Callable[[], object], what: str, deadline_s: float = GIVE_UP_S) -> None:
-    """Poll a condition, plain or async. Errors: `Stuck`."""
-    ends = time.monotonic() + deadline_s
-    while time.monotonic() < ends:
-        held = condition()
-        if held if not inspect.isawaitable(held) else await held:
-            return
-        await asyncio.sleep(0.05)
-    raise Stuck(f"no {what} within {deadline_s:g} s")

@@ -13,8 +13,9 @@ import redis.asyncio as redis
 from contracts.errors import NearlineError
 from runtime.deadletters import SOURCE_EPOCH
 from runtime.kafka import TopicPartition, make_consumer
-from sandbox.chaos.arena import Arena, Stuck, wait_until
+from sandbox.chaos.arena import Arena
 from sandbox.chaos.truth import Fate
+from sandbox.chaos.waiting import Stuck, wait_until
 from viewers.packing import unpack
 from viewers.rewrite import Rewriter
 from viewers.state import ViewerState
@@ -224,7 +225,7 @@ class Checks:
         """What the updaters tell of themselves."""
         pages = {}
         async with httpx.AsyncClient(timeout=2) as client:
-            for slot in self._arena.slots:
+            for slot in self._arena.crew.slots:
                 for path in ("/metrics", "/stats"):
                     if slot.service is not None and slot.service.running:
                         try:

@@ -22,10 +22,11 @@ from typing import Any
 import structlog
 
 from contracts.errors import NearlineError, UserError
-from sandbox.chaos.arena import Arena, Stuck
+from sandbox.chaos.arena import Arena
 from sandbox.chaos.checks import Checks, Findings
 from sandbox.chaos.faults import ALL, Fault
 from sandbox.chaos.soak import Soak, Watched
+from sandbox.chaos.waiting import Stuck
 
 MOST_RARE = 3
 RARE_FROM = 200
@@ -187,11 +188,11 @@ class Run:
         soaking = options.for_s is not None
         try:
             async with Arena(folder, options.seed, rate=options.rate, spare=soaking) as arena:
-                soak = Soak(arena.slots[0]) if soaking else None
+                soak = Soak(arena.crew.slots[0]) if soaking else None
                 await self._rounds(arena, soak, started)
                 self.report.events = arena.truth.events
                 self.report.halts = arena.halts
-                self.report.surprises = arena.surprises
+                self.report.surprises = arena.crew.surprises
                 self.report.soak = soak.result() if soak is not None else None
         finally:
             self.report.seconds = time.monotonic() - started

@@ -9,7 +9,7 @@ from typing import Any
 
 import psutil
 
-from sandbox.chaos.arena import Slot
+from sandbox.chaos.crew import Slot
 
 WARM_UP = 0.25
 """The first samples, by share, are left out: caches fill, pools open."""

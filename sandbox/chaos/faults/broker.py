@@ -35,4 +35,4 @@ async def partitions_raised(arena: Arena, rng: random.Random) -> None:
         await admin.create_partitions({arena.settings.kafka.topic: NewPartitions(total_count=count + 1)})
     finally:
         await admin.close()
-    await arena.drop_producer()
+    await arena.sender.drop()

@@ -31,12 +31,12 @@ async def erasure_under_fire(arena: Arena, rng: random.Random) -> None:
     mark = f"erased{rng.getrandbits(40):010x}-"
     viewer = f"leaving-{mark[6:-1]}"
     plays = [arena.audience.event(arena.audience.play(viewer, item=f"{mark}{i}")) for i in range(6)]
-    await arena.send(plays, patiently=True)
+    await arena.sender.send(plays, patiently=True)
     copy = arena.copy_store()
     if rng.random() < 0.3:
         await arena.verb("forget", viewer)
     else:
-        await arena.send([arena.audience.event(arena.audience.erasure(viewer))], patiently=True)
+        await arena.sender.send([arena.audience.event(arena.audience.erasure(viewer))], patiently=True)
     harm = rng.choice(("fall back", "swap", "kill", "nothing"))
     if harm == "fall back":
         await asyncio.sleep(rng.uniform(0, 0.5))
@@ -49,8 +49,8 @@ async def erasure_under_fire(arena: Arena, rng: random.Random) -> None:
         assert current is not None
         await arena.activate(current.generation_id)
     elif harm == "kill":
-        (await arena.victim(rng)).signal("KILL")
-    await arena.send(plays, patiently=True)
+        (await arena.crew.victim(rng)).signal("KILL")
+    await arena.sender.send(plays, patiently=True)
     shutil.rmtree(copy)
     # Copies made while the viewer was there hold them until the log has been replayed onto them.
     arena.secrets.add(mark)
@@ -70,7 +70,7 @@ async def duplicates_and_clocks(arena: Arena, rng: random.Random) -> None:
         value = arena.codec.encode_event(wrong)
         messages.append(arena.audience.raw(Intent(Fate.DEAD), event.viewer.encode(), value))
     rng.shuffle(messages)
-    await arena.send(messages)
+    await arena.sender.send(messages)
 
 
 async def poison(arena: Arena, rng: random.Random) -> None:
@@ -79,14 +79,14 @@ async def poison(arena: Arena, rng: random.Random) -> None:
     private = arena.audience.private_play()
     broken = arena.codec.encode_event(private)[:-2]
     messages.append(arena.audience.raw(Intent(Fate.DEAD), private.viewer.encode(), broken, private=None))
-    await arena.send(messages)
+    await arena.sender.send(messages)
 
 
 async def poison_flood(arena: Arena, rng: random.Random) -> None:
     """A bad deploy: the updaters halt, a person looks, `nearline resume`, and nothing of it was lost."""
     viewer = arena.audience.viewer().encode()
     flood = [replace(arena.audience.poison(), key=viewer) for _ in range(FLOOD)]
-    await arena.send(flood, patiently=True)
+    await arena.sender.send(flood, patiently=True)
     await arena.until_halted("a flood of poison")
     await arena.resume_after_halt()
 
@@ -109,7 +109,7 @@ async def schemas_mixed(arena: Arena, rng: random.Random) -> None:
         event = arena.audience.play()
         value = frame + arena.codec.encode_event(event)[5:] + b"\x00" * nulls
         messages.append(arena.audience.raw(Intent(Fate.EVENT, event), event.viewer.encode(), value))
-    await arena.send(messages)
+    await arena.sender.send(messages)
     await asyncio.sleep(rng.uniform(0.5, 2.5))
     draft = arena.folder / "draft" / SCHEMAS_PATH.joinpath("playback_event.avsc").name
     draft.parent.mkdir(exist_ok=True)
@@ -119,12 +119,12 @@ async def schemas_mixed(arena: Arena, rng: random.Random) -> None:
 
 async def misplaced_keys(arena: Arena, rng: random.Random) -> None:
     """Events under somebody else's key, or none."""
-    await arena.send([arena.audience.misplaced() for _ in range(rng.randint(1, 6))])
+    await arena.sender.send([arena.audience.misplaced() for _ in range(rng.randint(1, 6))])
 
 
 async def giant_records(arena: Arena, rng: random.Random) -> None:
     """Up to what the broker takes."""
-    await arena.send([arena.audience.giant() for _ in range(rng.randint(1, 3))])
+    await arena.sender.send([arena.audience.giant() for _ in range(rng.randint(1, 3))])
 
 
 async def hot_spot(arena: Arena, rng: random.Random) -> None:
@@ -132,12 +132,12 @@ async def hot_spot(arena: Arena, rng: random.Random) -> None:
     count = rng.choice((500, 1_500))
     if rng.random() < 0.5:
         viewer = arena.audience.viewer()
-        await arena.send([arena.audience.event(arena.audience.play(viewer)) for _ in range(count)])
+        await arena.sender.send([arena.audience.event(arena.audience.play(viewer)) for _ in range(count)])
         return
     partitions = len(await arena.ends())
     hot = rng.randrange(partitions)
     viewer_of = _drawer(arena, lambda viewer: choose_partition(viewer.encode(), partitions) == hot)
-    await arena.send([arena.audience.event(arena.audience.play(viewer_of())) for _ in range(count)])
+    await arena.sender.send([arena.audience.event(arena.audience.play(viewer_of())) for _ in range(count)])
 
 
 def _drawer(arena: Arena, wanted: Callable[[str], bool]) -> Callable[[], str]:
@@ -151,10 +151,10 @@ def _drawer(arena: Arena, wanted: Callable[[str], bool]) -> Callable[[], str]:
 
 async def backlog(arena: Arena, rng: random.Random) -> None:
     """Nobody consumed for an hour."""
-    await arena.stop_updaters()
+    await arena.crew.stop()
     for _ in range(BACKLOG // 5_000):
-        await arena.send([arena.audience.event(arena.audience.play()) for _ in range(5_000)], patiently=True)
-    arena.start_updaters()
+        await arena.sender.send([arena.audience.event(arena.audience.play()) for _ in range(5_000)], patiently=True)
+    arena.crew.start()
     ends = await arena.ends()
     started = asyncio.get_running_loop().time()
     while asyncio.get_running_loop().time() - started < BACKLOG_DEADLINE_S:

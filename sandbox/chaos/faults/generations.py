@@ -124,7 +124,7 @@ async def rebuild_races(arena: Arena, rng: random.Random) -> None:
         verb = arena.verb(
             "generations", "activate", current.generation_id, kill_after_s=rng.choice((1.2, 1.8, 2.5, 60.0))
         )
-        await asyncio.gather(verb, arena.send(burst))
+        await asyncio.gather(verb, arena.sender.send(burst))
     else:
         with contextlib.suppress(UserError):
-            await asyncio.gather(arena.activate(current.generation_id), arena.send(burst))
+            await asyncio.gather(arena.activate(current.generation_id), arena.sender.send(burst))

@@ -6,7 +6,8 @@ import asyncio
 import random
 
 from runtime.kafka import KafkaError, NewTopic, RecordsToDelete, TopicPartition, make_admin, make_consumer
-from sandbox.chaos.arena import PARTITIONS, Arena, Stuck, wait_until
+from sandbox.chaos.arena import PARTITIONS, Arena
+from sandbox.chaos.waiting import Stuck, wait_until
 from sandbox.topics import KEEP_FOR_EVER
 
 
@@ -16,24 +17,24 @@ async def topic_recreated(arena: Arena, rng: random.Random) -> None:
     grown = rng.random() < 0.4
     longest = max(arena.truth.now.ends.values())
     if grown:
-        await arena.stop_updaters()
+        await arena.crew.stop()
     await _recreate(arena)
     following = arena.settings.kafka.stream_epoch + 1
     halted = arena.settings
     arena.with_kafka(stream_epoch=following)
     raised, arena.settings = arena.settings, halted  # the updaters are told only when a person has read the halt
     arena.truth.recreated(raised)
-    await arena.drop_producer()
+    await arena.sender.drop()
     count = 40 if not grown else min(longest + 50, 3_000) * (PARTITIONS + 1)
-    await arena.send([arena.audience.event(arena.audience.play()) for _ in range(count)], patiently=True)
+    await arena.sender.send([arena.audience.event(arena.audience.play()) for _ in range(count)], patiently=True)
     if grown:
-        arena.start_updaters()
+        arena.crew.start()
     reason = await arena.until_halted("a recreated topic", epoch=following - 1)
     if "STREAM_EPOCH" not in reason:
         raise Stuck(f"the halt does not say what to do: {reason}")
-    await arena.stop_updaters()
+    await arena.crew.stop()
     arena.settings = raised
-    arena.start_updaters()
+    arena.crew.start()
     arena.pin()
 
 
@@ -55,8 +56,8 @@ async def _recreate(arena: Arena) -> None:
 async def offsets_reset(arena: Arena, rng: random.Random) -> None:
     """Somebody set the group's offsets: to the start, anywhere, past what is finished; or gave the updaters another group."""
     await arena.drain()
-    await arena.stop_updaters(kill=rng.random() < 0.5)
-    await arena.send([arena.audience.live() for _ in range(100)], patiently=True)
+    await arena.crew.stop(kill=rng.random() < 0.5)
+    await arena.sender.send([arena.audience.live() for _ in range(100)], patiently=True)
     ends = await arena.ends()
     way = rng.choice(("start", "anywhere", "end", "another group"))
     if way == "another group":
@@ -64,7 +65,7 @@ async def offsets_reset(arena: Arena, rng: random.Random) -> None:
     else:
         offsets = {p: {"start": 0, "end": end}.get(way, rng.randint(0, end)) for p, end in ends.items()}
         await wait_until(lambda: _commit(arena, offsets), "group without members")
-    arena.start_updaters()
+    arena.crew.start()
 
 
 async def _commit(arena: Arena, offsets: dict[int, int]) -> bool:
@@ -85,9 +86,9 @@ async def retention_gap(arena: Arena, rng: random.Random) -> None:
     """Records are deleted before anybody read them; sometimes the lake has a copy, and the night brings the plays back."""
     await arena.drain()
     copied = rng.random() < 0.3
-    await arena.stop_updaters()
+    await arena.crew.stop()
     markers = await arena.markers()
-    await arena.send([arena.audience.live() for _ in range(200)], patiently=True)
+    await arena.sender.send([arena.audience.live() for _ in range(200)], patiently=True)
     ends = await arena.ends()
     gone = {
         p: rng.randint(marker.next_offset, ends[p])
@@ -109,7 +110,7 @@ async def retention_gap(arena: Arena, rng: random.Random) -> None:
         )
     finally:
         await admin.close()
-    arena.start_updaters()
+    arena.crew.start()
     if copied:
         await arena.reach(ends, "after the gap")
         await arena.night("--seed")
