@@ -77,8 +77,9 @@ def simulate(rates: F64, capacity: float, *, outage_h: float) -> Day:
     minutes = []
     for minute, arriving in enumerate(rates.tolist()):
         up_s = 60 - max(0.0, min(minute + 1, end) - max(minute, start)) * 60
-        processed = min(lag + arriving * 60, capacity * up_s)
-        lag += arriving * 60 - processed
+        waiting = lag + arriving * 60
+        processed = min(waiting, capacity * up_s)
+        lag = waiting - processed  # exactly 0 when all is done
         minutes.append(Minute(minute / 60, arriving, processed / 60, lag, _oldest_s(rates, minute, lag)))
     after = [one for one in minutes if one.hour * 60 >= end]
     caught_up = next((one.hour for one in after if one.lag == 0), None) if outage_h > 0 else None
