@@ -11,12 +11,13 @@ Compiling takes some twenty seconds, once a machine; `python -m viewers.precompi
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import hashlib
 import importlib.metadata
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -94,6 +95,18 @@ def _make_folder() -> Path | None:
         with tempfile.TemporaryFile(dir=folder):
             return folder
     return None
+
+
+@contextlib.contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """While another process compiles, wait for it: what it leaves is then loaded instead of compiled again."""
+    folder = cache_folder()
+    if folder is None:
+        yield
+        return
+    with (folder / "compiling").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # given back when the file is closed, even by a crash
+        yield
 
 
 @functools.cache

@@ -47,7 +47,6 @@ class Swap:
         self._executor = executor
         self._instance = instance
         self._refused: int | None = None
-        self._prepared = False
         self.rewriter = Rewriter(None, 0, encode_row, limits)
         self.created_at_s = 0.0  # when the generation in force was made, UTC seconds
         self.swaps = 0
@@ -68,7 +67,7 @@ class Swap:
         except GenerationError as error:
             self._refuse(0, error)
             return False
-        if current is None and not self._prepared:  # a first day begins: the first batch should not wait either
+        if current is None:  # a first day begins: the first batch should not wait either
             await self._prepare(self.rewriter)
         if current is None or current.activation <= self.rewriter.activation or current.activation == self._refused:
             return False
@@ -95,10 +94,11 @@ class Swap:
 
     async def _prepare(self, rewriter: Rewriter) -> None:
         """What would otherwise hold up the first batch."""
-        if not self._prepared and not is_compiled():
+        if rewriter.is_prepared:
+            return
+        if not is_compiled():
             log.info("compiling", what="the kernels of this version, once a machine", takes="less than a minute")
         await self._off_loop(rewriter.prepare)
-        self._prepared = True
 
     def _refuse(self, activation: int, error: GenerationError) -> None:
         if activation == self._refused:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 
-from embeddings.compiled import cache_folder
+from embeddings.compiled import cache_folder, one_at_a_time
 from viewers.kernel import Framing, Kernel, Todo
 from viewers.play_reader import PlayReader
 from viewers.state import Limits
@@ -13,8 +13,9 @@ from viewers.state import Limits
 
 def compile_kernels() -> None:
     """Compile them, or load what has been compiled before."""
-    Kernel(None, Limits()).rewrite([Todo(b"", (), True, None)], Framing(0, b"-", b"-", b"-"))
-    PlayReader(b"-").warm()
+    with one_at_a_time():
+        Kernel(None, Limits()).rewrite([Todo(b"", (), True, None)], Framing(0, b"-", b"-", b"-"))
+        PlayReader(b"-").warm()
 
 
 def main() -> None:

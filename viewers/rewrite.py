@@ -25,6 +25,7 @@ from contracts.digests import id_digest
 from contracts.errors import StaleActivation, StoreUnavailable
 from contracts.row_columns import GREATEST_HALF
 from contracts.rows import HomeRow
+from embeddings.compiled import one_at_a_time
 from embeddings.generation import Generation
 from ranking.rows import Ranked, RankingInput, popular_entries, rank
 from viewers import packing
@@ -112,11 +113,17 @@ class Rewriter:
         self._encode_row = encode_row
         self._kernel: Kernel | None = None
 
+    @property
+    def is_prepared(self) -> bool:
+        """Whether a batch can be rewritten without waiting for what `prepare` does."""
+        return self._kernel is not None
+
     def prepare(self) -> None:
         """Do now what the first batch would have to wait for: load or compile the kernel, prepare the generation for it."""
         if self._kernel is None:
             kernel = prepared(self.generation, self.limits)
-            kernel.rewrite([Todo(b"", (), True, None)], Framing(0, b"-", b"-", b"-"))
+            with one_at_a_time():
+                kernel.rewrite([Todo(b"", (), True, None)], Framing(0, b"-", b"-", b"-"))
             self._kernel = kernel
 
     def rewrite(self, state: ViewerState, *, computed_at_ms: int, event_time_ms: int | None = None) -> Rewritten:

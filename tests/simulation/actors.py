@@ -67,8 +67,7 @@ class SimCodec:
 class SimRewriter(Rewriter):
     """The shipped rewriter's interface; a row is its state's digest, its generation and its activation."""
 
-    def prepare(self) -> None:
-        pass
+    is_prepared = True
 
     def rewrite_many(self, batch: Sequence[Todo], *, computed_at_ms: int) -> list[Rewritten | None]:
         merged = [self._merge_by_reference(one) for one in batch]
