@@ -166,7 +166,9 @@ def _listen(host: str, port: int) -> Iterator[socket.socket]:
     """A listening socket, closed at the end. Raises `SettingsError` if the address cannot be had."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listening = socket.socket(family, socket.SOCK_STREAM)
+        # Named as TCP, or asyncio leaves Nagle's algorithm on: a response is two writes, and the second would wait for the client's
+        # delayed acknowledgement, 40 ms.
+        listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         try:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listening.bind(address)
