@@ -1,0 +1,145 @@
+"""Home pages a second, and how long the slowest in a hundred takes: reading a row that is there, against scoring on request.
+
+Both services run at once on the same store; the load meets one after the other, interleaved. Hits are viewers drawn uniformly, each
+with a row; misses are viewers whom nobody knows. Impressions go to a real Kafka. Processor time is that of the service and the store
+together; the load generator runs on the same cores, and its own time does not count. Beforehand both must serve what the
+store, or the kernel, says; afterwards every hit must have been the viewer's own row.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from bench.common import Stage, load_average, make_stage, make_world, processor_s
+from bench.load import generator, run_load
+from bench.report import Line, Report, WrongResult, interleave, rounded
+from contracts.rows import ENTRIES_SHOWN
+from sandbox.processes import Service, environment_of
+from sandbox.servers import Sandbox
+
+CONNECTIONS = (1, 32)
+SECONDS = 5.0
+REPETITIONS = 3
+VIEWERS = 10_000
+N_ITEMS = 3_500
+CHECKED = 50
+PATH = "/v1/home/"
+HIT, MISS = "viewer-", "nobody-"
+LABELS = {"nearline": "Nearline", "on_request": "scored on request"}
+
+
+def run() -> Report:
+    """Hits and misses, at each number of connections."""
+    load = load_average()
+    with tempfile.TemporaryDirectory(prefix="nearline-bench-") as folder, Sandbox(Path(folder)) as sandbox:
+        found = asyncio.run(_run(sandbox))
+    lines: list[Line] = []
+    figures: dict[str, Any] = {}
+    for name, measured in found.items():
+        case, who = name.split("|")
+        for quantity, unit in (("rps", "requests/s"), ("p50_ms", "ms"), ("p99_ms", "ms"), ("core_us", "µs")):
+            lines.append(Line(case, f"{LABELS[who]}, {quantity.partition('_')[0]}", unit, measured[quantity]))
+        figures.setdefault(who, {})[case] = {one: rounded(series.median) for one, series in measured.items()}
+    busiest = figures["nearline"][_case("hit", CONNECTIONS[-1])]
+    figures |= {name: busiest[name] for name in ("rps", "p99_ms", "core_us")}
+    details = {
+        "viewers": VIEWERS, "titles": N_ITEMS, "history": 50, "seconds": SECONDS, "repetitions": REPETITIONS,
+        "load_generator": generator(), "load_average": load,
+    }  # fmt: skip
+    return Report("homepage", "Home pages", lines, {"homepage": figures}, details)
+
+
+def _case(kind: str, connections: int) -> str:
+    return f"{kind}, {connections} connection{'s' if connections > 1 else ''}"
+
+
+async def _run(sandbox: Sandbox) -> Any:
+    world = make_world(sandbox.data_dir, N_ITEMS)
+    stage = await make_stage(world, sandbox.kafka.bootstrap, sandbox.valkey, "home", viewers=VIEWERS, history=50)
+    stage.seed()
+    async with stage.store() as store:
+        await store.write_default_rows({"*:*": world.rewriter.default_row(computed_at_ms=1)})
+    environment = environment_of(stage.settings)
+    services = {
+        "nearline": Service("homepage", environment, sandbox.data_dir / "nearline", port_setting=PORT),
+        "on_request": Service(
+            "homepage",
+            environment,
+            sandbox.data_dir / "on-request",
+            port_setting=PORT,
+            program=("-m", "bench.on_request"),
+        ),
+    }
+    try:
+        for service in services.values():
+            service.log.parent.mkdir(parents=True)
+            (service.log.parent / service.verb).mkdir()
+            service.start()
+        for service in services.values():
+            await service.wait_ready()
+            await _check(stage, service)
+        runners = {}
+        for connections in CONNECTIONS:
+            for kind, prefix in (("hit", HIT), ("miss", MISS)):
+                for who, service in services.items():
+                    if kind == "hit" or who == "nearline":  # without a state there is nothing to score
+                        runner = _Runner(stage, service, prefix, connections)
+                        runners[f"{_case(kind, connections)}|{who}"] = partial(runner.run)
+        return await asyncio.to_thread(interleave, runners, REPETITIONS)
+    finally:
+        for service in services.values():
+            service.stop()
+
+
+PORT = "NEARLINE_HOMEPAGE__PORT"
+
+
+async def _check(stage: Stage, service: Service) -> None:
+    """A sample of pages shows the titles of the stored row, which is the row of the state. Errors: `WrongResult`."""
+    async with stage.store() as store, httpx.AsyncClient(timeout=5) as client:
+        for number in range(0, VIEWERS, VIEWERS // CHECKED):
+            viewer = f"{HIT}{number}"
+            stored = stage.world.codec.decode_row((await store.read_viewer(viewer)).row)
+            page = (await client.get(f"{service.url}{PATH}{viewer}")).json()
+            shown = [entry["item_id"] for entry in page["entries"]]
+            if shown != [entry.item_id for entry in stored.entries[:ENTRIES_SHOWN]]:
+                raise WrongResult(f"{viewer}: the page does not show the row")
+
+
+@dataclass
+class _Runner:
+    """One service under one kind of load."""
+
+    stage: Stage
+    service: Service
+    prefix: str
+    connections: int
+
+    def run(self) -> dict[str, float]:
+        pids = [pid for pid in (self.service.pid, self.stage.valkey.pid) if pid is not None]
+        outcome = "own" if self.prefix == HIT else "default"
+        before, served = processor_s(pids), self._served(outcome)
+        load = run_load(self.service.url, PATH + self.prefix, VIEWERS, connections=self.connections, seconds=SECONDS)
+        took_s, served = processor_s(pids) - before, self._served(outcome) - served
+        if served < load.requests:
+            raise WrongResult(f"{load.requests - served} of {load.requests} pages were not the viewer's {outcome} row")
+        return {
+            "rps": load.requests / load.seconds,
+            "p50_ms": load.p50_ms,
+            "p99_ms": load.p99_ms,
+            "core_us": took_s * 1e6 / load.requests,
+        }
+
+    def _served(self, outcome: str) -> int:
+        """Pages of this outcome so far, as the service counts them."""
+        text = httpx.get(self.service.url + "/metrics", timeout=5).text
+        start = f'nearline_homepage_requests_total{{outcome="{outcome}"}} '
+        line = next((line for line in text.splitlines() if line.startswith(start)), start + "0")
+        return int(float(line.removeprefix(start)))
