@@ -18,7 +18,17 @@ from contracts.errors import UserError
 
 BENCHMARKS = {
     "fold_in": "bench.fold_in",
+    "retrieval": "bench.retrieval",
+    "viewer_bytes": "bench.viewer_bytes",
     "end_to_end": "bench.end_to_end",
+    "live_freshness": "bench.live_freshness",
+    "catch_up": "bench.catch_up",
+    "cost_growth": "bench.cost_growth",
+    "homepage": "bench.homepage",
+    "idle": "bench.idle",
+    "rebuild": "bench.rebuild",
+    "train": "bench.train",
+    "footprint": "bench.footprint",
 }
 """Name → module with `run() -> Report`. A new benchmark is one module and one entry."""
 

@@ -59,7 +59,7 @@ def row_record(row: HomeRow) -> Record:
         "available_until": [ends[place] for place in until_positions],
         "ids": pack_ids([*items, *reason_index]),
         "half_scores": _halves(scores),
-        "entry_sources": bytes([a | b << 4 for a, b in zip(of_source[::2], [*of_source[1::2], 0], strict=False)]),
+        "entry_sources": _to_bits(of_source, bits_of(len(names))),
         "reason_ids": bytes([reason_index[reason.item_id] for reason in reasons]),
         "half_contributions": _halves([reason.contribution for reason in reasons]),
     }
@@ -88,18 +88,34 @@ def _unpacked_row(record: Record) -> tuple[list[str], Sequence[float], Sequence[
     count, indexes = len(scores), list(record["reason_ids"])
     distinct = list(dict.fromkeys(indexes))
     ids, end = unpack_ids(record["ids"], 0, count + len(distinct))
-    of_source = [half for byte in record["entry_sources"] for half in (byte & 15, byte >> 4)]
+    of_source = _from_bits(record["entry_sources"], bits_of(len(record["sources"])), count)
     if end != len(record["ids"]) or distinct != list(range(len(distinct))) or len(set(ids[count:])) != len(distinct):
         raise ValueError("ids behind the last, or reasons not in order of first use")
-    if len(of_source) != count + count % 2 or any(of_source[count:]):
-        raise ValueError("not one source per entry")
     return (
         ids[:count],
         scores,
-        of_source[:count],
+        of_source,
         [ids[count + index] for index in indexes],
         _from_halves(record["half_contributions"]),
     )
+
+
+def bits_of(sources: int) -> int:
+    """Bits that name one of so many sources: 0, 1, 2 or 4."""
+    return 0 if sources < 2 else 1 if sources == 2 else 2 if sources <= 4 else 4
+
+
+def _to_bits(numbers: Sequence[int], bits: int) -> bytes:
+    """The lowest bits of a byte first."""
+    whole = sum(number << bits * place for place, number in enumerate(numbers))
+    return whole.to_bytes((bits * len(numbers) + 7) // 8, "little")
+
+
+def _from_bits(data: bytes, bits: int, count: int) -> list[int]:
+    whole = int.from_bytes(data, "little")
+    if len(data) != (bits * count + 7) // 8 or whole >> bits * count:
+        raise ValueError("not one source per entry")
+    return [whole >> bits * place & (1 << bits) - 1 for place in range(count)]
 
 
 def _from_halves(data: bytes) -> tuple[float, ...]:

@@ -130,13 +130,13 @@ def fold(
     """A viewer's vector from n unique item rows and their signed confidences; the factor stays in `L` for `contributions`.
 
     `Y`, `YP`: (n_items, k) float32. `A0`: (k, k) float64, YtY + λI. `rows`: (≥ n,) int32. `c`: (≥ n,) float64.
-    `L`: (≥ k, ≥ padded(k)) float64, `K`: (≥ k, ≥ k) float64, `z`, `w`: (≥ padded(k), ≥ padded(n)) float64 scratch.
+    `L`: (≥ k, ≥ padded(k)) float64, `K`: (≥ k and 4, ≥ k) float64, `z`, `w`: (≥ padded(k), ≥ padded(n)) float64 scratch.
     `x`: (k,) float32, the result.
     """
     if n < Y.shape[1]:
         _fold_few(Y, YP, rows, c, n, L, K, z, w, x)
     else:
-        _fold_many(Y, A0, rows, c, n, L, z, w, x)
+        _fold_many(Y, A0, rows, c, n, L, K, z, w, x)
 
 
 @jit_sums
@@ -172,7 +172,10 @@ def _fold_few(
 
 
 @jit_sums
-def _fold_many(Y: Array, A0: Array, rows: Array, c: Array, n: int, L: Array, z: Array, w: Array, x: Array) -> None:
+def _fold_many(
+    Y: Array, A0: Array, rows: Array, c: Array, n: int, L: Array, K: Array, z: Array, w: Array, x: Array
+) -> None:
+    """Four items at a time (as float64 in the first rows of `K`; those beyond n count nothing), half of the symmetric matrix."""
     k = Y.shape[1]
     for a in range(k):
         z[a] = 0.0
@@ -180,15 +183,23 @@ def _fold_many(Y: Array, A0: Array, rows: Array, c: Array, n: int, L: Array, z: 
             L[a, b] = A0[a, b]
         for b in range(k, padded(k)):
             L[a, b] = 0.0
-    for i in range(n):
-        y = Y[rows[i]]
-        d, positive = abs(c[i]) - 1.0, max(c[i], 0.0)
+    for i in range(0, n, 4):
+        for j in range(4):
+            at = min(i + j, n - 1)
+            y, known, positive = Y[rows[at]], K[j], max(c[at], 0.0) if i + j < n else 0.0
+            for m in range(k):
+                known[m] = y[m]
+                z[m] += positive * known[m]
+        d0 = abs(c[i]) - 1.0
+        d1 = abs(c[i + 1]) - 1.0 if i + 1 < n else 0.0
+        d2 = abs(c[i + 2]) - 1.0 if i + 2 < n else 0.0
+        d3 = abs(c[i + 3]) - 1.0 if i + 3 < n else 0.0
         for a in range(k):
-            v = d * y[a]
-            row = L[a]
-            for b in range(k):
-                row[b] += v * y[b]
-            z[a] += positive * y[a]
+            start = a // LANES * LANES
+            row, y0, y1, y2, y3 = L[a, start:k], K[0, start:k], K[1, start:k], K[2, start:k], K[3, start:k]
+            v0, v1, v2, v3 = d0 * K[0, a], d1 * K[1, a], d2 * K[2, a], d3 * K[3, a]
+            for b in range(k - start):
+                row[b] += (v0 * y0[b] + v1 * y1[b]) + (v2 * y2[b] + v3 * y3[b])
     factor(L, k, w)
     solve_factored(L, k, z)
     for m in range(k):

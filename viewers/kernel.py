@@ -212,7 +212,7 @@ class _Room:
             n_excluded=np.empty(tile, np.int64),
             X=np.empty((tile, k), np.float32),
             L=np.zeros((tile, wide, wide)),
-            K=np.empty((k, k)),
+            K=np.empty((max(k, 4), k)),
             z=np.empty(most),
             w=np.empty(most),
             Z=np.empty((most, foldin.LANES)),

@@ -171,10 +171,17 @@ def _write_entries(out: Array, at: int, catalogue: Catalogue, count: int, e: Ent
     at = kb.write_zigzag(out, at + size, 2 * count)
     for i in range(count):
         at = kb.write_u16(out, at, kb.half(e.scores[i]))
-    at = kb.write_zigzag(out, at, (count + 1) // 2)
-    for i in range(0, count, 2):
-        out[at] = names[e.sources[i]] | (names[e.sources[i + 1]] << 4 if i + 1 < count else 0)
-        at += 1
+    used = np.int64(0)
+    for i in range(count):
+        used = max(used, names[e.sources[i]] + 1)
+    bits = 0 if used < 2 else 1 if used == 2 else 2 if used <= 4 else 4
+    size = (bits * count + 7) // 8
+    at = kb.write_zigzag(out, at, size)
+    for i in range(size):
+        out[at + i] = 0
+    for i in range(count):
+        out[at + bits * i // 8] |= names[e.sources[i]] << (bits * i & 7)
+    at += size
     at = kb.write_zigzag(out, at, n_reasons)
     for i in range(n_reasons):
         out[at + i] = reasons[i]

@@ -247,8 +247,7 @@ def test_a_record_over_the_limit_is_refused_unread_and_never_written() -> None:
         {"ids": b"\x02ab\x02\x01\x00"},
         {"ids": b"\x03abc\x02\x01"},
         {"entry_sources": b"\x05"},
-        {"entry_sources": b"\x10"},
-        {"entry_sources": b"\x00\x00"},
+        {"entry_sources": b"\x00"},
         {"source_indexes": b"\x00"},
         {"reason_counts": b"\x02"},
         {"reason_items": ["x"], "reason_contributions": [0.5], "reason_counts": b""},
@@ -260,6 +259,7 @@ def test_a_record_over_the_limit_is_refused_unread_and_never_written() -> None:
         {"sources": ["als", "popular"]},
         {"sources": ["als", "als"]},
         {"sources": ["als", "new"], "entry_sources": b"\x01"},
+        {"sources": ["als", "new"], "entry_sources": b"\x02"},
         {"reason_counts": b"\x00"},
     ],
 )
