@@ -103,7 +103,7 @@ class LiveProducer:
             yield self
         finally:
             self._process.kill()
-            self._process.wait()
+            self._process.communicate()
 
 
 def count_of(rate: float, seconds: float) -> int:
