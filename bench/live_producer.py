@@ -99,11 +99,11 @@ class LiveProducer:
 
     @contextmanager
     def alive(self) -> Iterator[LiveProducer]:
-        try:
-            yield self
-        finally:
-            self._process.kill()
-            self._process.communicate()
+        with self._process:
+            try:
+                yield self
+            finally:
+                self._process.kill()
 
 
 def count_of(rate: float, seconds: float) -> int:
