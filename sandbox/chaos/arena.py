@@ -9,6 +9,7 @@ import random
 import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +39,7 @@ from sandbox.made_up import T0, make_generation, write_generation_folder
 from sandbox.processes import ROOT, environment_of
 from sandbox.topics import ensure_topics
 from sandbox.valkey_server import ValkeyServer
+from viewers.precompile import compile_kernels
 from viewers.redis_store import RedisStore, open_store
 from viewers.state import Limits
 from viewers.store import Marker
@@ -75,6 +77,8 @@ class Arena:
         self.limits = Limits()
         self.copies: list[Path] = []
         self.secrets = {SECRET}
+        self.forgotten: dict[str, str] = {}
+        self.points: Counter[str] = Counter()
         self.halts = 0
         self.repaired = 0
         self._stores = 0
@@ -85,7 +89,11 @@ class Arena:
     # Start and end
 
     async def __aenter__(self) -> Arena:
-        await asyncio.gather(asyncio.to_thread(self.kafka.start), asyncio.to_thread(self.valkey.start))
+        await asyncio.gather(
+            asyncio.to_thread(self.kafka.start),
+            asyncio.to_thread(self.valkey.start),
+            asyncio.to_thread(compile_kernels),  # once a machine; no fault waits for it
+        )
         self.proxy.target_port = self._store_port
         await self.proxy.start()
         shutil.copytree(REGISTRY, self.folder / "registry")

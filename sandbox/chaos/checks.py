@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
+import pyarrow.parquet as pq
 import redis.asyncio as redis
 
 from contracts.errors import NearlineError
-from runtime.deadletters import SOURCE_EPOCH
-from runtime.kafka import TopicPartition, make_consumer
+from runtime.deadletters import ERASED, Coordinates, Mark, parse
+from runtime.kafka import ConsumerRecord, TopicPartition, make_consumer
 from sandbox.chaos.arena import Arena
+from sandbox.chaos.stream import SECRET
 from sandbox.chaos.truth import Fate
 from sandbox.chaos.waiting import Stuck, wait_until
 from viewers.packing import unpack
@@ -58,8 +61,9 @@ class Checks:
     def __init__(self, arena: Arena) -> None:
         self._arena = arena
         self._read_to: dict[Path, int] = {}
-        self._letters: set[tuple[int, int, int]] = set()
-        self._letters_read = 0
+        self._letters: set[Coordinates] = set()
+        self._parquet: set[Path] = set()
+        self._forgotten = 0
 
     async def run(self) -> Findings:
         """Everything, after `Arena.drain`."""
@@ -77,7 +81,11 @@ class Checks:
         current = arena.folder_of_generations.read_current()
         assert current is not None
         async with arena.store() as store:
-            if not await store.read_rebuilt(max(current.activation, await store.highest_activation())):
+            behind = not await store.read_rebuilt(max(current.activation, await store.highest_activation()))
+            if behind:  # rows of an older activation may be there; each must still be right for its own
+                async for batch in store.scan_viewers():
+                    for viewer in batch:
+                        self._viewer(viewer, await store.read_viewer(viewer), None, found)
                 await arena.activate(current.generation_id)  # what the next night would do first
                 current = arena.folder_of_generations.read_current()
                 assert current is not None
@@ -85,11 +93,12 @@ class Checks:
             for viewer in sorted(stored | arena.truth.histories.keys()):
                 self._viewer(viewer, await store.read_viewer(viewer), current.activation, found)
 
-    def _viewer(self, viewer: str, stored: StoredViewer, activation: int, found: Findings) -> None:
+    def _viewer(self, viewer: str, stored: StoredViewer, activation: int | None, found: Findings) -> None:
         arena = self._arena
         history = arena.truth.histories.get(viewer)
         expected = history.state(arena.limits) if history is not None else ViewerState()
         actual = unpack(stored.state)
+        self._look_for_secrets(viewer, actual, stored.row, found)
         if actual != expected:
             lost, more = _difference(expected, actual), _difference(actual, expected)
             found.lost += lost
@@ -110,7 +119,7 @@ class Checks:
         wrong = [
             name
             for name, same in (
-                ("activation", row.activation == stored.activation == activation),
+                ("activation", row.activation == stored.activation == (activation or stored.activation)),
                 ("vector", again.vector_bytes == stored.vector),
                 ("row", again.row_bytes == stored.row),
             )
@@ -121,6 +130,18 @@ class Checks:
             found.say(
                 f"row of {viewer}: {wrong} differ; row of activation {row.activation}, hash {stored.activation}, in force {activation}"
             )
+
+    def _look_for_secrets(self, viewer: str, state: ViewerState, row: bytes, found: Findings) -> None:
+        """Ids are packed in states and rows: only who reads them sees them."""
+        ids = [play.item_id for play in state.plays] + [register.subject for register in state.registers]
+        if row:
+            with contextlib.suppress(NearlineError):  # a row that cannot be read is found elsewhere
+                for entry in self._arena.codec.decode_row(row).entries:
+                    ids += [entry.item_id, *(reason.item_id for reason in entry.reasons)]
+        leaked = [one for one in ids if one.startswith(tuple(self._arena.secrets))]
+        if leaked:
+            found.private_leaks += len(leaked)
+            found.say(f"state or row of {viewer} holds {leaked[:3]}")
 
     # I3 and I5
 
@@ -165,41 +186,51 @@ class Checks:
             await consumer.stop()
 
     async def _dead_letters(self, found: Findings) -> None:
-        """Every dead record has its letter, at least one; nothing else has."""
+        """Every dead record has its letter, at least one, or a mark that an erasure took it out; nothing else has."""
         arena = self._arena
-        consumer = await make_consumer(arena.settings)
-        letters: list[tuple[dict[str, bytes], bytes]] = []
-        try:
-            tp = TopicPartition(arena.settings.kafka.dead_letter_topic, 0)
-            consumer.assign([tp])
-            consumer.seek(tp, self._letters_read)
-            end = (await consumer.end_offsets([tp]))[tp]
-            while await consumer.position(tp) < end:
-                for records in (await consumer.getmany(timeout_ms=200)).values():
-                    letters += [(dict(r.headers), (r.key or b"") + (r.value or b"")) for r in records]
-            self._letters_read = end
-        finally:
-            await consumer.stop()
-        for headers, content in letters:
-            partition, offset = (int(headers[f"__connect.errors.{name}"]) for name in ("partition", "offset"))
-            self._letters.add((int(headers[SOURCE_EPOCH]), partition, offset))
-            if any(secret.encode() in content for secret in self._arena.secrets):
+        erased: set[Coordinates] = set()
+        for record in await self._read_dead_letters():
+            letter = parse(record)
+            if isinstance(letter, Mark):
+                erased |= {letter.at} if letter.kind == ERASED else set()
+            elif letter is not None:
+                self._letters.add(letter.at)
+            content = b"\x00".join(
+                [record.key or b"", record.value or b"", *(value or b"" for _, value in record.headers)]
+            )
+            if any(secret.encode() in content for secret in (SECRET, *arena.forgotten)):
                 found.private_leaks += 1
-                found.say(f"the dead letter of {partition}/{offset} holds private bytes")
+                found.say(f"the dead letter {letter} holds what nobody may see")
         now = arena.truth.now
         wanted = {
-            (now.epoch, partition, offset)
+            Coordinates(arena.settings.kafka.topic, now.epoch, partition, offset)
             for partition, fates in now.fates.items()
             for offset, fate in fates.items()
             if fate is Fate.DEAD and offset not in now.gone[partition]
         }
-        have = {letter for letter in self._letters if letter[0] == now.epoch}
-        if wanted - have:
-            found.lost += len(wanted - have)
-            found.say(f"{len(wanted - have)} dead records without a letter, e.g. {sorted(wanted - have)[:3]}")
-        if have - wanted:
-            found.doubled += len(have - wanted)
-            found.say(f"{len(have - wanted)} letters of records that are not dead, e.g. {sorted(have - wanted)[:3]}")
+        have = {letter for letter in self._letters if letter.epoch == now.epoch}
+        if missing := wanted - have - erased:
+            found.lost += len(missing)
+            found.say(f"{len(missing)} dead records without a letter, e.g. {sorted(missing)[:3]}")
+        if more := have - wanted:
+            found.doubled += len(more)
+            found.say(f"{len(more)} letters of records that are not dead, e.g. {sorted(more)[:3]}")
+
+    async def _read_dead_letters(self) -> list[ConsumerRecord]:
+        """The whole topic: what was harmless when it was read may hold what was erased since."""
+        arena = self._arena
+        consumer = await make_consumer(arena.settings)
+        records: list[ConsumerRecord] = []
+        try:
+            tp = TopicPartition(arena.settings.kafka.dead_letter_topic, 0)
+            consumer.assign([tp])
+            consumer.seek(tp, (await consumer.beginning_offsets([tp]))[tp])
+            end = (await consumer.end_offsets([tp]))[tp]
+            while await consumer.position(tp) < end:
+                records += [one for found in (await consumer.getmany(timeout_ms=200)).values() for one in found]
+        finally:
+            await consumer.stop()
+        return records
 
     # I4
 
@@ -207,14 +238,15 @@ class Checks:
         arena = self._arena
         texts: dict[str, bytes] = {}
         for path in [*arena.folder.glob("*.log"), *arena.folder.glob("*/*.log")]:
-            if "kafka" in str(path) or "valkey" in str(path):
-                continue
+            if path.name in ("kafka.log", "valkey.log"):
+                continue  # not ours
             with path.open("rb") as file:
                 file.seek(self._read_to.get(path, 0))
                 texts[path.name] = file.read()
                 self._read_to[path] = file.tell()
         texts |= await self._pages()
         texts |= await self._stored()
+        self._files(found)
         for where, content in texts.items():
             for secret in self._arena.secrets:
                 if secret.encode() in content:
@@ -233,6 +265,28 @@ class Checks:
                         except httpx.HTTPError:
                             continue  # just starting, or busy
         return pages
+
+    def _files(self, found: Findings) -> None:
+        """The lake and every generation that nights have written since the last look; all of them after somebody was forgotten.
+
+        A title's id is no secret of the viewer who watched it: of a forgotten one, generations are searched for the viewer's id.
+        """
+        arena = self._arena
+        if len(arena.forgotten) != self._forgotten:
+            self._forgotten = len(arena.forgotten)
+            self._parquet.clear()
+        for root, secrets in (
+            (arena.settings.lake_path, {SECRET, *arena.forgotten, *arena.forgotten.values()}),
+            (arena.settings.generations_path, {SECRET, *arena.forgotten.values()}),
+        ):
+            for path in sorted(Path(root).glob("**/*.parquet")):
+                if path in self._parquet:
+                    continue
+                self._parquet.add(path)
+                words = "\n".join(str(one) for column in pq.read_table(path).to_pydict().values() for one in column)
+                if leaked := [secret for secret in secrets if secret in words]:
+                    found.private_leaks += len(leaked)
+                    found.say(f"{path} holds what nobody may see ({leaked[:3]})")
 
     async def _stored(self) -> dict[str, bytes]:
         """Every byte of the store."""

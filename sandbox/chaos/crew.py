@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import httpx
 import structlog
 
 from runtime.settings import Settings
@@ -33,10 +34,34 @@ class Slot:
     wanted: bool = True
     spared: bool = False
     ends: list[str] = field(default_factory=list)
+    log: Path | None = None
 
     @property
     def running(self) -> bool:
         return self.service is not None and self.service.running
+
+    @property
+    def log_size(self) -> int:
+        """Bytes of its log so far."""
+        return self.log.stat().st_size if self.log is not None and self.log.exists() else 0
+
+    def log_since(self, start: int) -> str:
+        """What it has logged since then."""
+        if self.log is None or not self.log.exists():
+            return ""
+        with self.log.open("rb") as file:
+            file.seek(start)
+            return file.read().decode(errors="replace")
+
+    async def is_ready(self) -> bool:
+        """Whether it says that it is."""
+        if self.service is None or not self.service.running:
+            return False
+        async with httpx.AsyncClient(timeout=1) as client:
+            try:
+                return (await client.get(self.service.url + "/health/ready")).status_code == 200
+            except httpx.HTTPError:
+                return False
 
     def signal(self, word: str) -> None:
         """TERM, KILL, STOP or CONT, if it runs."""
@@ -79,6 +104,12 @@ class Crew:
             if not slot.wanted and slot.running:
                 slot.signal("TERM")
 
+    async def until_ready(self) -> None:
+        """Every wanted updater has joined and resumed."""
+        for slot in self.slots:
+            if slot.wanted:
+                await wait_until(slot.is_ready, f"readiness of {slot.name}")
+
     async def stop(self, *, kill: bool = False) -> None:
         """All of them, and wait."""
         async with self._managing:
@@ -107,7 +138,7 @@ class Crew:
                         except SandboxError as error:  # its folder is still held by the one before: try again
                             log.info("start_again", slot=slot.name, error=str(error))
                             continue
-                        slot.service = service
+                        slot.service, slot.log = service, service.log
             await asyncio.sleep(RESTART_S)
 
     def _make_service(self, slot: Slot) -> Service:

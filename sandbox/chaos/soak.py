@@ -26,6 +26,11 @@ class Watched:
     open_files: int
     open_files_per_hour: float
 
+    @property
+    def flat(self) -> bool:
+        """Neither grows: less than an eighth of the memory and four files in an hour."""
+        return self.memory_mib_per_hour < self.memory_mib / 8 and self.open_files_per_hour < 4
+
     def to_json(self) -> dict[str, Any]:
         """Rounded."""
         return {
@@ -35,6 +40,7 @@ class Watched:
             "memory_mib_per_hour": round(self.memory_mib_per_hour, 2),
             "open_files": self.open_files,
             "open_files_per_hour": round(self.open_files_per_hour, 2),
+            "flat": self.flat,
         }
 
 

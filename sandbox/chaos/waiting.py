@@ -17,6 +17,10 @@ class Stuck(NearlineError):
     """The updaters did not do in time what they had to: the harness's finding, not its failure."""
 
 
+class Passed(NearlineError):
+    """This fault cannot be done here any more: it is not counted."""
+
+
 async def wait_until(condition: Callable[[], object], what: str, deadline_s: float = GIVE_UP_S) -> None:
     """Poll a condition, plain or async. Errors: `Stuck`."""
     ends = time.monotonic() + deadline_s

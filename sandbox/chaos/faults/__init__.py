@@ -31,6 +31,7 @@ ALL = (
     Fault("killed_between_effects", updaters.killed_between_effects),
     Fault("frozen_past_session", updaters.frozen_past_session),
     Fault("rebalance_storm", updaters.rebalance_storm),
+    Fault("rolling_restart", updaters.rolling_restart),
     Fault("store_killed_log_cut", store.killed_and_cut),
     Fault("store_from_older_copy", store.from_older_copy),
     Fault("store_frozen", store.frozen),

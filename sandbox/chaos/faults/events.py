@@ -33,11 +33,19 @@ async def erasure_under_fire(arena: Arena, rng: random.Random) -> None:
     plays = [arena.audience.event(arena.audience.play(viewer, item=f"{mark}{i}")) for i in range(6)]
     await arena.sender.send(plays, patiently=True)
     copy = arena.copy_store()
+    harms = ["fall back", "swap", "kill", "nothing"]
     if rng.random() < 0.3:
+        broken = arena.codec.encode_event(arena.audience.play(viewer, item=f"{mark}letter"))[:-1]
+        await arena.sender.send([arena.audience.raw(Intent(Fate.DEAD), viewer.encode(), broken)], patiently=True)
+        await arena.reach(await arena.ends(), "the letter of a viewer who leaves")
+        if rng.random() < 0.5:
+            await arena.night()  # the lake and the next generation know the viewer too
         await arena.verb("forget", viewer)
+        arena.forgotten[mark] = viewer
+        harms.remove("fall back")  # the letter would be written again, until the next night
     else:
         await arena.sender.send([arena.audience.event(arena.audience.erasure(viewer))], patiently=True)
-    harm = rng.choice(("fall back", "swap", "kill", "nothing"))
+    harm = rng.choice(harms)
     if harm == "fall back":
         await asyncio.sleep(rng.uniform(0, 0.5))
         await asyncio.to_thread(arena.valkey.kill)

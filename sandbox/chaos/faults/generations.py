@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import random
+import re
 import shutil
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from contracts.errors import UserError
 from embeddings.files import Current
 from runtime.progress import SilentProgress
 from sandbox.chaos.arena import GENERATIONS, Arena
+from sandbox.chaos.waiting import wait_until
 
 
 async def swaps(arena: Arena, rng: random.Random) -> None:
@@ -53,10 +55,17 @@ async def corrupt(arena: Arena, rng: random.Random) -> None:
     assert good is not None
     bad = root / f"bad-{good.activation + 1}"
     shutil.copytree(root / good.generation_id, bad)
-    HARMS[rng.choice(sorted(HARMS))](bad, rng)
+    manifest = json.loads((bad / "manifest.json").read_text())
+    (bad / "manifest.json").write_text(json.dumps(manifest | {"generation_id": bad.name}))
+    harm, refusal = HARMS[rng.choice(sorted(HARMS))]
+    harm(bad, rng)
+    log_ends = {slot.name: slot.log_size for slot in arena.crew.slots}
     with folder.locked():
         folder._write_current(Current(bad.name, good.activation + 1))
-    await asyncio.sleep(rng.uniform(1.2, 2.5))
+    await wait_until(lambda: _refused(arena, log_ends, refusal), f"refusal of a generation ({refusal})", REFUSED_S)
+    async with arena.store() as store:
+        if any(activation == good.activation + 1 for activation, _ in (await store.read_updaters()).values()):
+            arena.crew.surprises.append(f"an updater serves {bad.name}, which is damaged ({refusal})")
     if rng.random() < 0.3:
         (root / "CURRENT").write_bytes(rng.randbytes(40))
         await asyncio.sleep(1.5)
@@ -64,6 +73,18 @@ async def corrupt(arena: Arena, rng: random.Random) -> None:
             folder._write_current(Current(bad.name, good.activation + 1))
     await arena.activate(rng.choice(sorted(GENERATIONS)))
     shutil.rmtree(bad, ignore_errors=True)
+
+
+def _refused(arena: Arena, log_ends: dict[str, int], refusal: str) -> bool:
+    """Whether an updater has looked at it and said what is wrong, or has taken it up (which is found out next)."""
+    for slot in arena.crew.slots:
+        text = slot.log_since(log_ends.get(slot.name, 0))
+        for line in text.splitlines():
+            if ("generation_refused" in line and re.search(refusal, line)) or (
+                "generation_swapped" in line and "bad-" in line
+            ):
+                return True
+    return False
 
 
 def _flip(bad: Path, rng: random.Random) -> None:
@@ -101,18 +122,20 @@ def _replace_factors(bad: Path, factors: NDArray[np.float32]) -> None:
     data = buffer.getvalue()
     (bad / "item_factors.npy").write_bytes(data)
     manifest = json.loads((bad / "manifest.json").read_text())
-    manifest["generation_id"] = bad.name
-    manifest["files"]["item_factors.npy"] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    manifest["files"]["item_factors.npy"] = {"sha256": hashlib.sha256(data).hexdigest(), "size_bytes": len(data)}
     (bad / "manifest.json").write_text(json.dumps(manifest))
 
 
 HARMS = {
-    "bit flipped": _flip,
-    "file cut": _cut,
-    "half published": _half_published,
-    "not finite": _not_finite,
-    "wrong shape": _wrong_shape,
+    "bit flipped": (_flip, "sha256"),
+    "file cut": (_cut, ""),
+    "half published": (_half_published, ""),
+    "not finite": (_not_finite, "NaN or infinity"),
+    "wrong shape": (_wrong_shape, "item_factors.npy"),
 }
+"""What is done to it, and a word that its refusal must hold: the harm itself has to be seen, not something beside it."""
+
+REFUSED_S = 30.0
 
 
 async def rebuild_races(arena: Arena, rng: random.Random) -> None:

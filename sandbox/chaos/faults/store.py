@@ -39,14 +39,14 @@ async def from_older_copy(arena: Arena, rng: random.Random) -> None:
 async def frozen(arena: Arena, rng: random.Random) -> None:
     """SIGSTOP until the clients have given up, then SIGCONT: what they sent runs late."""
     arena.valkey.pause()
-    await asyncio.sleep(rng.uniform(2.0, 5.0))
+    await asyncio.sleep(arena.settings.store.command_timeout_s + rng.uniform(0.5, 2.5))
     arena.valkey.resume()
 
 
 async def slow(arena: Arena, rng: random.Random) -> None:
-    """Two seconds more for every command, through the proxy."""
-    arena.proxy.delay_s = rng.choice((0.3, 2.0, 2.0))
-    await asyncio.sleep(rng.uniform(2.5, 5.0))
+    """Seconds more for every command, through the proxy: within the client's deadline, or past it, so that scripts run late."""
+    arena.proxy.delay_s = rng.choice((0.3, 2.0, arena.settings.store.command_timeout_s + 1.0))
+    await asyncio.sleep(rng.uniform(4.0, 6.0))
     arena.proxy.delay_s = 0.0
 
 
