@@ -132,13 +132,17 @@ class Checks:
             )
 
     def _look_for_secrets(self, viewer: str, state: ViewerState, row: bytes, found: Findings) -> None:
-        """Ids are packed in states and rows: only who reads them sees them."""
-        ids = [play.item_id for play in state.plays] + [register.subject for register in state.registers]
+        """Ids are packed in states and rows: only who reads them sees them. A title that somebody who was erased once watched may be
+        recommended to others; that they watched it may stand nowhere."""
+        watched = [play.item_id for play in state.plays] + [register.subject for register in state.registers]
+        shown = []
         if row:
             with contextlib.suppress(NearlineError):  # a row that cannot be read is found elsewhere
                 for entry in self._arena.codec.decode_row(row).entries:
-                    ids += [entry.item_id, *(reason.item_id for reason in entry.reasons)]
-        leaked = [one for one in ids if one.startswith(tuple(self._arena.secrets))]
+                    shown.append(entry.item_id)
+                    watched += [reason.item_id for reason in entry.reasons]
+        leaked = [one for one in watched if one.startswith(tuple(self._arena.secrets))]
+        leaked += [one for one in shown if one.startswith(SECRET)]
         if leaked:
             found.private_leaks += len(leaked)
             found.say(f"state or row of {viewer} holds {leaked[:3]}")
