@@ -29,7 +29,7 @@ from batch.plans import CHUNK_RECORDS, CopyPlan, CopyReport, Plans, Range, draw_
 from contracts.anchors import Anchor, anchor_of
 from contracts.codec import Codec
 from contracts.errors import InvalidEvent, KafkaUnavailable, RecordError, UserError
-from contracts.events import Kind, valid_id, validate
+from contracts.events import Kind, said_private, valid_id, validate
 from embeddings.roots import flush_folder
 from runtime.anchors import Reader, check_anchors
 from runtime.kafka import TopicPartition, kafka_errors
@@ -40,7 +40,6 @@ log = structlog.get_logger()
 POLL_MS = 500
 STALLED_AFTER_S = 60.0
 """A copy that gets nothing from a partition for so long gives up, to be tried again."""
-PRIVATE_HEADER = "private"
 HOUR_COLUMNS = {"events": "event_time_ms", "impressions": "served_at_ms"}
 WRITERS = 8
 """Files written at once: an old history has a file per hour, and each waits for the disk."""
@@ -242,7 +241,7 @@ class _Chunk:
         self._records += len(records)
         for record in records:
             try:
-                row = None if _said_private(record) else self._row(self._codec, record)
+                row = None if said_private(record.headers) else self._row(self._codec, record)
             except RecordError:
                 self.counts["invalid"] += 1  # the updater writes its dead letter
                 continue
@@ -302,11 +301,6 @@ class _Erasure:
 
     viewer: str
     through_s: int
-
-
-def _said_private(record: Any) -> bool:
-    """The header decides as it does in the updater: what it calls private is not even decoded."""
-    return next((value == b"1" for name, value in record.headers if name == PRIVATE_HEADER), False)
 
 
 def _event_row(codec: Codec, record: Any) -> tuple[Any, ...] | _Erasure | None:

@@ -7,6 +7,7 @@ the play repeats it; events that disagree are about different plays.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -76,6 +77,16 @@ class PlaybackEvent:
     preference: str | None = None
     row_id: str | None = None
     row_position: int | None = None
+
+
+PRIVATE_HEADER = "private"
+
+
+def said_private(headers: Iterable[tuple[str, bytes]]) -> bool | None:
+    """What a record's headers say of privacy. Any `private: 1`: private. One or more, all `0`: public. Else (none, or another value
+    among them) None: it may be private, so its bytes must not be quoted."""
+    said = {value for name, value in headers if name == PRIVATE_HEADER}
+    return True if b"1" in said else False if said == {b"0"} else None
 
 
 def valid_id(text: str | None) -> bool:

@@ -45,7 +45,7 @@ from runtime.kafka import (
 from runtime.settings import Settings
 from runtime.tasks import cancel_all
 from updater.checkpoint import Checkpoint
-from updater.deadletter import DeadLetterQueue, FloodGuard
+from updater.deadletter import DeadLetterQueue, FloodGuard, without_erased
 from updater.metrics import Metrics, RowTiming
 from updater.pipeline import Plan, plan, tallies
 from updater.swap import Swap
@@ -188,7 +188,7 @@ class Updater:
             self.limits,
             self._read_plays,
         )
-        await dead_letters.send(decided.dead_letters)  # 1
+        await dead_letters.send(await without_erased(self.store, decided))  # 1
         results = await rewrite_viewers(  # 2
             self.store,
             decided.jobs,

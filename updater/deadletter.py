@@ -12,15 +12,19 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from contracts.errors import HaltError
 from runtime.deadletters import SOURCE_EPOCH, SOURCE_SHA256, SOURCE_SIZE, SOURCE_TIMESTAMP
 from runtime.kafka import AIOKafkaProducer, kafka_errors
 from runtime.settings import Settings
-from updater.pipeline import DeadLetter
+from updater.pipeline import DeadLetter, Plan
+from viewers.packing import BadState, unpack
+from viewers.store import Store
 
 STAGE_OF_ERROR = {"UndecodableRecord": "VALUE_CONVERTER", "InvalidEvent": "TRANSFORMATION"}
 
@@ -67,6 +71,40 @@ def _value(letter: DeadLetter) -> bytes | None:
     if not _quoted(letter):
         return b""
     return b"" if letter.record.key is None and letter.record.value is None else letter.record.value
+
+
+async def without_erased(store: Store, decided: Plan) -> list[DeadLetter]:
+    """A batch's letters; of those about viewers who were erased since, only the coordinates.
+
+    A viewer's poison is read again when a stream is set back, long after its letters were erased. What the store knows of erasures, and
+    the batch itself, is looked at; an erasure that lies further ahead in a log that is replayed into an older store is not known yet:
+    what is quoted then, the next night takes out (`batch/forget.py`). Errors: `StoreUnavailable`, `StoreChanged`.
+    """
+    named = sorted({viewer for letter in decided.dead_letters if letter.quotable for viewer in letter.viewers})
+    if not named:
+        return decided.dead_letters
+    stored = await store.read_viewers(named)
+    through_s = {viewer: _erased_through_s(one.state) for viewer, one in zip(named, stored, strict=True)}
+    for job in decided.jobs:
+        if job.viewer in through_s:
+            through_s[job.viewer] = max(through_s[job.viewer], job.facts.erased_through_s)
+    return [
+        replace(letter, quotable=False) if letter.quotable and _is_erased(letter, through_s) else letter
+        for letter in decided.dead_letters
+    ]
+
+
+def _is_erased(letter: DeadLetter, through_s: Mapping[str, float]) -> bool:
+    at_s = max(0, letter.record.timestamp // 1000)
+    return any(at_s <= through_s[viewer] for viewer in letter.viewers)
+
+
+def _erased_through_s(state: bytes) -> float:
+    """For ever, if the state cannot be read: what it forbids to quote is not known."""
+    try:
+        return unpack(state).erased_through_s
+    except BadState:
+        return math.inf
 
 
 class DeadLetterQueue:

@@ -12,13 +12,11 @@ from typing import Protocol
 
 from contracts.anchors import Anchor, anchor_of
 from contracts.errors import RecordError
-from contracts.events import PlaybackEvent, validate
+from contracts.events import PlaybackEvent, said_private, valid_id, validate
 from viewers.play_reader import Fact
 from viewers.rewrite import Outcome, RewriteJob, RewriteResult
 from viewers.state import EMPTY, Limits, ViewerState, merge, state_of
 from viewers.store import Tally
-
-PRIVATE_HEADER = "private"
 
 
 class Record(Protocol):
@@ -42,11 +40,21 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A record that can never be applied. `quotable`: its bytes may be kept (it is known not to be private)."""
+    """A record that can never be applied. `quotable`: its bytes may be kept: it is known not to be private.
+
+    `event_viewer`: whom the event in it is about, where its bytes could be read.
+    """
 
     record: Record
     cause: RecordError
     quotable: bool
+    event_viewer: str | None = None
+
+    @property
+    def viewers(self) -> frozenset[str]:
+        """Whom its key and its event name, as far as these are ids."""
+        key = (self.record.key or b"").decode("ascii", "replace")
+        return frozenset(name for name in (key, self.event_viewer) if name is not None and valid_id(name))
 
 
 @dataclass(slots=True)
@@ -119,7 +127,7 @@ def plan(
             todo.next_offset = record.offset + 1
             todo.records += 1
             todo.last_timestamp_ms = record.timestamp
-            decision = play if play and _private_header(record) is not True else _decide(record, decode)
+            decision = play if play and not said_private(record.headers) else _decide(record, decode)
             if decision is None:
                 todo.private += counted
             elif isinstance(decision, DeadLetter):
@@ -154,25 +162,18 @@ def _joined(facts: Sequence[ViewerState], limits: Limits) -> ViewerState:
 
 def _decide(record: Record, decode: Callable[[bytes], PlaybackEvent]) -> PlaybackEvent | DeadLetter | None:
     """The event of a valid record, its dead letter, or None for a private play."""
-    said = _private_header(record)
+    said = said_private(record.headers)
     if said is True:
         return None
+    event: PlaybackEvent | None = None
     try:
         event = decode(record.value or b"")
         if event.private:
             return None
         validate(event, key=record.key, timestamp_ms=record.timestamp)
     except RecordError as error:
-        return DeadLetter(record, error, quotable=said is False)
+        return DeadLetter(record, error, quotable=said is False, event_viewer=None if event is None else event.viewer)
     return event
-
-
-def _private_header(record: Record) -> bool | None:
-    """What the record's header says of privacy; None without a header or with another value."""
-    for name, value in record.headers:
-        if name == PRIVATE_HEADER:
-            return {b"0": False, b"1": True}.get(value)
-    return None
 
 
 def tallies(decided: Plan, results: Sequence[RewriteResult]) -> dict[int, Tally]:

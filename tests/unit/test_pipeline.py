@@ -15,18 +15,21 @@ from hypothesis import strategies as st
 from contracts.anchors import Anchor, anchor_of
 from contracts.codec import Codec
 from contracts.errors import HaltError, InvalidEvent, KafkaUnavailable, UndecodableRecord, UnknownSchema
-from contracts.events import Kind, PlaybackEvent
+from contracts.events import Kind, PlaybackEvent, said_private
 from contracts.registry import Registry
 from runtime.anchors import remedy
 from runtime.kafka import KafkaError
 from runtime.settings import Settings
 from tests.worlds import T0, play_event
 from updater.checkpoint import resume_point
-from updater.deadletter import STAGE_OF_ERROR, DeadLetterQueue, FloodGuard, headers
+from updater.deadletter import STAGE_OF_ERROR, DeadLetterQueue, FloodGuard, headers, without_erased
 from updater.pipeline import DeadLetter, Plan, Position, plan, tallies
+from viewers.memory_store import MemoryServer, MemoryStore
+from viewers.packing import pack
+from viewers.play_reader import PlayReader
 from viewers.rewrite import Outcome, RewriteResult
-from viewers.state import Limits
-from viewers.store import Marker, Tally
+from viewers.state import Limits, ViewerState
+from viewers.store import Marker, StoredViewer, Tally
 
 CODEC = Codec(Registry.load())
 LIMITS = Limits()
@@ -289,3 +292,74 @@ def test_every_record_error_has_a_stage() -> None:
     letter = DeadLetter(FakeRecord(0, b""), UndecodableRecord("x"), quotable=True)  # type: ignore[arg-type]
     assert dict(headers(letter, "t"))["__connect.errors.stage"] == b"VALUE_CONVERTER"
     assert set(STAGE_OF_ERROR) == {"UndecodableRecord", "InvalidEvent"}
+
+
+SECOND_S = T0 // 1000 + 60
+"""Of the records that `FakeRecord` makes."""
+
+
+class AnErasure:
+    """A store that knows of an erasure of `ana`, and of a viewer whose bytes are no state."""
+
+    def __init__(self, through_s: int) -> None:
+        server = MemoryServer()
+        server.viewers["ana"] = StoredViewer(state=pack(ViewerState(erased_through_s=through_s)))
+        server.viewers["odd"] = StoredViewer(state=b"\xffno state")
+        self.store = MemoryStore(server)
+        self.asked: list[list[str]] = []
+
+    async def read_viewers(self, viewers: Sequence[str]) -> list[StoredViewer]:
+        self.asked.append(list(viewers))
+        await self.store.connect()
+        return await self.store.read_viewers(viewers)
+
+
+def quoted(knows: AnErasure, *records: FakeRecord) -> list[bool]:
+    """Which letters of a batch are quoted."""
+    letters = asyncio.run(without_erased(knows, decide(records)))  # type: ignore[arg-type]
+    return [letter.quotable for letter in letters]
+
+
+def test_poison_from_before_an_erasure_is_kept_by_its_coordinates_alone_when_it_is_read_again() -> None:
+    of_ana = record(3, play_event("ana", 1, 5), key=b"else")
+    poison = [FakeRecord(0, b"?"), FakeRecord(1, b"?", key=b"ben"), FakeRecord(2, b"?", key=b"no id {"), of_ana]
+    poison.append(FakeRecord(4, b"?", key=b"odd"))
+    assert quoted(AnErasure(SECOND_S), *poison) == [False, True, True, False, False]
+    assert quoted(AnErasure(SECOND_S - 1), *poison) == [True, True, True, True, False]  # ana came back, and sent poison
+    knows = AnErasure(SECOND_S)
+    quoted(knows, *poison)
+    assert knows.asked == [["ana", "ben", "else", "odd"]]
+
+
+def test_an_erasure_in_the_same_batch_is_obeyed_and_without_letters_nothing_is_read() -> None:
+    erase = PlaybackEvent("e1", Kind.ERASE, "ana", T0 + 60_000)
+    knows = AnErasure(-1)
+    assert quoted(knows, FakeRecord(0, b"?"), record(1, erase)) == [False]
+    assert len(knows.asked) == 1
+    assert quoted(knows, record(0, play_event("ana", 1, 5)), FakeRecord(1, b"?", headers=())) == [False]
+    assert len(knows.asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("said", "private"),
+    [
+        ([b"0"], False),
+        ([b"0", b"0"], False),
+        ([b"1"], True),
+        ([b"0", b"1"], True),
+        ([b"1", b"0"], True),
+        ([b"yes", b"1"], True),
+        ([b"0", b"yes"], None),
+        ([b"yes", b"0"], None),
+        ([None, b"0"], None),
+        ([], None),
+    ],
+)
+def test_every_header_that_speaks_of_privacy_is_heard(said: list[bytes], private: bool | None) -> None:
+    headers = (("trace", b"1"), *(("private", value) for value in said))
+    assert said_private(headers) is private
+    whole, broken = record(0, play_event("ana", 1, 5), headers=headers), FakeRecord(1, b"?", headers=headers)
+    for read_plays in (None, PlayReader(CODEC.event_header)):
+        decided = plan({0: [whole, broken]}, {0: Position(0, 0)}, CODEC.decode_event, LIMITS, read_plays)
+        assert len(decided.jobs) == (private is not True)
+        assert [letter.quotable for letter in decided.dead_letters] == ([] if private else [private is False])
