@@ -131,10 +131,21 @@ def start_at_committed() -> None:
     checkpoint.resume_point = at_committed
 
 
+def damage_accepted() -> None:
+    """A bug to be seen: a generation's files are taken as they are."""
+    from embeddings import files
+
+    def unchecked(opened: Any, manifest: Any, name: str) -> Any:
+        return opened.read(f"{manifest.generation_id}/{name}", manifest.files[name].size_bytes)
+
+    files.checked_bytes = unchecked
+
+
 BUGS = {
     "no compare-and-set": no_compare_and_set,
     "marker before the hashes": marker_before_hashes,
     "start at the committed offset": start_at_committed,
+    "damage accepted": damage_accepted,
 }
 """Switched on by `CHAOS_BUG`, to show that the harness sees them."""
 

@@ -39,7 +39,9 @@ async def test_faults_of_every_class_lose_nothing_and_double_nothing(tmp_path: P
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("bug", ["no compare-and-set", "marker before the hashes", "start at the committed offset"])
+@pytest.mark.parametrize(
+    "bug", ["no compare-and-set", "marker before the hashes", "start at the committed offset", "damage accepted"]
+)
 async def test_the_harness_sees_an_updater_that_breaks_the_rules(
     tmp_path: Path, bug: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -49,6 +51,7 @@ async def test_the_harness_sees_an_updater_that_breaks_the_rules(
         "no compare-and-set": "frozen_past_session",
         "marker before the hashes": "killed_between_effects",
         "start at the committed offset": "store_from_older_copy",
+        "damage accepted": "generation_corrupt",
     }[bug]
     for seed in range(3):
         options = Options(6, seed, only=(fault,), folder=tmp_path / f"chaos-{seed}", rate=400)
