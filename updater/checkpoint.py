@@ -32,6 +32,8 @@ from viewers.store import Marker, MarkerWrite, Store, Tally
 
 log = structlog.get_logger()
 
+SEED_REMEDY = "nearline nightly --seed folds in what the lake has of them"
+
 
 @dataclass(slots=True)
 class Progress:
@@ -59,7 +61,7 @@ class Move:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Where to resume a partition. `absent`: offsets that retention deleted before they were read."""
+    """Where to resume a partition. `absent`: offsets from the marker (or the origin) on that the log does not hold any more."""
 
     position: int
     origin: int
@@ -78,15 +80,16 @@ def resume_point(
 ) -> Start:
     """Decide where a partition starts. Pure.
 
-    With a marker: min(committed, marker). Without: the cut-off of a completed rebuild from the lake, else the earliest
-    record; never the committed offset, as nothing shows that the store has its effects.
+    With a marker: min(committed, marker). Without: the cut-off of a completed rebuild from the lake, else offset 0; never the
+    committed offset, and not the earliest record either, as nothing shows that the store has the effects of what lay below: what
+    the log does not hold any more is absent, and told.
     Errors: `HaltError` if the log ends before that point: the topic was recreated or truncated.
     """
     if marker is not None:
         done, origin = marker.next_offset, marker.origin
         position = done if committed is None else min(committed, done)
     else:
-        done = position = origin = beginning if seeded is None else seeded
+        done = position = origin = seeded or 0
     if done > end:
         raise HaltError(
             f"{where}: the store has finished offset {done} but the log ends at {end}: the topic was recreated or cut. {what_to_do}"
@@ -185,16 +188,27 @@ class Checkpoint:
         await self._write(self.progress, moves)
 
     async def _declare_gap(self, partition: int, at: Progress, absent: int) -> None:
-        """Count offsets that retention deleted, so that the loss is exact and visible."""
+        """Count offsets that the log does not hold any more, so that a loss is exact and visible.
+
+        A store that knows nothing of the partition is either new, and the topic is not: nothing went wrong; or it was emptied.
+        """
         first = at.uncounted_from
-        log.error(
-            "records_lost_to_retention",
-            topic=self._topic,
-            partition=partition,
-            from_offset=first,
-            to_offset=first + absent,
-            remedy="retention is shorter than the outage: nearline nightly --seed rebuilds them from the lake as far as it reaches",
-        )
+        offsets = {"topic": self._topic, "partition": partition, "from_offset": first, "to_offset": first + absent}
+        if at.marker is None and first == 0:
+            log.warning(
+                "records_not_in_the_log",
+                **offsets,
+                reason="the store knows nothing of this partition, and its log begins later: to be expected where a topic older than "
+                "its retention is read for the first time; else the store was emptied, or is another one",
+                remedy=SEED_REMEDY,
+            )
+        else:
+            log.error(
+                "records_lost_to_retention",
+                **offsets,
+                reason="retention is shorter than the outage",
+                remedy=SEED_REMEDY,
+            )
         await self._write({partition: at}, {partition: Move(first + absent, Tally(absent=absent))})
 
     async def pass_absent(self, ahead: Mapping[int, int]) -> None:

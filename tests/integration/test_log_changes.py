@@ -281,6 +281,33 @@ async def test_what_retention_took_during_an_outage_is_declared_exactly_and_rebu
     assert await states_that_differ(stage) == []
 
 
+async def test_a_store_that_comes_back_empty_after_retention_declares_what_it_cannot_read_and_gets_it_from_the_lake(
+    stage: Stage, tmp_path: Path
+) -> None:
+    settings = stage.settings.model_copy(update={"lake_path": str(tmp_path / "lake")})
+    async with stage.updater():
+        await stage.send(plays(9, 90))
+        await stage.drained(90)
+    await run_nightly(settings, stage.store, skip_evaluation=True, progress=SilentProgress())
+    deleted = await stage.ends()
+    admin = await make_admin(stage.settings)
+    await admin.delete_records({tp: RecordsToDelete(before_offset=offset) for tp, offset in deleted.items()})
+    await admin.close()
+    keys = [key async for key in stage.store._redis.scan_iter(match=f"{stage.store.keys.namespace}:*")]
+    await stage.store._redis.delete(*keys)
+
+    async with stage.updater():
+        await stage.send(plays(9, 30, start=90))
+        await stage.drained(120)
+        markers = {tp: await stage.store.read_marker(tp.partition) for tp in deleted}
+        assert {tp: (m.origin, m.absent, m.unaccounted) for tp, m in markers.items()} == {
+            tp: (0, offset, 0) for tp, offset in deleted.items()
+        }
+        assert await states_that_differ(stage) != []
+        await run_nightly(settings, stage.store, skip_evaluation=True, progress=SilentProgress(), seed=True)
+    assert await states_that_differ(stage) == []
+
+
 async def test_added_partitions_are_taken_up_from_their_start_and_a_viewer_whose_key_moves_keeps_everything(
     stage: Stage, tmp_path: Path
 ) -> None:

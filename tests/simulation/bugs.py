@@ -352,6 +352,15 @@ def added_partitions_start_at_their_end() -> Patches:
     return _resume_with(resume)
 
 
+@bug()
+def what_an_empty_store_cannot_read_any_more_is_not_declared() -> Patches:
+    def resume(shipped: Any, *, marker: Marker | None, seeded: int | None, **asked: Any) -> Start:
+        start: Start = shipped(marker=marker, seeded=seeded, **asked)
+        return Start(start.position, start.position, 0) if marker is None and seeded is None else start
+
+    return _resume_with(resume)
+
+
 @bug(3000)
 def the_listener_is_believed_to_hear_of_an_assignment_at_once() -> Patches:
     return [(updater.consumer, "assignment_of", lambda consumer: None)]

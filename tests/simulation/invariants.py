@@ -173,6 +173,8 @@ class Checker:
         """A marker moved."""
         if after.unaccounted:
             raise Violation("I5", f"partition {partition}: {after.unaccounted} offsets without a fate in {after}")
+        if before is None and after.origin > server.seeded.get(partition, 0):
+            raise Violation("I5", f"partition {partition}: nobody accounts for what lay below {after.origin}: {after}")
         if before is not None and after.next_offset <= before.next_offset:
             raise Violation("I5", f"partition {partition}: the marker goes from {before} to {after}")
         if self.kafka.logs[partition].beginning == 0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import pytest
+import structlog
 
 from contracts.errors import HaltError
 from runtime.kafka import TopicPartition
@@ -17,23 +18,26 @@ PARTITION = TopicPartition("playback", 0)
 
 
 class LiveLog:
-    """A consumer of one partition; after each look at its end, ten records are written and finished by somebody else."""
+    """A consumer of one partition; where there is a marker, after each look at its end ten records are written and finished by
+    somebody else."""
 
-    def __init__(self, server: MemoryServer, end: int) -> None:
+    def __init__(self, server: MemoryServer, end: int, beginning: int = 0) -> None:
         self._server = server
         self._end = end
+        self._beginning = beginning
         self.sought = -1
 
     def assignment(self) -> set[TopicPartition]:
         return {PARTITION}
 
     async def beginning_offsets(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
-        return {PARTITION: 0}
+        return {PARTITION: self._beginning}
 
     async def end_offsets(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
         end = self._end
-        self._end += 10
-        self._server.markers[0] = Marker(self._end, 0, applied=self._end)
+        if self._server.markers:
+            self._end += 10
+            self._server.markers[0] = Marker(self._end, 0, applied=self._end)
         return {PARTITION: end}
 
     async def committed(self, partition: TopicPartition) -> int | None:
@@ -59,3 +63,34 @@ async def test_a_marker_past_the_end_of_the_log_still_halts() -> None:
     await store.connect()
     with pytest.raises(HaltError, match=r"playback\[0\]: the store has finished offset 101 but the log ends at 100"):
         await Checkpoint(LiveLog(server, end=100), store, Settings()).resume()
+
+
+@pytest.mark.parametrize(
+    ("seeded", "event", "level"),
+    [({}, "records_not_in_the_log", "warning"), ({0: 20}, "records_lost_to_retention", "error")],
+    ids=["a store that knows nothing", "a store that the lake had filled up to 20"],
+)
+async def test_what_a_store_without_a_marker_cannot_read_any_more_is_counted_and_told(
+    seeded: dict[int, int], event: str, level: str
+) -> None:
+    server = MemoryServer()
+    server.seeded = seeded
+    store, log = MemoryStore(server), LiveLog(server, end=100, beginning=30)
+    await store.connect()
+    with structlog.testing.capture_logs() as told:
+        await Checkpoint(log, store, Settings()).resume()
+    first = seeded.get(0, 0)
+    assert log.sought == 30
+    assert server.markers[0] == Marker(30, first, absent=30 - first)
+    (gap,) = [line for line in told if "from_offset" in line]
+    assert (gap["event"], gap["log_level"], gap["from_offset"], gap["to_offset"]) == (event, level, first, 30)
+    assert "nightly --seed" in gap["remedy"]
+
+
+async def test_a_new_store_on_a_log_that_begins_at_0_has_nothing_to_tell() -> None:
+    server = MemoryServer()
+    store, log = MemoryStore(server), LiveLog(server, end=100)
+    await store.connect()
+    with structlog.testing.capture_logs() as told:
+        await Checkpoint(log, store, Settings()).resume()
+    assert (log.sought, server.markers, [line["event"] for line in told]) == (0, {}, ["partition_resumed"])

@@ -223,7 +223,10 @@ def test_a_partition_resumes_at_the_lower_of_commit_and_marker() -> None:
 
 
 def test_without_a_marker_a_partition_starts_at_the_lakes_cut_off_or_the_earliest_never_at_the_commit() -> None:
-    assert resume(committed=90, beginning=7).position == 7
+    start = resume(committed=90)
+    assert (start.position, start.origin, start.absent) == (0, 0, 0)
+    start = resume(committed=90, beginning=7)
+    assert (start.position, start.origin, start.absent) == (7, 0, 7)  # what lay below is not in the store
     seeded = resume(committed=90, seeded=30)
     assert (seeded.position, seeded.origin, seeded.absent) == (30, 30, 0)
 
