@@ -36,6 +36,8 @@ from tests.certificates import Certificates
 from tests.integration.test_nightly import catalogue, history, send
 from tests.secure_kafka import PASSWORD, USERS, allow, make_users, secure_kafka
 from tests.worlds import T0, play_event
+from viewers.packing import pack, unpack
+from viewers.state import state_of
 
 SECRET, PRIVATE, VIEWER = "zqsecret", "zqprivate", "zqviewer"
 MARKS = re.compile(rb"zqsecret|zqprivate|zqviewer|" + PASSWORD.encode())
@@ -343,10 +345,27 @@ def search(world: World, dead: list[Any]) -> None:
             kept_places += 1
             assert path.suffix == ".parquet", path
     assert kept_places  # else nothing was searched that could have held them
+    held = b""
     with world.admin() as client:
         for key in client.scan_iter(match="*"):
             if key.endswith(f"{VIEWER}-2".encode()):
                 continue  # the test's own garbage
-            content = key + (b"".join(client.hvals(key)) if client.type(key) == b"hash" else client.get(key) or b"")
+            content = key + told_by(
+                client.hgetall(key) if client.type(key) == b"hash" else {b"": client.get(key) or b""}
+            )
             assert SECRET.encode() not in content
             assert PRIVATE.encode() not in content
+            held += content
+    assert b"tt0000009" in held  # else no id could have been found
+    planted = state_of(play_event("any", f"{PRIVATE}-item", 0), timestamp_ms=T0)
+    assert PRIVATE.encode() in told_by({b"s": pack(planted)})
+
+
+def told_by(fields: dict[bytes, bytes]) -> bytes:
+    """What a hash of the store tells: its bytes, and the ids that are packed in its state and its row."""
+    told = list(fields.values())
+    if state := fields.get(b"s"):
+        told.append(repr(unpack(state)).encode())
+    if row := fields.get(b"r"):
+        told.append(repr(CODEC.decode_row(row)).encode())
+    return b"".join(told)

@@ -7,7 +7,7 @@ I2  every row is f(state, activation): looked at on every write; at quiet points
 I3  at every step, on every server: whatever lies below min(committed, marker) has its effect there (an event in its viewer's
     state, a poison record in the dead letter topic); so has whatever lies below where an updater seeks; commits follow markers,
     and every marker is anchored to the newest finished record that is not private
-I4  no private or erased item in the store, none in a dead letter
+I4  no private or erased item in what the bytes in the store say, none in a dead letter
 I5  at every step marker - origin = the sum of the fates, each fate as the log says; at quiet points the marker is the log's end
 I6  no updater ends by itself, and every history comes to rest
 """
@@ -116,6 +116,11 @@ def _order(register: Register) -> tuple[int, int, int]:
     return (register.event_time_ms, register.event_digest, -1000 if register.value is None else register.value)
 
 
+def named_in(state: ViewerState) -> set[str]:
+    """The ids that a state tells: items of plays, subjects of registers."""
+    return {play.item_id for play in state.plays} | {register.subject for register in state.registers}
+
+
 def row_of(state_bytes: bytes, activation: int, generation_id: str) -> bytes:
     """The tiny row that stands for a home row: it names its state, its generation and its activation."""
     digest = hashlib.blake2b(state_bytes, digest_size=8).hexdigest()
@@ -147,7 +152,8 @@ class Checker:
     # At every step
 
     def on_viewer(self, server: SimServer, viewer: str, before: StoredViewer | None, after: StoredViewer) -> None:
-        """A viewer's hash was written: nothing it knew is gone, and its row is of its state."""
+        """A viewer's hash was written: nothing that must be unsaid is in it, nothing it knew is gone, and its row is of its state."""
+        self._check_unsaid(viewer, after)
         if before is not None:
             old, new = self.unpacked(before.state), self.unpacked(after.state)
             if old != new and self._missing(new, old):
@@ -157,8 +163,18 @@ class Checker:
         self._check_row(viewer, after)
         if after.activation < max(server.rebuilt, default=0):
             server.left_behind.add(viewer)
-        if SECRET.encode() in after.state or SECRET.encode() in after.row:
+
+    def _check_unsaid(self, viewer: str, stored: StoredViewer) -> None:
+        """No private item, and nothing from before the viewer's erasure. Ids are packed: they are looked for in what the bytes say."""
+        state = self.unpacked(stored.state)
+        if any(item.startswith(SECRET) for item in named_in(state)) or SECRET.encode() in stored.row:
             raise Violation("I4", f"a private item is in the hash of {viewer}")
+        if item_digest(SECRET) in (digest for digest, _ in state.seen):
+            raise Violation("I4", f"a private item counts as seen by {viewer}")
+        times_s = [play.started_at_ms // 1000 for play in state.plays] + [start_s for _, start_s in state.seen]
+        times_s += [register.event_time_ms // 1000 for register in state.registers]
+        if any(at_s <= state.erased_through_s for at_s in times_s):
+            raise Violation("I4", f"what {viewer} had erased is in their hash: {state}")
 
     def _check_row(self, viewer: str, stored: StoredViewer) -> None:
         empty = self.unpacked(stored.state).is_empty
@@ -341,6 +357,7 @@ class Checker:
     def _check_viewer(self, viewer: str, history: list[Fact], stored: StoredViewer, activation: int) -> None:
         expected = oracle(history, self.limits)
         found = unpack(stored.state)
+        self._check_erased(viewer, history, found, expected.erased_through_s)
         if found != expected:
             raise Violation("I1", f"{viewer}: {found} where the log gives {expected}")
         if stored.state != pack(expected):
@@ -350,7 +367,9 @@ class Checker:
         ):
             raise Violation("I2", f"{viewer} has activation {stored.activation} where {activation} is in force")
         self._check_row(viewer, stored)
-        erased_s = expected.erased_through_s
+
+    def _check_erased(self, viewer: str, history: list[Fact], found: ViewerState, erased_s: int) -> None:
+        """No item is left of which the log says nothing after the erasure."""
         gone: set[str] = set()
         there: set[str] = set()
         for fact in history:
@@ -358,6 +377,7 @@ class Checker:
             if event is not None and event.item_id is not None:
                 at_ms = event.event_time_ms if event.play_started_at_ms is None else event.play_started_at_ms
                 (there if at_ms // 1000 > erased_s else gone).add(event.item_id)
+        named, seen = named_in(found), {digest for digest, _ in found.seen}
         for item in gone - there:
-            if item.encode() in stored.state:
+            if item in named or item_digest(item) in seen:
                 raise Violation("I4", f"{viewer}: erased item {item} is still there")

@@ -47,6 +47,15 @@ def test_a_seeded_bug_is_seen(name: str) -> None:
     assert found is not None, f"{name}: not seen in {BUGS[name].within} histories"
 
 
+@pytest.mark.parametrize(
+    "name", ["private_plays_are_applied", "erasures_are_not_obeyed", "the_erased_second_is_off_by_one"]
+)
+def test_what_must_be_unsaid_is_found_by_looking_into_the_states(name: str) -> None:
+    found = find(name, FIRST_SEEN.get(name, 1))
+    assert found is not None
+    assert found[1].invariant == "I4"
+
+
 class Histories(RuleBasedStateMachine):
     """The same actions, chosen and shrunk by Hypothesis."""
 
