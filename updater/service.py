@@ -53,6 +53,7 @@ class Watch:
         self._waiting: dict[int, tuple[int, float]] = {}  # partition → (position, since when records wait there)
         self._ends: dict[int, int] = {}  # partition → the log's end as the broker told it, for those that do not move
         self._stored: dict[int, Marker | None] = {}  # as last read from the store
+        self._unaccounted: dict[int, int] = {}  # partition → what was last found, if not 0
         self._stalls: deque[tuple[float, float]] = deque()
         self.lag_records = 0
 
@@ -126,7 +127,33 @@ class Watch:
             metrics.lag_seconds.labels(*labels).set(behind_s)
             if partition in self._stored:  # what was never read is not told
                 stored = self._stored[partition]
-                metrics.unaccounted.labels(*labels).set(0 if stored is None else stored.unaccounted)
+                found = 0 if stored is None else stored.unaccounted
+                metrics.unaccounted.labels(*labels).set(found)
+                self._tell_unaccounted(partition, found)
+
+    def _tell_unaccounted(self, partition: int, found: int) -> None:
+        """Log a sum that does not come out, once a change."""
+        if found == self._unaccounted.get(partition, 0):
+            return
+        self._unaccounted[partition] = found
+        topic = self._updater.settings.kafka.topic
+        if not found:
+            log.info("offsets_accounted_for_again", topic=topic, partition=partition)
+            return
+        log.error(
+            "offsets_unaccounted",
+            topic=topic,
+            partition=partition,
+            offsets=found,
+            marker=self._stored[partition],
+            remedy="keep log and store as they are: does a second stream write to this namespace, or was the store changed by hand?",
+        )
+
+    @property
+    def unaccounted(self) -> int:
+        """Offsets of the assigned partitions that have no fate, as last read from the store; must be 0."""
+        progress = self._updater.checkpoint.progress if self._updater.checkpoint else {}
+        return sum(abs(m.unaccounted) for p, m in self._stored.items() if m is not None and p in progress)
 
     def check_progress(self) -> None:
         """Errors: `KafkaUnavailable` if a partition with records waiting has not moved for too long, and nothing is known to be wrong.
@@ -163,7 +190,7 @@ class Watch:
             "activation": updater.swap.rewriter.activation,
             "partitions": sorted(progress),
             "lag_records": self.lag_records,
-            "unaccounted": sum(m.unaccounted for m in self._stored.values() if m is not None),
+            "unaccounted": self.unaccounted,
             "rows_written": metrics.rows_written,
             "freshness_s": asdict(metrics.freshness.total.percentiles()),
             "freshness_recent_s": asdict(metrics.freshness.recent(now_s)),
@@ -181,6 +208,7 @@ def make_app(updater: Updater, watch: Watch) -> Starlette:
         why = {
             "partitions": sorted(updater.checkpoint.progress) if updater.checkpoint else [],
             "generation_id": updater.swap.generation_id or None,
+            "unaccounted": watch.unaccounted,  # wrong, and no reason to serve nobody
             "failing_for_s": None
             if updater.failing_since is None
             else round(time.monotonic() - updater.failing_since, 1),

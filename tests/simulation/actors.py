@@ -3,6 +3,10 @@
 Shipped and run as they are: `Updater.run` with its listener, background tasks and back-offs, `Checkpoint`, `DeadLetterQueue`,
 `Swap`, `plan`, `tallies`, `rewrite_viewers`, `merge`, packing, `Rebuild`. Stood in for: the clients of Kafka and of the store
 (the models), the codec (a table), the generations folder (two names), and the numbers of a row (its state's digest).
+
+States are merged by the reference (`viewers/state.py`, `viewers/packing.py`), not by the compiled kernel, and plays are read by the
+codec's stand-in, not by the compiled reader: what is simulated is the order of effects. That the kernels compute the same is shown by
+`tests/unit/test_kernel.py` and, for the reader, by `tests/fuzz`.
 """
 
 from __future__ import annotations

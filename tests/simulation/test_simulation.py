@@ -1,4 +1,7 @@
-"""Simulated histories: whatever happens to processes, Kafka and the store, afterwards every viewer's state is the oracle's."""
+"""Simulated histories: whatever happens to processes, Kafka and the store, afterwards every viewer's state is the oracle's.
+
+By the reference merge, not the compiled kernel (`actors.py`).
+"""
 
 from __future__ import annotations
 

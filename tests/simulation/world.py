@@ -1,4 +1,7 @@
-"""One world: a topic, a store, updaters, a nightly job, and what may happen to them. A history is a function of its seed."""
+"""One world: a topic, a store, updaters, a nightly job, and what may happen to them. A history is a function of its seed.
+
+The reference merge runs here, not the compiled kernel (`actors.py` says what is shipped and what stands in).
+"""
 
 from __future__ import annotations
 

@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
+import structlog
 
 from contracts.errors import KafkaUnavailable
 from runtime.kafka import KafkaError, TopicPartition
 from runtime.settings import Settings
 from updater.checkpoint import Progress
 from updater.metrics import Metrics
-from updater.service import Watch
+from updater.service import Watch, make_app
 from updater.swap import FORGET_AFTER_MS, forget_crashed
 from viewers.memory_store import MemoryStore
 from viewers.store import Marker
@@ -127,3 +129,34 @@ async def test_updaters_that_went_without_a_word_are_struck_off_after_a_while() 
     await store.report_updater("crashed", 3, 1_000_000 - FORGET_AFTER_MS - 1)
     await forget_crashed(store, 1_000_000)
     assert await store.read_updaters() == {"lives": (3, 1_000_000)}
+
+
+async def test_a_sum_that_does_not_come_out_is_logged_once_a_change_and_told_by_a_service_that_stays_ready() -> None:
+    stream = Stream(Broker(heard=5, end=5))
+    stream.updater.ready, stream.updater.instance = True, "u1"
+
+    def says(applied: int) -> None:
+        stream.store.server.markers[0] = Marker(5, 0, applied=applied)
+
+    async def health() -> tuple[int, int]:
+        transport = httpx.ASGITransport(make_app(stream.updater, stream.watch))
+        async with httpx.AsyncClient(transport=transport, base_url="http://updater") as client:
+            answer = await client.get("/health/ready")
+        return answer.status_code, answer.json()["unaccounted"]
+
+    with structlog.testing.capture_logs() as logged:
+        says(5)
+        await stream.passes(3)
+        assert await health() == (200, 0)
+        assert logged == []
+        for applied, lost in ((3, 2), (4, 1), (6, -1)):
+            says(applied)
+            await stream.passes(3)
+            assert await health() == (200, abs(lost))
+            (line,) = logged
+            assert (line["event"], line["log_level"], line["offsets"]) == ("offsets_unaccounted", "error", lost)
+            logged.clear()
+        says(5)
+        await stream.passes(3)
+        assert await health() == (200, 0)
+        assert [line["event"] for line in logged] == ["offsets_accounted_for_again"]
