@@ -26,8 +26,8 @@ class FoldInParameters:
 
     regularization: float = 1.0
     alpha: float = 10.0
-    decay_floor: float = 0.1
-    decay_half_life: float = 5.0
+    decay_floor: float = 0.0
+    decay_half_life: float = 2.0
     decay_gain: float = 2.0
 
 

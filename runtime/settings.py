@@ -239,8 +239,8 @@ class TrainSettings(Section):
     alpha: float = Field(10.0, gt=0, description="α: confidence of a full signal")
     iterations: int = Field(12, ge=1)
     seed: int = 20
-    decay_floor: float = Field(0.1, ge=0, le=1, description="b₀ of the rank decay")
-    decay_half_life: float = Field(5.0, gt=0, description="h of the rank decay, in distinct items")
+    decay_floor: float = Field(0.0, ge=0, le=1, description="b₀ of the rank decay")
+    decay_half_life: float = Field(2.0, gt=0, description="h of the rank decay, in distinct items")
     decay_gain: float = Field(2.0, gt=0, description="g of the rank decay")
     holdout_share: float = Field(
         0.05, gt=0, lt=0.5, description="newest share of plays held out by time for the evaluation"
