@@ -175,9 +175,8 @@ def forget(viewer: Annotated[str, typer.Argument(help="the viewer's id")], json_
         return
     through = datetime.fromtimestamp(receipt.erased_through_ms / 1000, UTC).isoformat(" ", "seconds")
     typer.echo(f"erased through {through}, as {receipt.viewer_digest} in the ledger of erasures")
-    typer.echo(
-        f"  stream       erasure sent, partition {receipt.partition} offset {receipt.offset}: the updater empties the viewer's row"
-    )
+    typer.echo(f"  stream       erasure sent, partition {receipt.partition} offset {receipt.offset}")
+    typer.echo(f"  store        {receipt.store}")
     typer.echo(
         "  dead letters "
         + ("not reached, see the log; ask again" if receipt.dead_letters is None else f"{receipt.dead_letters:,}")

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import redis.asyncio
+from pydantic import SecretStr
 
-from batch.forget import forget, scrub_dead_letters
+from batch.forget import forget, look_at_store, scrub_dead_letters
 from batch.lake import open_lake
 from contracts import events as contract
 from contracts.events import PlaybackEvent
@@ -27,6 +29,7 @@ from tests.worlds import T0, play_event
 from updater import dlq
 from updater.dlq import erase_viewer, list_letters, replay
 from updater.verbs import dlq_app
+from viewers.packing import unpack
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -154,6 +157,7 @@ async def test_a_forgotten_viewer_leaves_the_dead_letters_and_nobody_else_does(
     assert (await list_letters(stage.settings)).erased == 3
     receipt = await forget(stage.settings, "v1", now_ms=T0)
     assert receipt.dead_letters == 3
+    assert receipt.store.startswith("not yet: no updater is running; the stream has to finish offset")
     found = await records(stage.settings)
     assert not holds(found, b"v1")
     left = await letters(stage.settings)
@@ -164,6 +168,26 @@ async def test_a_forgotten_viewer_leaves_the_dead_letters_and_nobody_else_does(
     listing = await list_letters(stage.settings)
     assert (listing.letters, listing.replayed, listing.erased) == (9, 1, 3)
     assert (await forget(stage.settings, "v1", now_ms=T0)).dead_letters == 0
+
+
+async def test_a_receipt_says_what_became_of_the_viewers_hash(stage: Stage) -> None:
+    wall_ms = int(time.time() * 1000)
+    async with stage.updater():
+        await stage.send(plays(3, 30))
+        await stage.drained(30)
+        assert (await stage.store.read_viewer("v1")).row
+        receipt = await forget(stage.settings, "v1", now_ms=wall_ms)
+        assert receipt.store == "emptied"
+        emptied = await stage.store.read_viewer("v1")
+        assert unpack(emptied.state).is_empty
+        assert not emptied.row
+        looked = await look_at_store(stage.settings, "v1", receipt.partition, receipt.offset + 1, wall_ms // 1000, 0.3)
+        assert looked.startswith(f"not yet: the stream has to finish offset {receipt.offset + 1}")
+        looked = await look_at_store(stage.settings, "v2", receipt.partition, receipt.offset, wall_ms // 1000, 0.3)
+        assert looked.startswith("not yet: the stream is past the erasure, and the viewer's hash is not")
+    store = stage.settings.store.model_copy(update={"url": SecretStr("redis://127.0.0.1:1/0")})
+    away = stage.settings.model_copy(update={"store": store})
+    assert (await look_at_store(away, "v1", 0, 0, 0, 0.3)).startswith("not yet: ")
 
 
 async def test_two_viewers_forgotten_at_once_both_leave(stage: Stage) -> None:

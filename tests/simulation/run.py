@@ -1,6 +1,7 @@
 """Run histories: `python -m tests.simulation.run --histories 1000 --seed 1 [--json]`.
 
-The reference merge runs here, not the compiled kernel (`actors.py`). A failing history prints its seed; `--seed THAT --histories 1 --trace` shows what happened, step by step.
+The reference merge runs here, not the compiled kernel (`actors.py`).
+A failing history prints its seed; `--seed THAT --histories 1 --trace` shows what happened, step by step.
 """
 
 from __future__ import annotations
