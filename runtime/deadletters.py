@@ -52,6 +52,8 @@ CONNECT_TAIL = tuple(
 """Kafka Connect's names; letters of the first version end with them."""
 
 LETTER_TAIL = (*CONNECT_TAIL, SOURCE_TIMESTAMP, SOURCE_EPOCH)
+GIANT_TAIL = (*LETTER_TAIL, SOURCE_SIZE, SOURCE_SHA256)
+"""Letters of records that are too large to be quoted: they tell the size and the digest."""
 MARK_TAIL = ("nearline.source.topic", SOURCE_EPOCH, "nearline.source.partition", "nearline.source.offset")
 
 FIRST_EPOCH = 1
@@ -118,7 +120,7 @@ class Mark:
 def parse(record: ConsumerRecord) -> Letter | Mark | None:
     """What a record of the dead letter topic is; None for what somebody else put there."""
     headers: list[tuple[str, bytes]] = list(record.headers)
-    for tail in (LETTER_TAIL, CONNECT_TAIL):
+    for tail in (GIANT_TAIL, LETTER_TAIL, CONNECT_TAIL):
         if tuple(name for name, _ in headers[-len(tail) :]) != tail:
             continue
         said = {name: (value or b"").decode("utf-8", "replace") for name, value in headers[-len(tail) :]}

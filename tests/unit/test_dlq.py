@@ -15,7 +15,7 @@ from contracts.events import Kind, PlaybackEvent
 from runtime.deadletters import ERASED, REPLAYED, Coordinates, Letter, Mark, belongs_to, mark_headers, parse
 from tests.unit.test_pipeline import FakeRecord
 from tests.worlds import T0, play_event
-from updater.deadletter import _value, headers
+from updater.deadletter import MAX_QUOTED_BYTES, _value, headers
 from updater.dlq import _has_cause, group, parse_offset, refusal
 from updater.pipeline import DeadLetter
 from viewers.state import Limits
@@ -57,6 +57,15 @@ def test_a_letter_that_may_be_private_keeps_its_coordinates_and_time_alone() -> 
     assert isinstance(read, Letter)
     assert not read.quotable
     assert (read.key, read.value, read.headers, read.timestamp_ms) == (None, None, (), record.timestamp)
+
+
+def test_a_letter_of_a_record_too_large_to_be_quoted_is_a_letter_all_the_same() -> None:
+    record = FakeRecord(7, b"x" * (MAX_QUOTED_BYTES + 1), b"ana", headers=(("private", b"0"),))
+    read = parse(written(DeadLetter(record, UndecodableRecord("too long"), quotable=True), epoch=3))
+    assert isinstance(read, Letter)
+    assert (read.at, read.message, read.headers, read.quotable) == (
+        Coordinates("playback", 3, 0, 7), "too long", (), False,
+    )  # fmt: skip
 
 
 def test_a_letter_of_the_first_version_is_read_with_the_time_it_was_written_at() -> None:
