@@ -37,7 +37,7 @@ from sandbox.replay import replay
 from sandbox.servers import Sandbox
 from sandbox.valkey_server import ValkeyServer
 
-EVENTS = 30_000
+EVENTS = 20_000
 REPETITIONS = 3
 SETTLE_S = 300.0
 

@@ -27,7 +27,7 @@ from runtime.settings import Settings
 from sandbox.processes import ROOT
 from sandbox.replay import PRIVATE_HEADERS
 
-TICK_S = 0.002
+TICK_S = 0.005
 """Between two hand-overs: small against every latency that is asked for."""
 GRACE_S = 60.0
 
