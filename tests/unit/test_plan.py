@@ -253,6 +253,14 @@ def test_the_verb_shows_the_formula_and_the_day():
     assert "several streams" in done.stdout  # 200 million viewers do not fit one store
 
 
+def test_the_results_that_come_with_the_program_are_all_that_a_plan_needs():
+    done = CliRunner().invoke(app, ["plan", "--viewers", "200e6", "--events-per-day", "4e9", "--json"])
+    assert done.exit_code == 0, done.exception
+    constants = json.loads(done.stdout)["constants"]
+    assert constants.keys() == UNITS.keys()
+    assert all(constant["source"] != "given" and constant["value"] > 0 for constant in constants.values())
+
+
 def test_the_verb_refuses_what_makes_no_sense():
     done = CliRunner().invoke(app, arguments(viewers="-3"))
     assert isinstance(done.exception, UserError)
