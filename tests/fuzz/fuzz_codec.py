@@ -7,7 +7,8 @@ enum indexes, cuts, splices of two records, schema ids. The registry holds two l
 both readers are met: our own for flat schemas and the general library for the others, with schema resolution.
 
 A finding is: an exception other than `UndecodableRecord` and `UnknownSchema`; a value of this code's own schema that encodes to other
-bytes than were read; a record that takes over `HANG_MS` three times in a row. Exit status 1 if there was any.
+bytes than were read; a record that takes over `HANG_MS` three times in a row; a play that the compiled reader reads otherwise than the
+codec (`fuzz_plays.py`). Exit status 1 if there was any.
 
 Where `atheris` is importable, `--atheris` lets it drive instead, guided by coverage.
 """
@@ -23,7 +24,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,14 @@ from contracts.events import Kind, PlaybackEvent
 from contracts.flat import ENUM, INT, LONG, OPTIONAL, Flat, decode_long, encode_long
 from contracts.registry import DEFAULT_PATH, Registry, read_json
 from contracts.rows import Entry, HomeRow, Impression, Reason
+from tests.fuzz.fuzz_plays import Plays, PlaysResult
+from tests.fuzz.memory import growth, rss_bytes
 
 HANG_MS = 100.0
 """A partition that gets 16 KiB records must still move at ten of them a second, whoever wrote them."""
+
+PLAYS_EVERY = 256
+"""After so many records a batch of plays goes through the compiled reader."""
 
 SAMPLE_EVERY = 20_000
 """Records between two looks at the resident memory."""
@@ -67,7 +73,10 @@ class Target:
 
 @dataclass
 class Result:
-    """What a run found. `max_us`: the slowest record, the best of three tries; `rss_slope`: bytes per million records."""
+    """What a run found. `max_us`: the slowest record, the best of three tries; `rss_slope`: bytes per million records.
+
+    `plays`: what went through the compiled reader of plays, beside `records`.
+    """
 
     seed: int
     records: int = 0
@@ -83,11 +92,12 @@ class Result:
     rss_first_mib: float = 0.0
     rss_last_mib: float = 0.0
     rss_slope: float = 0.0
+    plays: PlaysResult = field(default_factory=PlaysResult)
     findings: list[dict[str, str]] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
-        return not (self.crashes or self.hangs or self.respelt)
+        return not (self.crashes or self.hangs or self.respelt or self.plays.wrong)
 
     @property
     def per_second(self) -> float:
@@ -95,7 +105,7 @@ class Result:
 
     def report(self) -> dict[str, Any]:
         """Everything, JSON-able."""
-        return dict(vars(self)) | {"per_second": round(self.per_second), "ok": self.ok}
+        return dict(vars(self)) | {"plays": asdict(self.plays), "per_second": round(self.per_second), "ok": self.ok}
 
 
 def make_registry(folder: Path) -> Registry:
@@ -320,14 +330,6 @@ def _keep(result: Result, target: Target, data: bytes, problem: str) -> None:
         result.findings.append({"target": target.name, "problem": problem, "bytes": data[:600].hex()})
 
 
-def rss_bytes() -> int:
-    """Resident memory of this process; 0 where the system does not tell."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
-    except OSError:
-        return 0
-
-
 def run(records: int, seed: int, *, progress: Callable[[Result], None] = lambda result: None) -> Result:
     """`records` mutated records, drawn by `seed`."""
     rng = random.Random(seed)
@@ -338,6 +340,8 @@ def run(records: int, seed: int, *, progress: Callable[[Result], None] = lambda 
         for target in targets:
             for whole in target.seeds:
                 target.decode(whole)  # every seed is valid: else nothing below means much
+        plays = Plays(Codec.load(), result.plays)
+        flats = plays.codec._event.flats
         started = time.perf_counter()
         for number in range(records):
             target = targets[number % len(targets)]
@@ -349,21 +353,13 @@ def run(records: int, seed: int, *, progress: Callable[[Result], None] = lambda 
                 samples.append((number + 1, rss_bytes()))
                 result.wall_s = time.perf_counter() - started
                 progress(result)
+            if number % PLAYS_EVERY == 0:
+                plays.try_batch(rng, lambda whole: mutate(whole, _places(flats, whole), whole, rng))
         result.wall_s = time.perf_counter() - started
-    _fit_memory(result, samples)
+    if len(samples) >= 4:
+        result.rss_slope = growth(samples)
+        result.rss_first_mib, result.rss_last_mib = samples[0][1] / 2**20, samples[-1][1] / 2**20
     return result
-
-
-def _fit_memory(result: Result, samples: Sequence[tuple[int, int]]) -> None:
-    """Least squares through the samples of the second half: what a leak would leave once caches are warm."""
-    if len(samples) < 4:
-        return
-    late = samples[len(samples) // 2 :]
-    mean_x = sum(x for x, _ in late) / len(late)
-    mean_y = sum(y for _, y in late) / len(late)
-    spread = sum((x - mean_x) ** 2 for x, _ in late)
-    result.rss_slope = sum((x - mean_x) * (y - mean_y) for x, y in late) / spread * 1e6
-    result.rss_first_mib, result.rss_last_mib = samples[0][1] / 2**20, samples[-1][1] / 2**20
 
 
 def run_atheris(arguments: list[str]) -> None:
@@ -403,6 +399,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     result = run(told.records, told.seed, progress=write)
     write(result)
     print(json.dumps(result.report()))
+    print(f"{result.records:,} records through the decoders; {result.plays}", file=sys.stderr)
     return 0 if result.ok else 1
 
 

@@ -124,8 +124,21 @@ def test_any_bytes_are_refused_or_are_the_only_spelling_of_their_value(name: str
 def test_a_slice_of_the_long_run_finds_nothing() -> None:
     """50,000 mutated records through both readers. At length: python -m tests.fuzz.fuzz_codec --records 4000000"""
     result = run(50_000, seed=7)
-    assert result.ok, result.findings
+    assert result.ok, (result.findings, result.plays.findings)
     assert sum(result.accepted.values()) > 1000  # mutations that only ever break the frame would test little
+    assert result.plays.records > 5000
+    assert 1000 < result.plays.read < result.plays.records
+
+
+def test_the_long_run_sees_a_reader_of_plays_that_reads_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "contracts.events.MAX_WATCHED_RATIO", 9
+    )  # the compiled reader keeps the ten it was compiled with
+    result = run(20_000, seed=7)
+    assert not result.ok
+    assert result.plays.wrong
+    assert result.plays.findings
+    assert not result.findings
 
 
 def test_records_that_claim_more_than_they_hold_cost_no_more_than_they_hold(tmp_path: Path) -> None:
