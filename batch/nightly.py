@@ -5,7 +5,8 @@
 2. train     on the past, and evaluate on the held-out plays: the gate                      (not if inputs did not change)
 3. publish   trained on everything: a generation folder, manifest last
 4. activate  CURRENT moves, the activation is announced, live updaters take it up (or a deadline passes)
-5. rebuild   everybody's row through the one rewrite, then a sweep; with `seed` the lake's plays are merged in
+5. rebuild   everybody's row through the one rewrite, then a sweep; with `seed`, or where the store lacks what only the lake has
+             (`batch/seeding.py`), the lake's plays are merged in: also by a night whose generation is held back
 6. prune     old generations
 
 A crash after 1 is resumed with the same plan; after 2 it is evaluated again; after 3 the published generation is found by its
@@ -20,7 +21,6 @@ import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import stamina
@@ -35,7 +35,8 @@ from batch.lake import ScrubReport, open_lake, write_atomically
 from batch.lock import lake_lock
 from batch.plans import CopyPlan, CopyReport, Plans
 from batch.publish import TRAINING, find_published, fold_in_parameters, inputs_digest, publish
-from batch.rebuild import Rebuilt
+from batch.report import NightlyReport as NightlyReport
+from batch.seeding import ASKED, Seeding, read_note, why_seed, write_note
 from batch.train import train_item_factors
 from contracts.codec import Codec
 from contracts.errors import GenerationError, StoreChanged, TransientError, UserError
@@ -57,64 +58,6 @@ ATTEMPTS = 6
 WAIT_MAX_S = 20.0
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class NightlyReport:
-    """What a night did. `decision`: passed, forced, unchecked or held_back. `seconds`: per step.
-
-    `reused`: nothing had changed since the generation was published. Times and counts that a step did not reach are 0.
-    """
-
-    decision: str
-    reason: str
-    generation_id: str | None = None
-    activation: int | None = None
-    reused: bool = False
-    copied: Mapping[str, int] = field(default_factory=dict)
-    private: int = 0
-    invalid: int = 0
-    erased: int = 0
-    lost: int = 0
-    scrubbed: int = 0
-    viewers: int = 0
-    interactions: int = 0
-    metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    warnings: tuple[str, ...] = ()
-    rebuilt: Rebuilt | None = None
-    pruned: tuple[str, ...] = ()
-    cutoffs: Mapping[int, int] = field(default_factory=dict)
-    seconds: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def published(self) -> bool:
-        """False if the gate held the generation back."""
-        return self.generation_id is not None
-
-    def headline(self) -> str:
-        """One line."""
-        took_s = sum(self.seconds.values())
-        if not self.published:
-            return f"held back after {took_s:.1f} s: {self.reason}"
-        rebuilt = self.rebuilt.rewritten if self.rebuilt else 0
-        return (
-            f"generation {self.generation_id} as activation {self.activation}, trained on {self.interactions:,} interactions, "
-            f"{rebuilt:,} rows rewritten, {took_s:.1f} s ({self.decision})"
-        )
-
-    def summary(self) -> str:
-        """Some lines for a person."""
-        copied = ", ".join(f"{count:,} {kind}" for kind, count in self.copied.items())
-        lines = [
-            f"copied      {copied}; {self.private:,} private, {self.invalid:,} invalid, {self.erased:,} erased, {self.lost:,} lost",
-            f"trained on  {self.interactions:,} interactions of {self.viewers:,} viewers",
-        ]
-        for arm, values in self.metrics.items():
-            told = "  ".join(f"{name} {values[name]:.4f}" for name in ("hr@10", "ndcg@10", "auc") if name in values)
-            lines.append(f"  {arm:<12}{told}")
-        lines += [f"  warning: {warning}" for warning in self.warnings]
-        lines += [f"decision    {self.decision}: {self.reason}", self.headline()]
-        return "\n".join(lines)
 
 
 async def run_nightly(
@@ -171,6 +114,8 @@ class _Nightly:
     async def run(self, *, force: bool, skip_evaluation: bool, seed: bool) -> NightlyReport:
         await self._timed("mend", self._mend())  # 0
         plan = await self._timed("copy", self._copy())  # 1
+        why = ASKED if seed else await self._why_seed(plan)
+        self._told(seeded=why)
         inputs = inputs_digest(plan, self._settings, self._lake.ledger.lines)
         manifest = await asyncio.to_thread(find_published, self._folder, inputs)
         if manifest is None:
@@ -180,6 +125,8 @@ class _Nightly:
                     log.error(
                         "generation_held_back", reason=decision.reason, remedy="look at it, or nearline nightly --force"
                     )
+                    if why:
+                        await self._timed("rebuild", self._seed_in_force(plan))
                     self._finish_night()
                     return self._told(decision=decision.verdict, reason=decision.reason)
                 decision = Decision("forced", decision.reason)
@@ -191,7 +138,7 @@ class _Nightly:
             "activate", self._retried(lambda: self._activator.activate(manifest.generation_id, again=False))
         )  # 4
         self._told(activation=current.activation)
-        await self._timed("rebuild", self._rebuild(current, plan, seed))  # 5
+        await self._timed("rebuild", self._rebuild(current, plan, bool(why)))  # 5
         pruned = await asyncio.to_thread(self._folder.prune, self._settings.train.keep_generations)  # 6
         self._finish_night()
         return self._told(pruned=tuple(pruned))
@@ -336,7 +283,32 @@ class _Nightly:
 
     # 5
 
+    async def _why_seed(self, plan: CopyPlan) -> str:
+        """Why the lake's plays are to be merged in though nobody asked; empty if they are not."""
+        seeded = await self._retried(self._store.read_seeded)
+        markers = await self._retried(lambda: self._store.read_markers(sorted(plan.cutoffs)))
+        older_logs = sorted(Plans(self._lake).streams() - {plan.stream})
+        why = why_seed(read_note(self._lake, plan.stream), seeded, markers, older_logs)
+        if why:
+            log.warning("lake_folded_in", reason=why)
+        return why
+
+    async def _seed_in_force(self, plan: CopyPlan) -> None:
+        """Merge the lake's plays in by the generation in force: what was lost does not wait for a better one."""
+        current = await asyncio.to_thread(self._folder.current_or_none)
+        if current is None:
+            return
+        try:
+            again = await self._retried(lambda: self._activator.activate(current.generation_id, again=False))
+            await self._rebuild(again, plan, seed=True)
+        except GenerationError as error:
+            self._told(seeded="")
+            log.error("lake_not_folded_in", error=str(error), remedy="nearline nightly --force --seed")
+
     async def _rebuild(self, current: Current, plan: CopyPlan, seed: bool) -> None:
+        if seed:
+            write_note(self._lake, Seeding(plan.stream, plan.cutoffs))
+
         def facts() -> Any:
             return states_from_lake(self._lake, self._limits) if seed else None
 

@@ -93,8 +93,12 @@ class Plans:
 
     def last(self) -> CopyPlan | None:
         """The newest plan, done or not. Errors: `DataError` if its file is odd."""
-        files = sorted(path for path in self._folder.glob("[0-9]*.json") if path.suffixes == [".json"])
+        files = self._files()
         return self._read(files[-1]) if files else None
+
+    def streams(self) -> set[str]:
+        """Every stream of whose events there is a copy. Errors: `DataError`."""
+        return {self._read(path).stream for path in self._files()}
 
     def report(self, plan: CopyPlan) -> CopyReport | None:
         """The report of a plan that is done; None if it is not."""
@@ -142,6 +146,9 @@ class Plans:
         write_atomically(
             self._folder / "anchors.json", json.dumps({"stream": stream, "anchors": kept}, indent=1).encode()
         )
+
+    def _files(self) -> list[Path]:
+        return sorted(path for path in self._folder.glob("[0-9]*.json") if path.suffixes == [".json"])
 
     def _read(self, path: Path) -> CopyPlan:
         try:

@@ -36,7 +36,7 @@ class Keys:
 
     def marker(self, partition: int) -> str:
         """Hash: `next`, `origin`, `applied`, `noop`, `private`, `dead`, `absent`: decimals; `anchor`: `offset:timestamp_ms:digest` of the
-        newest finished record that is not private, empty before the first."""
+        newest finished record that is not private, empty before the first; `gap_end`: the end of the newest declared gap, 0 for none."""
         return f"{self.namespace}:marker:{self.stream}:{partition}"
 
     @property

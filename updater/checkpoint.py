@@ -32,7 +32,7 @@ from viewers.store import Marker, MarkerWrite, Store, Tally
 
 log = structlog.get_logger()
 
-SEED_REMEDY = "nearline nightly --seed folds in what the lake has of them"
+SEED_REMEDY = "the next night folds in what the lake has of them; at once: nearline nightly --seed"
 
 
 @dataclass(slots=True)
@@ -52,11 +52,13 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """A marker is to move to `next_offset`: what happened to the offsets until there, and the newest record among them."""
+    """A marker is to move to `next_offset`: what happened to the offsets until there, and the newest record among them. `gap_end`: the
+    end of a declared gap, 0 for none."""
 
     next_offset: int
     tally: Tally
     anchor: Anchor | None = None
+    gap_end: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +211,9 @@ class Checkpoint:
                 reason="retention is shorter than the outage",
                 remedy=SEED_REMEDY,
             )
-        await self._write({partition: at}, {partition: Move(first + absent, Tally(absent=absent))})
+        await self._write(
+            {partition: at}, {partition: Move(first + absent, Tally(absent=absent), gap_end=first + absent)}
+        )
 
     async def pass_absent(self, ahead: Mapping[int, int]) -> None:
         """Move past offsets that hold no record: partition → next offset that may hold one."""
@@ -242,6 +246,7 @@ class Checkpoint:
                     progress[partition].origin,
                     move.tally,
                     move.anchor,
+                    move.gap_end,
                 )
                 for partition, move in moves.items()
             ]
@@ -249,7 +254,7 @@ class Checkpoint:
         for partition, move in moves.items():
             at = progress[partition]
             before = at.marker or Marker(at.origin, at.origin)
-            at.marker = before.moved(move.next_offset, move.tally, move.anchor)
+            at.marker = before.moved(move.next_offset, move.tally, move.anchor, move.gap_end)
 
     async def commit(self) -> None:
         """Commit to Kafka no more than the markers. Losing the partitions meanwhile is benign."""

@@ -111,7 +111,9 @@ class MemoryStore:
                 failed = failed or f"partition {write.partition}: found marker {found}, expected {write.expected_next}"
                 continue
             before = marker or Marker(write.origin, write.origin)
-            self.server.markers[write.partition] = before.moved(write.next_offset, write.tally, write.anchor)
+            self.server.markers[write.partition] = before.moved(
+                write.next_offset, write.tally, write.anchor, write.gap_end
+            )
         if failed:
             raise StoreChanged(failed + "; rewinding to what the store holds")
 

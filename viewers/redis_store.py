@@ -26,7 +26,7 @@ from viewers import scripts
 from viewers.packing import BadState
 from viewers.store import Conflict, Marker, MarkerWrite, Stale, StoredViewer, ViewerWrite, WriteResult, Written
 
-_MARKER_FIELDS = ("next", "origin", "applied", "noop", "private", "dead", "absent", "anchor")
+_MARKER_FIELDS = ("next", "origin", "applied", "noop", "private", "dead", "absent", "anchor", "gap_end")
 _SCAN_COUNT = 1_000
 _REBUILT_KEPT_S = 40 * 86_400
 """Only the activation in force is ever asked for, and every night writes it again. Forgotten too early costs one rebuild more."""
@@ -202,6 +202,7 @@ class RedisStore:
             *(self._identity, expected, write.next_offset, write.origin),
             *(t.applied, t.noop, t.private, t.dead, t.absent),
             "" if write.anchor is None else str(write.anchor),
+            write.gap_end,
         )
 
     async def scan_viewers(self) -> AsyncIterator[list[str]]:
@@ -341,9 +342,9 @@ def _stored(
 def _marker(key: str, values: Sequence[bytes | None]) -> Marker | None:
     if values[0] is None:
         return None
-    *numbers, anchor = values
+    *numbers, anchor, gap_end = values
     try:
-        found = Marker(*(int(number or b"") for number in numbers))  # type: ignore[arg-type]
+        found = Marker(*(int(number or b"") for number in numbers), gap_end=int(gap_end or b"0"))  # type: ignore[arg-type,misc]
         return found if not anchor else replace(found, anchor=Anchor.parse(anchor.decode()))
     except ValueError as error:
         raise BadState(

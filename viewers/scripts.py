@@ -40,18 +40,18 @@ return identity()
 
 WRITE_MARKER = f"""#!lua
 -- KEYS[1] marker hash. ARGV: expected identity, expected next ('' for no marker), next, origin,
--- applied, noop, private, dead, absent (to be added), anchor ('' leaves the stored one).
+-- applied, noop, private, dead, absent (to be added), anchor ('' leaves the stored one), end of a declared gap (0 likewise).
 -- Returns '' when written, else what was found instead.
 {_IDENTITY}
 local found = identity()
 if found ~= ARGV[1] then return 'server ' .. found end
-local m = redis.call('HMGET', KEYS[1], 'next', 'origin', 'applied', 'noop', 'private', 'dead', 'absent', 'anchor')
+local m = redis.call('HMGET', KEYS[1], 'next', 'origin', 'applied', 'noop', 'private', 'dead', 'absent', 'anchor', 'gap_end')
 if (m[1] or '') ~= ARGV[2] then return 'marker ' .. (m[1] or 'absent') end
 local sums = {{}}
 for i = 1, 5 do sums[i] = string.format('%d', tonumber(m[i + 2] or '0') + tonumber(ARGV[i + 4])) end
 redis.call('HSET', KEYS[1], 'next', ARGV[3], 'origin', m[2] or ARGV[4],
   'applied', sums[1], 'noop', sums[2], 'private', sums[3], 'dead', sums[4], 'absent', sums[5],
-  'anchor', ARGV[10] ~= '' and ARGV[10] or m[8] or '')
+  'anchor', ARGV[10] ~= '' and ARGV[10] or m[8] or '', 'gap_end', ARGV[11] ~= '0' and ARGV[11] or m[9] or '0')
 return ''
 """
 

@@ -65,7 +65,8 @@ WriteResult = Written | Conflict | Stale
 @dataclass(frozen=True, slots=True)
 class Marker:
     """A partition's durable progress. `next_offset` is the lowest contiguous finished offset; the counters sum to
-    `next_offset - origin`. `anchor`: the newest finished record below it that is not private (None: there was none yet)."""
+    `next_offset - origin`. `anchor`: the newest finished record below it that is not private (None: there was none yet). `gap_end`: the
+    first offset after the newest gap that retention left and that was declared (0: none); only the lake may have what was in it."""
 
     next_offset: int
     origin: int
@@ -75,13 +76,14 @@ class Marker:
     dead: int = 0
     absent: int = 0
     anchor: Anchor | None = None
+    gap_end: int = 0
 
     @property
     def unaccounted(self) -> int:
         """Must be 0."""
         return self.next_offset - self.origin - (self.applied + self.noop + self.private + self.dead + self.absent)
 
-    def moved(self, next_offset: int, tally: Tally, anchor: Anchor | None) -> Marker:
+    def moved(self, next_offset: int, tally: Tally, anchor: Anchor | None, gap_end: int = 0) -> Marker:
         """What a write makes of this marker."""
         return Marker(
             next_offset,
@@ -92,6 +94,7 @@ class Marker:
             self.dead + tally.dead,
             self.absent + tally.absent,
             anchor or self.anchor,
+            gap_end or self.gap_end,
         )
 
 
@@ -123,7 +126,7 @@ class Tally:
 class MarkerWrite:
     """Move a partition's marker from `expected_next` (None: no marker yet) to `next_offset`, adding `tally`.
 
-    `origin`: used only when the marker does not exist yet. `anchor`: None leaves the stored one.
+    `origin`: used only when the marker does not exist yet. `anchor`: None leaves the stored one, as `gap_end` 0 does.
     """
 
     partition: int
@@ -132,6 +135,7 @@ class MarkerWrite:
     origin: int
     tally: Tally
     anchor: Anchor | None = None
+    gap_end: int = 0
 
 
 class Store(Protocol):

@@ -44,6 +44,7 @@ marker_writes = st.builds(
     anchor=st.one_of(
         st.none(), st.builds(Anchor, st.integers(0, 4), st.sampled_from((-1, 0, 10**12)), st.just("0a" * 16))
     ),
+    gap_end=st.integers(0, 4),
 )
 calls = st.one_of(
     st.tuples(st.just("write_viewers"), st.lists(viewer_writes, min_size=1, max_size=3)),

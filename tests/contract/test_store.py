@@ -131,6 +131,23 @@ async def test_an_anchor_moves_with_its_marker_stays_when_none_is_given_and_not_
     assert await store.read_markers([0, 1]) == {0: Marker(10, 0, applied=9, private=1, anchor=second), 1: None}
 
 
+async def test_the_end_of_a_declared_gap_stays_until_a_newer_one_is_declared(store: Store) -> None:
+    await store.write_markers([MarkerWrite(0, None, 7, 0, Tally(absent=7), gap_end=7)])
+    await store.write_markers([MarkerWrite(0, 7, 9, 0, Tally(applied=2))])
+    assert await store.read_marker(0) == Marker(9, 0, applied=2, absent=7, gap_end=7)
+    await store.write_markers([MarkerWrite(0, 9, 20, 0, Tally(absent=11), gap_end=20)])
+    assert await store.read_marker(0) == Marker(20, 0, applied=2, absent=18, gap_end=20)
+
+
+async def test_a_marker_of_an_earlier_release_has_no_gap(valkey: ValkeyServer, namespace: str) -> None:
+    store = RedisStore(valkey.url, Keys(namespace, "t@1"))
+    await store.connect()
+    await store.write_markers([MarkerWrite(0, None, 5, 0, Tally(applied=5))])
+    await store._command("HDEL", store.keys.marker(0), "gap_end")
+    assert await store.read_marker(0) == Marker(5, 0, applied=5)
+    await store.close()
+
+
 async def test_a_marker_that_cannot_be_read_halts_and_says_which(valkey: ValkeyServer, namespace: str) -> None:
     store = RedisStore(valkey.url, Keys(namespace, "t@1"))
     await store.connect()

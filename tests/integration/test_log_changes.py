@@ -138,6 +138,21 @@ async def contents(stage: Stage) -> list[object]:
     return [await stage.markers(), *[await stage.store.read_viewer(f"v{v}") for v in range(9)]]
 
 
+async def dumped(stage: Stage) -> dict[bytes, bytes]:
+    """Everything that the store holds under this namespace. No updater runs."""
+    redis = stage.store._redis
+    return {key: await redis.dump(key) async for key in redis.scan_iter(match=f"{stage.store.keys.namespace}:*")}
+
+
+async def restore(stage: Stage, older: dict[bytes, bytes]) -> None:
+    """The store comes back as it was then."""
+    redis = stage.store._redis
+    for key in await dumped(stage):
+        await redis.delete(key)
+    for key, value in older.items():
+        await redis.restore(key, 0, value)
+
+
 @pytest.mark.parametrize("again", [30, 400], ids=["shorter", "grown past the markers"])
 async def test_a_topic_that_was_made_anew_halts_and_with_the_next_epoch_it_is_read_from_its_start(
     stage: Stage, tmp_path: Path, again: int
@@ -293,8 +308,7 @@ async def test_a_store_that_comes_back_empty_after_retention_declares_what_it_ca
     admin = await make_admin(stage.settings)
     await admin.delete_records({tp: RecordsToDelete(before_offset=offset) for tp, offset in deleted.items()})
     await admin.close()
-    keys = [key async for key in stage.store._redis.scan_iter(match=f"{stage.store.keys.namespace}:*")]
-    await stage.store._redis.delete(*keys)
+    await restore(stage, {})
 
     async with stage.updater():
         await stage.send(plays(9, 30, start=90))
@@ -304,8 +318,45 @@ async def test_a_store_that_comes_back_empty_after_retention_declares_what_it_ca
             tp: (0, offset, 0) for tp, offset in deleted.items()
         }
         assert await states_that_differ(stage) != []
-        await run_nightly(settings, stage.store, skip_evaluation=True, progress=SilentProgress(), seed=True)
+        report = await run_nightly(settings, stage.store, skip_evaluation=True, progress=SilentProgress())
+    assert report.seeded != ""
     assert await states_that_differ(stage) == []
+
+
+async def test_what_the_lake_gave_back_and_a_fallback_took_again_is_given_back_by_the_next_night(
+    stage: Stage, tmp_path: Path
+) -> None:
+    settings = stage.settings.model_copy(update={"lake_path": str(tmp_path / "lake")})
+
+    async def night(**options: bool) -> str:
+        options = {"skip_evaluation": True, "progress": SilentProgress(), **options}
+        return (await run_nightly(settings, stage.store, **options)).seeded
+
+    async with stage.updater():
+        await stage.send(plays(9, 90))
+        await stage.drained(90)
+    await stage.send(plays(9, 120, start=90))
+    await night()  # the lake has all of them
+    older = await dumped(stage)
+    deleted = await stage.ends()
+    admin = await make_admin(stage.settings)
+    await admin.delete_records({tp: RecordsToDelete(before_offset=offset - 1) for tp, offset in deleted.items()})
+    await admin.close()
+    async with stage.updater():
+        await stage.drained(210)
+    assert await states_that_differ(stage) != []
+    assert await night(seed=True) != ""
+    assert await states_that_differ(stage) == []
+    assert await night() == ""
+
+    await restore(stage, older)
+    async with stage.updater():
+        await stage.drained(210)
+    assert await states_that_differ(stage) != []
+    assert await night() != ""
+    assert await states_that_differ(stage) == []
+    assert await night() == ""
+    assert [marker.unaccounted for marker in await stage.markers()] == [0] * PARTITIONS
 
 
 async def test_added_partitions_are_taken_up_from_their_start_and_a_viewer_whose_key_moves_keeps_everything(

@@ -29,7 +29,7 @@ from runtime.settings import Settings, StoreSettings
 from sandbox.servers import KafkaServer, ValkeyServer
 from tests.conftest import TopicFactory
 from tests.worlds import T0, play_event
-from viewers.memory_store import MemoryStore
+from viewers.memory_store import MemoryServer, MemoryStore
 from viewers.packing import unpack
 from viewers.redis_store import open_store
 from viewers.rewrite import Rewriter
@@ -382,6 +382,53 @@ async def test_a_night_first_rebuilds_what_a_store_that_fell_back_has_lost(
     assert not (await run(settings, store)).published
     assert {one.activation for one in store.server.viewers.values()} == {second.activation}
     assert await store.read_rebuilt(2)
+
+
+async def test_a_store_that_was_emptied_gets_the_lakes_plays_back_even_if_the_night_is_held_back(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = MemoryStore()
+    await send(settings, history())
+    first = await run(settings, store, seed=True)
+    states = {viewer: one.state for viewer, one in store.server.viewers.items()}
+    store.server.restart(MemoryServer().snapshot())
+    monkeypatch.setattr(
+        nightly, "evaluate", lambda *a, **k: Evaluation({}, 60, HOLDOUT, Decision("held_back", "worse"))
+    )
+    await send(settings, [play_event("late", 1, 10**5)])
+    again = await run(settings, store)
+    assert not again.published
+    assert "lost what the lake had given it" in again.seeded and again.seeded in again.summary()
+    assert {v: one.state for v, one in store.server.viewers.items() if v != "late"} == states
+    assert "late" in store.server.viewers
+    assert await store.read_seeded() == again.cutoffs
+    assert {CODEC.decode_row(one.row).generation_id for one in store.server.viewers.values()} == {first.generation_id}
+
+
+async def test_a_store_that_only_lost_the_seeding_is_seeded_again_once(settings: Settings) -> None:
+    store = MemoryStore()
+    await send(settings, history())
+    before = await run(settings, store, seed=True)
+    assert (await run(settings, store)).seeded == ""
+    store.server.viewers.pop("v03")
+    store.server.seeded = {}
+    again = await run(settings, store)
+    assert "lost what the lake had given it" in again.seeded
+    assert again.reused and again.generation_id == before.generation_id
+    assert not unpack(store.server.viewers["v03"].state).is_empty
+    assert (await run(settings, store)).seeded == ""
+
+
+async def test_plays_of_an_older_log_are_given_to_a_store_that_does_not_say_that_it_has_them(
+    settings: Settings,
+) -> None:
+    await send(settings, history())
+    await run(settings, MemoryStore())
+    kafka = settings.kafka.model_copy(update={"stream_epoch": 2, "topic": f"{settings.kafka.topic}.impressions"})
+    store, raised = MemoryStore(), settings.model_copy(update={"kafka": kafka})  # another log, empty; so is the store
+    assert settings.kafka.stream in (await run(raised, store)).seeded
+    assert len(store.server.viewers) == VIEWERS
+    assert (await run(raised, store)).seeded == ""
 
 
 async def test_an_id_of_a_generation_is_listed_whole_on_a_narrow_terminal(

@@ -81,7 +81,7 @@ async def test_what_a_store_without_a_marker_cannot_read_any_more_is_counted_and
         await Checkpoint(log, store, Settings()).resume()
     first = seeded.get(0, 0)
     assert log.sought == 30
-    assert server.markers[0] == Marker(30, first, absent=30 - first)
+    assert server.markers[0] == Marker(30, first, absent=30 - first, gap_end=30)
     (gap,) = [line for line in told if "from_offset" in line]
     assert (gap["event"], gap["log_level"], gap["from_offset"], gap["to_offset"]) == (event, level, first, 30)
     assert "nightly --seed" in gap["remedy"]
