@@ -2,7 +2,8 @@
 
 A producer process sends at a steady rate throughout. The updater is stopped for a while and started again. The clock runs from
 the first event that it finishes to the moment when no more than a twentieth of a second's events wait; the ratio is the events
-finished per second in between over the live rate. What the start of the process takes is told beside it.
+finished per second in between over the live rate. What the start of the process takes is told beside it. After a
+minute the clock stops in any case: a ratio of 1 or less never catches up.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from bench.common import EVENTS_FROM_S, POLL_S, Stage, Updaters, load_average, make_stage, make_world
 from bench.live_producer import LiveProducer
-from bench.report import Line, Report, Series, WrongResult, rounded
+from bench.report import Line, Report, Series, rounded
 from runtime.kafka import TopicPartition, make_consumer
 from sandbox.servers import Sandbox
 from viewers.redis_store import RedisStore
@@ -93,7 +94,7 @@ async def _catch_up(
     while await log_end.read() - (done := await stage.finished(store)) > CAUGHT_UP_S * RATE:
         updaters.require_running()
         if time.perf_counter() > began + LONGEST_S:
-            raise WrongResult(f"not caught up within {LONGEST_S:g} s")
+            break  # the ratio says how far from catching up it is; the seconds are those of the deadline
         await asyncio.sleep(POLL_S)
     seconds = time.perf_counter() - began
     return (done - first) / seconds / RATE, seconds, began - asked
