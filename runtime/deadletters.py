@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -29,6 +29,7 @@ from runtime.kafka import (
     AIOKafkaConsumer,
     AIOKafkaProducer,
     ConsumerRecord,
+    OffsetOutOfRangeError,
     RecordsToDelete,
     TopicPartition,
     kafka_errors,
@@ -185,10 +186,12 @@ async def _read_partition(
         consumer.seek(tp, begin)
     while position < end:
         with kafka_errors(f"reading {tp.topic}", settings):
-            fetched = (await consumer.getmany(tp, timeout_ms=500)).get(tp, [])
+            fetched: list[ConsumerRecord] = []
+            with suppress(OffsetOutOfRangeError):  # told, or nothing: somebody cut the log while we read
+                fetched = (await consumer.getmany(tp, timeout_ms=500)).get(tp, [])
             if not fetched:
                 first = (await consumer.beginning_offsets([tp]))[tp]
-                if first > position:  # somebody cut the log while we read
+                if first > position:
                     consumer.seek(tp, first)
         for record in fetched:
             if record.offset < end:

@@ -19,7 +19,7 @@ from contracts import events as contract
 from contracts.events import PlaybackEvent
 from runtime import deadletters
 from runtime.deadletters import Letter, Mark, parse, read_records
-from runtime.kafka import ConsumerRecord, make_producer
+from runtime.kafka import ConsumerRecord, TopicPartition, make_consumer, make_producer
 from runtime.settings import Settings
 from sandbox.processes import environment_of
 from sandbox.servers import KafkaServer, ValkeyServer
@@ -188,6 +188,22 @@ async def test_a_receipt_says_what_became_of_the_viewers_hash(stage: Stage) -> N
     store = stage.settings.store.model_copy(update={"url": SecretStr("redis://127.0.0.1:1/0")})
     away = stage.settings.model_copy(update={"store": store})
     assert (await look_at_store(away, "v1", 0, 0, 0, 0.3)).startswith("not yet: ")
+
+
+async def test_a_log_that_is_cut_below_a_reader_is_read_on_where_it_begins(stage: Stage) -> None:
+    await about(stage)
+    before = await records(stage.settings)
+    assert before[0].offset == 0
+    assert await erase_viewer(stage.settings, "v1", now_ms=T0) == 3
+    after = await records(stage.settings)
+    assert after[0].offset > 0
+    tp = TopicPartition(stage.settings.kafka.dead_letter_topic, 0)
+    consumer = await make_consumer(stage.settings)
+    try:  # as one that began before the cut
+        late = [r async for r in deadletters._read_partition(stage.settings, consumer, tp, 0, after[-1].offset + 1)]
+    finally:
+        await consumer.stop()
+    assert [record.offset for record in late] == [record.offset for record in after]
 
 
 async def test_two_viewers_forgotten_at_once_both_leave(stage: Stage) -> None:
