@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Coroutine
+from typing import Any
 
 CHUNK = 1 << 16
 QUIET_S = 0.02
@@ -19,6 +21,7 @@ class Proxy:
         self.delay_s = 0.0
         self._server: asyncio.Server | None = None
         self._links: set[_Link] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Listen."""
@@ -29,6 +32,14 @@ class Proxy:
         if self._server is not None:
             self._server.close()
         self.cut()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """A task that is kept until it has ended."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
     def cut(self) -> None:
         """Drop every connection; new ones are taken."""
@@ -112,7 +123,7 @@ class _Link:
         if self._answers is not None:
             self._answers.cancel()
         reader, self._upstream = await asyncio.open_connection("127.0.0.1", port)
-        self._answers = asyncio.create_task(self._pass_answers(reader))
+        self._answers = self._proxy.spawn(self._pass_answers(reader))
 
     async def _pass_answers(self, reader: asyncio.StreamReader) -> None:
         try:
