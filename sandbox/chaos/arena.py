@@ -193,6 +193,13 @@ class Arena:
         shutil.copytree(self.aof, copy / "appendonlydir")
         return copy
 
+    async def take_back(self, copy: Path) -> None:
+        """Kill the store and start it again from a copy."""
+        await asyncio.to_thread(self.valkey.kill)
+        shutil.rmtree(self.aof)
+        shutil.copytree(copy / "appendonlydir", self.aof)
+        await self.start_store()
+
     def adopt(self, copy: Path) -> ValkeyServer:
         """A second server with a copy's content, not started yet."""
         self._stores += 1

@@ -48,10 +48,7 @@ async def erasure_under_fire(arena: Arena, rng: random.Random) -> None:
     harm = rng.choice(harms)
     if harm == "fall back":
         await asyncio.sleep(rng.uniform(0, 0.5))
-        await asyncio.to_thread(arena.valkey.kill)
-        shutil.rmtree(arena.aof)
-        shutil.copytree(copy / "appendonlydir", arena.aof)
-        await arena.start_store()
+        await arena.take_back(copy)
     elif harm == "swap":
         current = arena.folder_of_generations.read_current()
         assert current is not None

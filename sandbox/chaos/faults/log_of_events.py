@@ -85,7 +85,8 @@ async def _commit(arena: Arena, offsets: dict[int, int]) -> bool:
 async def retention_gap(arena: Arena, rng: random.Random) -> None:
     """Records are deleted before anybody read them; sometimes the lake has a copy, and the night brings the plays back."""
     await arena.drain()
-    copied = rng.random() < 0.3
+    copied, falls_back = rng.random() < 0.3, rng.random() < 0.5
+    copy = arena.copy_store()
     await arena.crew.stop()
     markers = await arena.markers()
     await arena.sender.send([arena.audience.live() for _ in range(200)], patiently=True)
@@ -114,5 +115,9 @@ async def retention_gap(arena: Arena, rng: random.Random) -> None:
     if copied:
         await arena.reach(ends, "after the gap")
         await arena.night("--seed")
+        if falls_back:  # what only the lake has is lost once more, and an ordinary night gives it back
+            await arena.take_back(copy)
+            await arena.reach(ends, "after falling back to before the gap")
+            await arena.night()
     arena.truth.end_gap(restored=copied)
     arena.pin()

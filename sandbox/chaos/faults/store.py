@@ -30,10 +30,7 @@ async def from_older_copy(arena: Arena, rng: random.Random) -> None:
     copy = rng.choice(arena.copies) if arena.copies else arena.copy_store()
     if not arena.copies:
         await asyncio.sleep(1.0)
-    await asyncio.to_thread(arena.valkey.kill)
-    shutil.rmtree(arena.aof)
-    shutil.copytree(copy / "appendonlydir", arena.aof)
-    await arena.start_store()
+    await arena.take_back(copy)
 
 
 async def frozen(arena: Arena, rng: random.Random) -> None:
