@@ -372,7 +372,7 @@ class Arena:
                     log.info("truth_waits", error=str(error))
                     await asyncio.sleep(0.3)
 
-    async def until_halted(self, what: str, *, epoch: int | None = None, deadline_s: float = 60.0) -> str:
+    async def until_halted(self, what: str, *, epoch: int | None = None, deadline_s: float = GIVE_UP_S) -> str:
         """Wait for the halt; its reason. Errors: `Stuck`."""
         ends = time.monotonic() + deadline_s
         while time.monotonic() < ends:
