@@ -49,6 +49,7 @@ __all__ = [
     "TopicPartition",
     "assignment_of",
     "choose_partition",
+    "count_partitions",
     "kafka_errors",
     "make_admin",
     "make_consumer",
@@ -159,3 +160,18 @@ async def make_admin(settings: Settings) -> AIOKafkaAdminClient:
     admin = AIOKafkaAdminClient(**settings.kafka.client_kwargs(), client_id="nearline")
     await _start(admin, "connecting the admin client", settings)
     return admin
+
+
+async def count_partitions(settings: Settings, topic: str) -> int:
+    """The topic's partitions as the broker knows them now; 0 if there is no such topic. Errors: `KafkaUnavailable`."""
+    admin = await make_admin(settings)
+    try:
+        with kafka_errors(f"describing {topic}", settings):
+            if (
+                topic not in await admin.list_topics()
+            ):  # asking by name would create it where a broker creates topics by itself
+                return 0
+            (described,) = await admin.describe_topics([topic])
+            return len(described["partitions"])
+    finally:
+        await admin.close()

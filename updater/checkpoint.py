@@ -22,9 +22,17 @@ from dataclasses import dataclass
 import structlog
 
 from contracts.anchors import Anchor
-from contracts.errors import HaltError
+from contracts.errors import HaltError, KafkaUnavailable
 from runtime.anchors import check_anchors, remedy
-from runtime.kafka import AIOKafkaConsumer, CommitFailedError, KafkaError, TopicPartition, kafka_errors, make_consumer
+from runtime.kafka import (
+    AIOKafkaConsumer,
+    CommitFailedError,
+    KafkaError,
+    TopicPartition,
+    count_partitions,
+    kafka_errors,
+    make_consumer,
+)
 from runtime.settings import Settings
 from runtime.tasks import stop_client
 from updater.pipeline import PartitionPlan, Position
@@ -132,6 +140,7 @@ class Checkpoint:
         # moved after the log's end was read would look like a log that was cut.
         seeded = await self._store.read_seeded()
         markers = await self._store.read_markers([tp.partition for tp in assigned])
+        await self._require_partitions(markers)
         with kafka_errors(f"reading the offsets of {self._topic}", self._settings):
             committed = {tp: await self._consumer.committed(tp) for tp in assigned}
             beginnings = await self._consumer.beginning_offsets(assigned)
@@ -188,6 +197,27 @@ class Checkpoint:
             if at.marker is not None and partition in anchors
         }
         await self._write(self.progress, moves)
+
+    async def _require_partitions(self, markers: Mapping[int, Marker | None]) -> None:
+        """A topic never gets fewer partitions: one that the store has finished records of and the broker does not know is another's.
+
+        Asking for the offsets of a partition that is not there would wait for it, again and again.
+        Errors: `HaltError`, `KafkaUnavailable`.
+        """
+        known = self._consumer.partitions_for_topic(self._topic)
+        if not known or known >= markers.keys():
+            return
+        count = await count_partitions(
+            self._settings, self._topic
+        )  # what this client knows may be older than its assignment
+        missing = [partition for partition in sorted(markers) if partition >= count]
+        if count and any(markers[partition] is not None for partition in missing):
+            raise HaltError(
+                f"{self._topic}: the store has finished records of partition {missing[-1]}, but the topic has only {count} "
+                f"partitions: it was recreated. {remedy(self._settings)}"
+            )
+        if missing:
+            raise KafkaUnavailable(f"{self._topic} has {count} partitions; waiting to be assigned those that exist")
 
     async def _declare_gap(self, partition: int, at: Progress, absent: int) -> None:
         """Count offsets that the log does not hold any more, so that a loss is exact and visible.

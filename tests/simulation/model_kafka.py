@@ -309,6 +309,10 @@ class SimConsumer:
             self.kafka.on_seek(self, tp.partition, offset)
         self.positions[tp.partition] = offset
 
+    def partitions_for_topic(self, topic: str) -> set[int]:
+        """What the client knows of the topic: here always what is."""
+        return set(range(len(self.kafka.logs)))
+
     async def topics(self) -> set[str]:
         """The topic is always there."""
         return {self.kafka.topic}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 
 import pytest
 import structlog
 
-from contracts.errors import HaltError
+from contracts.errors import HaltError, KafkaUnavailable
 from runtime.kafka import TopicPartition
 from runtime.settings import Settings
 from updater.checkpoint import Checkpoint
@@ -26,6 +27,7 @@ class LiveLog:
         self._end = end
         self._beginning = beginning
         self.sought = -1
+        self.known = {0}
 
     def assignment(self) -> set[TopicPartition]:
         return {PARTITION}
@@ -42,6 +44,9 @@ class LiveLog:
 
     async def committed(self, partition: TopicPartition) -> int | None:
         return None
+
+    def partitions_for_topic(self, topic: str) -> set[int]:
+        return self.known
 
     def seek(self, partition: TopicPartition, offset: int) -> None:
         self.sought = offset
@@ -94,3 +99,24 @@ async def test_a_new_store_on_a_log_that_begins_at_0_has_nothing_to_tell() -> No
     with structlog.testing.capture_logs() as told:
         await Checkpoint(log, store, Settings()).resume()
     assert (log.sought, server.markers, [line["event"] for line in told]) == (0, {}, ["partition_resumed"])
+
+
+@pytest.mark.parametrize(
+    ("count", "marker", "error"),
+    [(1, True, HaltError), (1, False, KafkaUnavailable), (0, True, KafkaUnavailable), (3, True, None)],
+    ids=["fewer than finished", "fewer, nothing finished", "no topic just now", "the client knew less than the broker"],
+)
+async def test_a_partition_that_the_topic_has_no_more_halts_where_records_of_it_are_finished(
+    monkeypatch: pytest.MonkeyPatch, count: int, marker: bool, error: type[Exception] | None
+) -> None:
+    async def counted(settings: Settings, topic: str) -> int:
+        return count
+
+    monkeypatch.setattr("updater.checkpoint.count_partitions", counted)
+    server = MemoryServer()
+    store, log = MemoryStore(server), LiveLog(server, end=100)
+    await store.connect()
+    log.known = {0, 1}
+    markers = {0: Marker(5, 0, applied=5), 2: Marker(5, 0, applied=5) if marker else None}
+    with pytest.raises(error, match="partitions") if error else contextlib.nullcontext():
+        await Checkpoint(log, store, Settings())._require_partitions(markers)
