@@ -81,6 +81,10 @@ class Source:
         return {user: sorted(found, reverse=True) for user, found in plays.items()}
 
 
+SCORE_ROUNDING = 2.0**-11 + 1e-5
+"""Rows keep scores in two bytes (float16)."""
+
+
 def read_source(plays: int | None) -> Source:
     table = pq.read_table(FOLDER / "events.parquet", columns=["user_id", "item_id", "timestamp"]).slice(0, plays)
     columns = [table.column(name).to_numpy() for name in table.schema.names]
@@ -231,9 +235,9 @@ async def test_every_viewer_of_a_real_data_set_has_the_state_vector_and_row_that
         scores = expected_scores(generation, plays, x)
         best = np.sort(scores)[::-1][: len(row.entries)]
         assert len(row.entries) == ENTRIES_KEPT
-        np.testing.assert_allclose([entry.score for entry in row.entries], best, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose([entry.score for entry in row.entries], best, rtol=SCORE_ROUNDING, atol=1e-5)
         chosen = [scores[generation.index[entry.item_id]] for entry in row.entries]
-        np.testing.assert_allclose(chosen, best, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(chosen, best, rtol=SCORE_ROUNDING, atol=1e-5)
     assert far < 1e-3  # half-precision numbers have a step of 5e-4
     found = {viewer async for batch in store.scan_viewers() for viewer in batch}
     assert found == set(plays_of)
