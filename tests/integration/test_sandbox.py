@@ -160,6 +160,11 @@ OWNER = """
 """
 
 
+def hear_ctrl_c() -> None:
+    """As in a terminal, also where the tests run in a shell's background: there SIGINT is ignored, and the children inherit that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.fixture
 def owner(kafka, tmp_path):
     """A process that owns a sandbox, in a group of its own as in a terminal; yields it and the servers' ids."""
@@ -169,6 +174,7 @@ def owner(kafka, tmp_path):
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=hear_ctrl_c,
     )
     line = process.stdout.readline()
     pids = [int(word) for word in line.split()]
