@@ -1,4 +1,4 @@
-"""Faults of every class on real servers and real processes. Each run draws anew; the seed that it prints draws the same again.
+"""Faults of two dozen classes on real servers and real processes. Each run draws anew; the seed that it prints draws the same again.
 
 More of them: `nearline chaos --faults 1000 --seed 1 --json`.
 """
@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.chaos.faults import ALL
 from sandbox.chaos.run import Options, Run
 
 FAULTS = 24
@@ -25,7 +24,7 @@ def require_own_servers() -> None:
 
 
 @pytest.mark.timeout(900)
-async def test_faults_of_every_class_lose_nothing_and_double_nothing(tmp_path: Path) -> None:
+async def test_faults_of_two_dozen_classes_lose_nothing_and_double_nothing(tmp_path: Path) -> None:
     require_own_servers()
     seed = random.SystemRandom().randrange(1 << 32)
     print(f"\nnearline chaos --faults {FAULTS} --seed {seed}")
@@ -34,8 +33,7 @@ async def test_faults_of_every_class_lose_nothing_and_double_nothing(tmp_path: P
     told = json.dumps(report.to_json())
     assert report.ok, f"seed {seed}: {told}\n" + "\n".join(lines)
     assert (report.faults, report.events > FAULTS) == (FAULTS, True), told
-    assert len(report.by_class) == FAULTS, told  # one of each: all but one class and the rare ones
-    assert len(report.by_class) >= len([one for one in ALL if not one.rare]) - 1
+    assert len(report.by_class) == FAULTS, told  # each of another class
 
 
 @pytest.mark.timeout(300)
