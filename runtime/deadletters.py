@@ -32,6 +32,7 @@ from runtime.kafka import (
     OffsetOutOfRangeError,
     RecordsToDelete,
     TopicPartition,
+    count_partitions,
     kafka_errors,
     make_admin,
     make_consumer,
@@ -206,15 +207,7 @@ async def _read_partition(
 
 async def _partitions(settings: Settings) -> list[TopicPartition]:
     topic = settings.kafka.dead_letter_topic
-    admin = await make_admin(settings)
-    try:
-        with kafka_errors(f"describing {topic}", settings):
-            if topic not in await admin.list_topics():  # asking by name would create it at some brokers
-                return []
-            (described,) = await admin.describe_topics([topic])
-    finally:
-        await admin.close()
-    return [TopicPartition(topic, number) for number in sorted(one["partition"] for one in described["partitions"])]
+    return [TopicPartition(topic, number) for number in range(await count_partitions(settings, topic))]
 
 
 class Writer:

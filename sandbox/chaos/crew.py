@@ -7,7 +7,7 @@ import contextlib
 import random
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -33,7 +33,6 @@ class Slot:
     service: Service | None = None
     wanted: bool = True
     spared: bool = False
-    ends: list[str] = field(default_factory=list)
     log: Path | None = None
 
     @property
@@ -154,7 +153,6 @@ class Crew:
         assert slot.service is not None
         status = slot.service.exit_status()
         slot.service.stop(kill=True)
-        slot.ends.append(describe_end(status))
         asked = status == -signal.SIGTERM and not slot.wanted  # before it had begun to listen
         if not asked and status not in (0, -signal.SIGKILL, HALTED_STATUS, None):
             self.surprises.append(f"{slot.name}: {describe_end(status)}: {read_tail(slot.service.log, 4)[-2000:]}")

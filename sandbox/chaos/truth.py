@@ -12,9 +12,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
-from batch.nightly import count_partitions
 from contracts.events import PlaybackEvent
-from runtime.kafka import ConsumerRecord, TopicPartition, kafka_errors, make_consumer
+from runtime.kafka import ConsumerRecord, TopicPartition, count_partitions, kafka_errors, make_consumer
 from runtime.settings import Settings
 from viewers.state import Limits, Play, Register, ViewerState, item_digest, state_of
 
@@ -182,4 +181,4 @@ class Truth:
 
 async def partitions_of(settings: Settings) -> range:
     """The topic's partitions now. Errors: `KafkaUnavailable`."""
-    return range((await count_partitions(settings))[settings.kafka.topic])
+    return range(await count_partitions(settings, settings.kafka.topic))
