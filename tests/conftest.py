@@ -27,6 +27,9 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("nearline")
 
+# Helpers that assert: a failure there tells what was compared, as in a test.
+pytest.register_assert_rewrite("tests.consistency", "tests.worlds")
+
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 

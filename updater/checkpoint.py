@@ -116,6 +116,9 @@ class Checkpoint:
         self._settings = settings
         self._topic = settings.kafka.topic
         self._committed: dict[int, int] = {}
+        self.passed: dict[int, int] = {}
+        """Partition → the first offset that nobody is known to have finished before, whatever became of the store since: everything
+        below has, or had, its dead letter."""
         self.progress: dict[int, Progress] = {}
 
     @property
@@ -173,6 +176,8 @@ class Checkpoint:
                 marker=at.uncounted_from,
             )
         self._committed = {tp.partition: offset for tp, offset in committed.items() if offset is not None}
+        for tp in assigned:
+            self._pass(tp.partition, max(progress[tp.partition].uncounted_from, committed[tp] or 0))
         self.progress = progress
 
     async def check_log(self, anchors: Mapping[int, Anchor]) -> None:
@@ -285,6 +290,10 @@ class Checkpoint:
             at = progress[partition]
             before = at.marker or Marker(at.origin, at.origin)
             at.marker = before.moved(move.next_offset, move.tally, move.anchor, move.gap_end)
+            self._pass(partition, move.next_offset)
+
+    def _pass(self, partition: int, offset: int) -> None:
+        self.passed[partition] = max(self.passed.get(partition, 0), offset)
 
     async def commit(self) -> None:
         """Commit to Kafka no more than the markers. Losing the partitions meanwhile is benign."""

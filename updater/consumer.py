@@ -188,7 +188,7 @@ class Updater:
             self.limits,
             self._read_plays,
         )
-        await dead_letters.send(await without_erased(self.store, decided))  # 1
+        await dead_letters.send(await without_erased(self.store, decided, checkpoint.passed))  # 1
         results = await rewrite_viewers(  # 2
             self.store,
             decided.jobs,

@@ -73,16 +73,22 @@ def _value(letter: DeadLetter) -> bytes | None:
     return b"" if letter.record.key is None and letter.record.value is None else letter.record.value
 
 
-async def without_erased(store: Store, decided: Plan) -> list[DeadLetter]:
-    """A batch's letters; of those about viewers who were erased since, only the coordinates.
+async def without_erased(store: Store, decided: Plan, passed: Mapping[int, int]) -> list[DeadLetter]:
+    """A batch's letters; of those that may be about viewers who were erased since, only the coordinates.
 
-    A viewer's poison is read again when a stream is set back, long after its letters were erased. What the store knows of erasures, and
-    the batch itself, is looked at; an erasure that lies further ahead in a log that is replayed into an older store is not known yet:
-    what is quoted then, the next night takes out (`batch/forget.py`). Errors: `StoreUnavailable`, `StoreChanged`.
+    A viewer's poison is read again when a stream is set back, long after its letters were erased. `passed`: partition → the first offset
+    that was never finished before. What lies below has its letter already, or had one that an erasure took out, and a store that fell
+    back may not know of that erasure. For the others, what the store knows of erasures, and the batch itself, is looked at; an erasure
+    that lies further ahead is not known yet: what is quoted then, the next night takes out (`batch/forget.py`).
+    Errors: `StoreUnavailable`, `StoreChanged`.
     """
-    named = sorted({viewer for letter in decided.dead_letters if letter.quotable for viewer in letter.viewers})
+    letters = [
+        replace(letter, quotable=False) if letter.record.offset < passed.get(letter.record.partition, 0) else letter
+        for letter in decided.dead_letters
+    ]
+    named = sorted({viewer for letter in letters if letter.quotable for viewer in letter.viewers})
     if not named:
-        return decided.dead_letters
+        return letters
     stored = await store.read_viewers(named)
     through_s = {viewer: _erased_through_s(one.state) for viewer, one in zip(named, stored, strict=True)}
     for job in decided.jobs:
@@ -90,7 +96,7 @@ async def without_erased(store: Store, decided: Plan) -> list[DeadLetter]:
             through_s[job.viewer] = max(through_s[job.viewer], job.facts.erased_through_s)
     return [
         replace(letter, quotable=False) if letter.quotable and _is_erased(letter, through_s) else letter
-        for letter in decided.dead_letters
+        for letter in letters
     ]
 
 

@@ -19,7 +19,7 @@ FAULTS = 24
 
 def require_own_servers() -> None:
     """Faults need servers that may be killed."""
-    if "NEARLINE_TEST_KAFKA" in os.environ or "NEARLINE_TEST_REDIS" in os.environ:
+    if "NEARLINE_TEST_KAFKA" in os.environ or "NEARLINE_TEST_STORE" in os.environ:
         pytest.skip("the servers that were given are not ours to break")
 
 

@@ -28,6 +28,7 @@ class LiveLog:
         self._beginning = beginning
         self.sought = -1
         self.known = {0}
+        self.committed_to: int | None = None
 
     def assignment(self) -> set[TopicPartition]:
         return {PARTITION}
@@ -43,7 +44,7 @@ class LiveLog:
         return {PARTITION: end}
 
     async def committed(self, partition: TopicPartition) -> int | None:
-        return None
+        return self.committed_to
 
     def partitions_for_topic(self, topic: str) -> set[int]:
         return self.known
@@ -59,6 +60,23 @@ async def test_a_marker_that_moves_while_another_updater_resumes_is_not_taken_fo
     await store.connect()
     await Checkpoint(log, store, Settings()).resume()
     assert log.sought == 100
+
+
+async def test_what_was_finished_stays_known_when_the_store_falls_back() -> None:
+    server = MemoryServer()
+    server.markers[0] = Marker(60, 0, applied=60)
+    store, log = MemoryStore(server), LiveLog(server, end=100)
+    await store.connect()
+    checkpoint = Checkpoint(log, store, Settings())
+    await checkpoint.resume()
+    assert checkpoint.passed == {0: 60}
+    server.markers[0] = Marker(20, 0, applied=20)
+    await checkpoint.resume()
+    assert (log.sought, checkpoint.passed) == (20, {0: 60})
+    server.markers.clear()
+    log.committed_to = 80
+    await checkpoint.resume()
+    assert checkpoint.passed == {0: 80}
 
 
 async def test_a_marker_past_the_end_of_the_log_still_halts() -> None:

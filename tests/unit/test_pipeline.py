@@ -317,9 +317,9 @@ class AnErasure:
         return await self.store.read_viewers(viewers)
 
 
-def quoted(knows: AnErasure, *records: FakeRecord) -> list[bool]:
+def quoted(knows: AnErasure, *records: FakeRecord, passed: int = 0) -> list[bool]:
     """Which letters of a batch are quoted."""
-    letters = asyncio.run(without_erased(knows, decide(records)))  # type: ignore[arg-type]
+    letters = asyncio.run(without_erased(knows, decide(records), {0: passed}))  # type: ignore[arg-type]
     return [letter.quotable for letter in letters]
 
 
@@ -332,6 +332,12 @@ def test_poison_from_before_an_erasure_is_kept_by_its_coordinates_alone_when_it_
     knows = AnErasure(SECOND_S)
     quoted(knows, *poison)
     assert knows.asked == [["ana", "ben", "else", "odd"]]
+
+
+def test_poison_that_was_finished_before_is_not_quoted_again_into_a_store_that_forgot_its_erasure() -> None:
+    knows = AnErasure(-1)
+    assert quoted(knows, FakeRecord(0, b"?"), FakeRecord(1, b"?", key=b"ben"), passed=1) == [False, True]
+    assert knows.asked == [["ben"]]
 
 
 def test_an_erasure_in_the_same_batch_is_obeyed_and_without_letters_nothing_is_read() -> None:
