@@ -26,6 +26,7 @@ from embeddings.generation import Generation
 from runtime.kafka import KafkaError, TopicPartition, make_consumer
 from runtime.progress import SilentProgress
 from runtime.settings import KafkaSettings, Settings, load_settings
+from runtime.tasks import cancel_all
 from sandbox.chaos.aof import cut_at_nonsense, newest_log
 from sandbox.chaos.crew import Crew
 from sandbox.chaos.proxy import Proxy
@@ -112,9 +113,7 @@ class Arena:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await cancel_all(*self._tasks)
         await self.crew.stop(kill=True)
         await self.sender.drop()
         await self.proxy.stop()
