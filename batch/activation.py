@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,6 @@ from batch.rebuild import Rebuild, Rebuilt
 from contracts.catalogue import CatalogueItem
 from contracts.codec import Codec
 from contracts.errors import UserError
-from contracts.keys import TOKEN_BYTES
 from contracts.manifest import Manifest
 from embeddings.files import Current, GenerationsFolder, load_generation, load_items
 from runtime.progress import ProgressReporter, make_progress
@@ -27,6 +25,7 @@ from runtime.settings import Settings
 from viewers.rewrite import Rewriter
 from viewers.state import Limits, ViewerState
 from viewers.store import Store
+from viewers.tokens import draw_token
 
 log = structlog.get_logger()
 
@@ -38,11 +37,6 @@ POLL_S = 0.1
 def wall_ms() -> float:
     """UTC milliseconds."""
     return time.time() * 1000
-
-
-def draw_token() -> bytes:
-    """A token that no other write has."""
-    return os.urandom(TOKEN_BYTES)
 
 
 @dataclass(frozen=True, slots=True)

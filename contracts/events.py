@@ -80,11 +80,16 @@ class PlaybackEvent:
 
 
 PRIVATE_HEADER = "private"
+_PUBLIC = ((PRIVATE_HEADER, b"0"),)
+"""The headers of nearly every record."""
 
 
 def said_private(headers: Iterable[tuple[str, bytes]]) -> bool | None:
     """What a record's headers say of privacy. Any `private: 1`: private. One or more, all `0`: public. Else (none, or another value
     among them) None: it may be private, so its bytes must not be quoted."""
+    headers = tuple(headers)
+    if headers == _PUBLIC:
+        return False
     said = {value for name, value in headers if name == PRIVATE_HEADER}
     return True if b"1" in said else False if said == {b"0"} else None
 

@@ -7,6 +7,7 @@ from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 _GROWTH = 1.02
 _SMALLEST_S = 1e-5
@@ -31,11 +32,12 @@ class LatencyHistogram:
         self._counts = np.zeros(_BUCKETS, dtype=np.int64)
         self._max = 0.0
 
-    def add(self, seconds: float, count: int = 1) -> None:
-        """Add a sample (or several equal ones); negative ones (clocks apart) count as the smallest."""
-        bucket = 0 if seconds <= _SMALLEST_S else int(math.log(seconds / _SMALLEST_S) / math.log(_GROWTH)) + 1
-        self._counts[min(bucket, _BUCKETS - 1)] += count
-        self._max = max(self._max, seconds)
+    def add(self, seconds: NDArray[np.float64]) -> None:
+        """Add samples, (n,) float64, at least one; negative ones (clocks apart) count as the smallest."""
+        steps = np.log(np.maximum(seconds, _SMALLEST_S) / _SMALLEST_S) / math.log(_GROWTH)
+        buckets = np.where(seconds <= _SMALLEST_S, 0, np.minimum(steps.astype(np.int64) + 1, _BUCKETS - 1))
+        self._counts += np.bincount(buckets, minlength=_BUCKETS)
+        self._max = max(self._max, float(seconds.max()))
 
     def merge(self, other: LatencyHistogram) -> None:
         """Add the other's samples."""
@@ -60,13 +62,13 @@ class RollingLatency:
         self.total = LatencyHistogram()
         self._window: deque[tuple[int, LatencyHistogram]] = deque(maxlen=window_s)
 
-    def add(self, seconds: float, now_s: float, count: int = 1) -> None:
-        """Add a sample taken at `now_s`."""
+    def add(self, seconds: NDArray[np.float64], now_s: float) -> None:
+        """Add samples taken at `now_s`, (n,) float64, at least one."""
         second = int(now_s)
         if not self._window or self._window[-1][0] != second:
             self._window.append((second, LatencyHistogram()))
-        self._window[-1][1].add(seconds, count)
-        self.total.add(seconds, count)
+        self._window[-1][1].add(seconds)
+        self.total.add(seconds)
 
     def recent(self, now_s: float) -> Percentiles:
         """Percentiles of the window that ends at `now_s`."""

@@ -29,7 +29,6 @@ from contracts.errors import (
     TransientError,
     UnknownSchema,
 )
-from contracts.keys import TOKEN_BYTES
 from contracts.registry import Registry
 from runtime.kafka import (
     AIOKafkaConsumer,
@@ -50,9 +49,10 @@ from updater.metrics import Metrics, RowTiming
 from updater.pipeline import Plan, plan, tallies
 from updater.swap import Swap
 from viewers.play_reader import PlayReader
-from viewers.rewrite import RewriteResult, rewrite_viewers
+from viewers.rewrite import RewriteResult, Timing, rewrite_viewers
 from viewers.state import Limits
 from viewers.store import Store
+from viewers.tokens import draw_token
 
 log = structlog.get_logger()
 
@@ -73,11 +73,6 @@ T = TypeVar("T")
 def wall_ms() -> float:
     """UTC milliseconds."""
     return time.time() * 1000
-
-
-def draw_token() -> bytes:
-    """A token that no other write has."""
-    return os.urandom(TOKEN_BYTES)
 
 
 class Updater:
@@ -208,17 +203,16 @@ class Updater:
 
     def _observe(self, decided: Plan, results: Sequence[RewriteResult], fetched_at_ms: float) -> None:
         self.metrics.batches.inc()
+        rounds: dict[Timing, tuple[list[str], list[int]]] = {}  # viewers who were written at once share their times
         for times_ms, result in zip(decided.event_times_ms, results, strict=True):
-            if result.timing is None or not result.row_id:
-                continue  # nothing written, or no generation yet
-            self.metrics.rows.inc()
-            self.metrics.rows_written += 1
-            timing = result.timing
-            self.metrics.keep_timing(
-                result.row_id, RowTiming(fetched_at_ms, timing.computed_at_ms, timing.written_at_ms)
+            if result.timing is not None and result.row_id:  # else nothing was written, or there is no generation yet
+                row_ids, events_ms = rounds.setdefault(result.timing, ([], []))
+                row_ids.append(result.row_id)
+                events_ms.extend(times_ms)
+        for timing, (row_ids, events_ms) in rounds.items():
+            self.metrics.observe_rows(
+                row_ids, RowTiming(fetched_at_ms, timing.computed_at_ms, timing.written_at_ms), events_ms
             )
-            for event_time_ms in times_ms:
-                self.metrics.observe_freshness(event_time_ms, timing.written_at_ms)
 
     async def _fetch(self, consumer: AIOKafkaConsumer) -> dict[int, list[ConsumerRecord]]:
         """A micro-batch, partition → records; empty after `FETCH_WAIT_MS` without any."""

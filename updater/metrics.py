@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+import numpy as np
+from numpy.typing import NDArray
+from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from runtime.quantiles import RollingLatency
 
@@ -25,6 +31,30 @@ class RowTiming:
     written_at_ms: float
 
 
+class _Histogram(Collector):
+    """A histogram that takes many values at once; the library's takes as long for each as a row's share of a batch."""
+
+    def __init__(self, name: str, documentation: str, bounds: Sequence[float]) -> None:
+        self._name, self._documentation = name, documentation
+        self._bounds = np.array([*bounds, np.inf])
+        self._counts = np.zeros(len(self._bounds), np.int64)
+        self._sum = 0.0
+
+    def observe(self, values: NDArray[np.float64]) -> None:
+        """(n,) float64."""
+        at = np.searchsorted(self._bounds, values)
+        self._counts += np.bincount(at, minlength=len(self._counts))
+        self._sum += float(values.sum())
+
+    def collect(self) -> Iterator[HistogramMetricFamily]:
+        """As the library's own."""
+        cumulated = np.cumsum(self._counts).tolist()
+        names = map(floatToGoString, self._bounds.tolist())
+        yield HistogramMetricFamily(
+            self._name, self._documentation, buckets=list(zip(names, cumulated, strict=True)), sum_value=self._sum
+        )
+
+
 class Metrics:
     """Everything that `/metrics` and `/stats` tell. One instance a process."""
 
@@ -39,9 +69,8 @@ class Metrics:
         self.refusals = Gauge("nearline_generations_refused_total", "generations refused since start", registry=r)
         self.generation_age = Gauge("nearline_generation_age_seconds", "age of the generation in force", registry=r)
         self.activation = Gauge("nearline_activation", "activation in force", registry=r)
-        self.event_to_row = Histogram(
-            "nearline_event_to_row_seconds", "event time to row visible", buckets=_FRESHNESS_BUCKETS, registry=r
-        )
+        self.event_to_row = _Histogram("nearline_event_to_row_seconds", "event time to row visible", _FRESHNESS_BUCKETS)
+        r.register(self.event_to_row)
         labels = ["consumergroup", "topic", "partition"]
         self.lag_records = Gauge("nearline_lag_records", "records behind the log's end", labels, registry=r)
         self.lag_seconds = Gauge("nearline_lag_seconds", "age of the oldest unprocessed record", labels, registry=r)
@@ -51,20 +80,22 @@ class Metrics:
         )
         self.freshness = RollingLatency()
         self.rows_written = 0
-        self._timings: OrderedDict[str, RowTiming] = OrderedDict()
+        self._timings: deque[tuple[frozenset[str], RowTiming]] = deque()  # a batch each, the newest last
+        self._timings_kept = 0
 
-    def observe_freshness(self, event_time_ms: int, written_at_ms: float) -> None:
-        """One event's row became visible."""
-        seconds = (written_at_ms - event_time_ms) / 1000
-        self.event_to_row.observe(max(0.0, seconds))
-        self.freshness.add(seconds, written_at_ms / 1000)
-
-    def keep_timing(self, row_id: str, timing: RowTiming) -> None:
-        """Remember a row's timing for a while, so that the way of one event can be shown."""
-        self._timings[row_id] = timing
-        while len(self._timings) > _TIMINGS_KEPT:
-            self._timings.popitem(last=False)
+    def observe_rows(self, row_ids: Sequence[str], timing: RowTiming, event_times_ms: Sequence[int]) -> None:
+        """Rows that were written at once became visible, and with them their events. The rows' timing is kept for a while, so that the
+        way of one event can be shown."""
+        self.rows.inc(len(row_ids))
+        self.rows_written += len(row_ids)
+        seconds = (timing.written_at_ms - np.array(event_times_ms, dtype=np.float64)) / 1000
+        self.event_to_row.observe(seconds.clip(min=0.0))
+        self.freshness.add(seconds, timing.written_at_ms / 1000)
+        self._timings.append((frozenset(row_ids), timing))
+        self._timings_kept += len(row_ids)
+        while self._timings_kept - len(self._timings[0][0]) >= _TIMINGS_KEPT:
+            self._timings_kept -= len(self._timings.popleft()[0])
 
     def timing(self, row_id: str) -> RowTiming | None:
         """A recent row's timing."""
-        return self._timings.get(row_id)
+        return next((timing for row_ids, timing in reversed(self._timings) if row_id in row_ids), None)

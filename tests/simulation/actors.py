@@ -128,10 +128,7 @@ class NoMetrics:
     def inc(self, amount: float = 1) -> None:
         return None
 
-    def keep_timing(self, row_id: str, timing: object) -> None:
-        return None
-
-    def observe_freshness(self, event_time_ms: int, written_at_ms: float) -> None:
+    def observe_rows(self, row_ids: object, timing: object, event_times_ms: object) -> None:
         return None
 
 
