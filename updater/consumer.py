@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 
 import structlog
@@ -45,6 +46,7 @@ from runtime.settings import Settings
 from runtime.tasks import cancel_all
 from updater.checkpoint import Checkpoint
 from updater.deadletter import DeadLetterQueue, FloodGuard, without_erased
+from updater.line import Line, Turn
 from updater.metrics import Metrics, RowTiming
 from updater.pipeline import Plan, plan, tallies
 from updater.swap import Swap
@@ -96,18 +98,23 @@ class Updater:
         self._codec = codec
         self._read_plays = PlayReader(codec.event_header)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="rewrite")
+        self._planner = ThreadPoolExecutor(1, thread_name_prefix="plan")
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
         self.swap = Swap(settings.generations_path, codec.encode_row, self.limits, self._loader, self.instance)
         self.flood = FloodGuard()
         self.checkpoint: Checkpoint | None = None
         self.consumer: AIOKafkaConsumer | None = None
-        self._working = asyncio.Lock()  # held while a batch has effects; never around a fetch
+        self._line = Line()
+        self._working = (
+            asyncio.Lock()
+        )  # held to let a batch into the line, and while none may be in it; never around a fetch
         self._stopping = asyncio.Event()
         self._epoch = 0  # raised whenever the assignment moves: what was fetched before is not ours to process
         self._resumed_epoch = -1
         self._resumed: object = None  # the assignment that was resumed
         self._passed_s = 0.0  # when control records were last looked for
         self._found: HaltError | None = None  # what the look at the log found
+        self._failures = 0  # in a row
         self.failing_since: float | None = None
 
     @property
@@ -124,30 +131,33 @@ class Updater:
         )
 
     def stop(self) -> None:
-        """Finish the batch in hand, write the marker, commit, leave."""
+        """Finish what is in flight, write the markers, commit, leave."""
         self._stopping.set()
 
     async def run(self) -> None:
         """Consume until `stop`."""
         async with self._opened() as (consumer, checkpoint, dead_letters):
-            failures = 0
-            while not self._stopping.is_set():
+            while not (self._stopping.is_set() and self._line.is_empty):
                 try:
+                    if self._stopping.is_set():
+                        await self._line.settle()
+                        continue
                     if self._found is not None:
                         raise self._found
                     if self._moved:
                         await self._resume(checkpoint)
                     fetched = await self._fetch(consumer)
-                    fetched_at_ms = self.now_ms()
+                    work = partial(self._process, checkpoint, dead_letters, fetched, self.now_ms())
                     async with self._working:
                         if self._moved or self._found is not None:
                             continue  # partitions moved meanwhile: what was fetched is not ours to process
                         if fetched:
-                            await self._process(checkpoint, dead_letters, fetched, fetched_at_ms)
+                            await self._line.enter(work)
                         else:
+                            await self._line.settle()
                             await self.store.check_identity()
+                            self._failures, self.failing_since = 0, None
                         await self._pass_control_records(consumer, checkpoint, fetched)
-                    failures, self.failing_since = 0, None
                 except StaleActivation as stale:
                     self._again("stale_activation", stale)
                     self.failing_since = self.failing_since or time.monotonic()
@@ -156,8 +166,8 @@ class Updater:
                     self._again(type(error).__name__, error)
                     await self._mend(error)
                     self.failing_since = self.failing_since or time.monotonic()
-                    await self._pause(BACKOFF_S[min(failures, len(BACKOFF_S) - 1)])
-                    failures += 1
+                    await self._pause(BACKOFF_S[min(self._failures, len(BACKOFF_S) - 1)])
+                    self._failures += 1
                 except Halted:
                     raise
                 except HaltError as halt:
@@ -171,19 +181,18 @@ class Updater:
         dead_letters: DeadLetterQueue,
         fetched: Mapping[int, Sequence[ConsumerRecord]],
         fetched_at_ms: float,
+        turn: Turn,
     ) -> None:
         """One batch, in the order of effects of `checkpoint.py`."""
         loop = asyncio.get_running_loop()
+        positions = await turn.to_decide(checkpoint.positions)
         decided = await loop.run_in_executor(
-            self._executor,
-            plan,
-            fetched,
-            checkpoint.positions,
-            self._codec.decode_event,
-            self.limits,
-            self._read_plays,
+            self._planner, plan, fetched, positions, self._codec.decode_event, self.limits, self._read_plays
         )
-        await dead_letters.send(await without_erased(self.store, decided, checkpoint.passed))  # 1
+        turn.decided({**positions, **decided.positions})
+        if decided.dead_letters:
+            await turn.to_write()  # an erasure may be among what is written
+            await dead_letters.send(await without_erased(self.store, decided, checkpoint.passed))  # 1
         results = await rewrite_viewers(  # 2
             self.store,
             decided.jobs,
@@ -191,6 +200,7 @@ class Updater:
             now_ms=self.now_ms,
             draw_token=draw_token,
             executor=self._executor,
+            turn=turn,
         )
         counted = tallies(decided, results)
         await checkpoint.advance(decided.partitions, counted)  # 3; step 4, the commit, follows on its own clock
@@ -200,6 +210,7 @@ class Updater:
                 self.metrics.records.labels(decision).inc(getattr(tally, decision))
         counted_below = {partition: todo.uncounted_from for partition, todo in decided.partitions.items()}
         self.flood.observe(decided.records, self.flood.fresh(decided.dead_letters, counted_below))
+        self._failures, self.failing_since = 0, None
 
     def _observe(self, decided: Plan, results: Sequence[RewriteResult], fetched_at_ms: float) -> None:
         self.metrics.batches.inc()
@@ -234,6 +245,7 @@ class Updater:
         if fetched and time.monotonic() - self._passed_s < PASS_EVERY_S:
             return
         self._passed_s = time.monotonic()
+        await self._line.settle()  # what is in flight is not absent
         ahead = {}
         with kafka_errors("reading positions", self.settings):
             for partition, at in checkpoint.progress.items():
@@ -248,6 +260,7 @@ class Updater:
     async def _resume(self, checkpoint: Checkpoint) -> None:
         """Take up the assignment as it is now."""
         async with self._working:
+            await self._line.settle()
             assert self.consumer is not None
             epoch, assignment = self._epoch, assignment_of(self.consumer)
             reason = await self.store.read_halt()
@@ -306,9 +319,10 @@ class Updater:
             await asyncio.wait_for(self._stopping.wait(), seconds)
 
     async def _drain(self) -> None:
-        """Partitions are about to move: finish the batch in hand, commit its marker, forget the rest."""
+        """Partitions are about to move: finish what is in flight, commit its markers, forget the rest."""
         async with self._working:
             self._epoch += 1
+            await self._line.rest()
             if self.checkpoint is not None:
                 await self.checkpoint.commit()
                 self.checkpoint.progress = {}
@@ -328,6 +342,7 @@ class Updater:
                 await checkpoint.check_log(earlier)
             except HaltError as halt:
                 async with self._working:
+                    await self._line.rest()
                     self._found = halt
                     with contextlib.suppress(TransientError):
                         await checkpoint.anchor_again(earlier)
@@ -359,6 +374,7 @@ class Updater:
                 try:
                     yield consumer, checkpoint, DeadLetterQueue(producer, self.settings)
                 finally:
+                    await self._line.abandon()
                     await cancel_all(*background)
                     await _briefly(checkpoint.commit())
                     with contextlib.suppress(TransientError):
@@ -368,6 +384,7 @@ class Updater:
         finally:
             await _briefly(producer.stop())
             self._executor.shutdown(wait=False)
+            self._planner.shutdown(wait=False)
             self._loader.shutdown(wait=False)
 
     async def _until_answers(self, action: Callable[[], Awaitable[T]]) -> T:

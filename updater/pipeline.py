@@ -91,6 +91,14 @@ class Plan:
     def records(self) -> int:
         return sum(partition.records for partition in self.partitions.values())
 
+    @property
+    def positions(self) -> dict[int, Position]:
+        """Where its partitions stand once it is finished."""
+        return {
+            p: Position(todo.next_offset, max(todo.next_offset, todo.uncounted_from))
+            for p, todo in self.partitions.items()
+        }
+
 
 def plan(
     batch: Mapping[int, Sequence[Record]],

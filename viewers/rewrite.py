@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from enum import Enum
+from typing import Protocol
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -252,6 +253,19 @@ def ranking_input(state: ViewerState) -> RankingInput:
     )
 
 
+class Turn(Protocol):
+    """A batch's place among others in flight (`updater/line.py`)."""
+
+    async def to_compute(self) -> Mapping[str, StoredViewer]:
+        """Wait until the batch before is computed: its viewers, as the store will hold them."""
+
+    def computed(self, supposed: Mapping[str, StoredViewer]) -> None:
+        """This batch is computed; its viewers, as the store will hold them."""
+
+    async def to_write(self) -> None:
+        """Wait until all effects of the batch before are done."""
+
+
 async def rewrite_viewers(
     store: Store,
     jobs: Sequence[RewriteJob],
@@ -260,10 +274,11 @@ async def rewrite_viewers(
     now_ms: Callable[[], float],
     draw_token: Callable[[], bytes],
     executor: Executor | None = None,
+    turn: Turn | None = None,
 ) -> list[RewriteResult]:
     """Rewrite distinct viewers; results in the order of `jobs`.
 
-    A viewer is a no-op if the facts change nothing and its row is already of this activation.
+    A viewer is a no-op if the facts change nothing and its row is already of this activation. `turn`: where other batches are in flight.
     Errors: `StaleActivation` if the store holds a newer activation; `StoreUnavailable`, `StoreChanged`. After an error
     some viewers may be rewritten; doing the whole batch again is harmless.
     """
@@ -271,6 +286,9 @@ async def rewrite_viewers(
     results: list[RewriteResult | None] = [None] * len(jobs)
     pending = list(range(len(jobs)))
     stored = await store.read_viewers([job.viewer for job in jobs])
+    if turn is not None:
+        supposed = await turn.to_compute()
+        stored = [supposed.get(job.viewer, one) for job, one in zip(jobs, stored, strict=True)]
     for _ in range(MAX_ATTEMPTS):
         computed_at_ms = now_ms()
         todo = [(jobs[i], stored[i]) for i in pending]
@@ -290,6 +308,9 @@ async def rewrite_viewers(
                 rewritten.row_bytes,
             )
             writes.append((i, write, rewritten.row_id))
+        if turn is not None:
+            await _take_turn(turn, jobs, stored, [write for _, write, _ in writes])
+            turn = None
         pending = []
         if not writes:
             break
@@ -312,6 +333,16 @@ async def rewrite_viewers(
             "is a second stream writing to this namespace?"
         )
     return [result for result in results if result is not None]
+
+
+async def _take_turn(
+    turn: Turn, jobs: Sequence[RewriteJob], stored: Sequence[StoredViewer], writes: Sequence[ViewerWrite]
+) -> None:
+    """Say what is about to be written, and wait until the batch before has written all of its."""
+    supposed = {job.viewer: one for job, one in zip(jobs, stored, strict=True)}
+    supposed |= {write.viewer: StoredViewer(write.new_token, write.activation, write.state) for write in writes}
+    turn.computed(supposed)
+    await turn.to_write()
 
 
 def _compute(
