@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,8 +33,7 @@ _STEP = 65_536
 """Items multiplied at once when a generation is prepared: 32 MB of float64."""
 
 
-@dataclass(frozen=True, slots=True)
-class Todo:
+class Todo(NamedTuple):
     """One viewer: the stored packed state, packed facts to merge in, whether a row is made even if they change nothing."""
 
     stored: bytes
@@ -43,8 +42,7 @@ class Todo:
     event_time_ms: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
+class Done(NamedTuple):
     """`status`: UNCHANGED, REWRITTEN or REFERENCE; the bytes are those of a rewritten viewer."""
 
     status: int

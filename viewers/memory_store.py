@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import replace
 
 from contracts.errors import StoreChanged
 from viewers.store import Conflict, Marker, MarkerWrite, Stale, StoredViewer, ViewerWrite, WriteResult, Written
@@ -65,7 +64,7 @@ class MemoryStore:
 
     async def read_viewers(self, viewers: Sequence[str]) -> list[StoredViewer]:
         self._check()
-        return [replace(self.server.viewers.get(v, StoredViewer()), vector=b"", row=b"") for v in viewers]
+        return [self.server.viewers.get(v, StoredViewer())._replace(vector=b"", row=b"") for v in viewers]
 
     async def read_viewer(self, viewer: str) -> StoredViewer:
         return self.server.viewers.get(viewer, StoredViewer())
@@ -88,7 +87,7 @@ class MemoryStore:
         elif not write.expected_token and self.server.activation > write.activation:
             return Stale(self.server.activation)
         if stored.token != write.expected_token:
-            return Conflict(replace(stored, vector=b"", row=b""))
+            return Conflict(stored._replace(vector=b"", row=b""))
         self.server.viewers[write.viewer] = StoredViewer(
             write.new_token, write.activation, write.state, write.vector, write.row
         )

@@ -53,6 +53,7 @@ _SHA = {
     )
 }
 
+_WRITTEN = Written()
 _READ_IDENTITY = _pack(("EVALSHA", _SHA[scripts.READ_IDENTITY], 0))
 
 
@@ -367,7 +368,7 @@ def _marker(key: str, values: Sequence[bytes | None]) -> Marker | None:
 
 def _write_result(reply: Sequence[Any]) -> WriteResult:
     if reply[0] == 1:
-        return Written()
+        return _WRITTEN
     if reply[0] == 2:
         return Stale(int(reply[1]))
     return Conflict(_stored(reply[1] or None, reply[2]))

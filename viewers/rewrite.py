@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -54,8 +54,7 @@ class Outcome(Enum):
     NOOP = "noop"
 
 
-@dataclass(frozen=True, slots=True)
-class RewriteJob:
+class RewriteJob(NamedTuple):
     """Merge facts (none: just recompute) into a viewer. `event_time_ms`: of the newest event among them.
 
     `packed`: more facts, as packed states: what a batch of plays comes as.
@@ -72,8 +71,7 @@ class RewriteJob:
         return self.packed if self.facts is EMPTY else (*self.packed, packing.pack(self.facts))
 
 
-@dataclass(frozen=True, slots=True)
-class Rewritten:
+class Rewritten(NamedTuple):
     """A viewer's new content, ready to be written."""
 
     state_bytes: bytes
@@ -90,8 +88,7 @@ class Timing:
     written_at_ms: float
 
 
-@dataclass(frozen=True, slots=True)
-class RewriteResult:
+class RewriteResult(NamedTuple):
     """`row_id` and `timing` are None for a no-op."""
 
     outcome: Outcome

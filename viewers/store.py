@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from contracts.anchors import Anchor
 
 
-@dataclass(frozen=True, slots=True)
-class StoredViewer:
+class StoredViewer(NamedTuple):
     """What the store holds of one viewer. An absent viewer is all empty bytes and activation 0."""
 
     token: bytes = b""
@@ -23,8 +22,7 @@ class StoredViewer:
     row: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
-class ViewerWrite:
+class ViewerWrite(NamedTuple):
     """One compare-and-set. Applied only if the stored token is `expected_token` and the stored activation (of a new viewer: the
     highest one announced) is not newer.
 

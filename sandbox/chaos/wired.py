@@ -89,7 +89,7 @@ def no_compare_and_set() -> None:
     async def blindly(self: RedisStore, writes: Sequence[ViewerWrite]) -> list[WriteResult]:
         stored = await self.read_viewers([write.viewer for write in writes])
         return await write_viewers(
-            self, [replace(write, expected_token=one.token) for write, one in zip(writes, stored, strict=True)]
+            self, [write._replace(expected_token=one.token) for write, one in zip(writes, stored, strict=True)]
         )
 
     RedisStore.write_viewers = blindly  # type: ignore[method-assign]

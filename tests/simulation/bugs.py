@@ -68,7 +68,7 @@ def the_store_ignores_the_token() -> Patches:
 
     def write(self: MemoryStore, one: ViewerWrite) -> WriteResult:
         stored = self.server.viewers.get(one.viewer, StoredViewer())
-        return shipped(self, dataclasses.replace(one, expected_token=stored.token))
+        return shipped(self, one._replace(expected_token=stored.token))
 
     return [(MemoryStore, "_write", write)]
 
@@ -98,7 +98,7 @@ def after_a_conflict_the_same_is_written_again() -> Patches:
     async def write_viewers(self: SimStore, writes: Sequence[ViewerWrite]) -> list[WriteResult]:
         results = await shipped(self, writes)
         again = [
-            dataclasses.replace(write, expected_token=result.stored.token)
+            write._replace(expected_token=result.stored.token)
             for write, result in zip(writes, results, strict=True)
             if isinstance(result, Conflict)
         ]
@@ -114,14 +114,14 @@ def an_older_activation_is_accepted() -> Patches:
     def write(self: MemoryStore, one: ViewerWrite) -> WriteResult:
         stored = self.server.viewers.get(one.viewer)
         if stored is not None and stored.activation > one.activation:
-            self.server.viewers[one.viewer] = dataclasses.replace(stored, activation=one.activation)
+            self.server.viewers[one.viewer] = stored._replace(activation=one.activation)
         result = shipped(self, one)
         if stored is not None and not isinstance(result, Written):
             self.server.viewers[one.viewer] = stored
         return result
 
     def compute(rewriter: Any, todo: Any, computed_at_ms: int) -> Any:
-        capped = [(j, dataclasses.replace(s, activation=min(s.activation, rewriter.activation))) for j, s in todo]
+        capped = [(j, s._replace(activation=min(s.activation, rewriter.activation))) for j, s in todo]
         return shipped_compute(rewriter, capped, computed_at_ms)
 
     shipped_compute = viewers.rewrite._compute
@@ -136,7 +136,7 @@ def a_refused_write_passes_its_offset() -> Patches:
         return [Written() if isinstance(r, Stale) else r for r in await shipped(self, writes)]
 
     def compute(rewriter: Any, todo: Any, computed_at_ms: int) -> Any:
-        capped = [(j, dataclasses.replace(s, activation=min(s.activation, rewriter.activation))) for j, s in todo]
+        capped = [(j, s._replace(activation=min(s.activation, rewriter.activation))) for j, s in todo]
         return shipped_compute(rewriter, capped, computed_at_ms)
 
     shipped_compute = viewers.rewrite._compute
@@ -689,7 +689,7 @@ def what_may_be_private_is_quoted() -> Patches:
 @bug()
 def a_row_of_the_old_generation_is_kept_when_nothing_else_changes() -> Patches:
     def compute(rewriter: Any, todo: Any, computed_at_ms: int) -> Any:
-        same = [(j, dataclasses.replace(s, activation=rewriter.activation) if s.token else s) for j, s in todo]
+        same = [(j, s._replace(activation=rewriter.activation) if s.token else s) for j, s in todo]
         return shipped(rewriter, same, computed_at_ms)
 
     shipped = viewers.rewrite._compute
