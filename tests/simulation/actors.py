@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import random
 from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
@@ -23,6 +24,7 @@ import batch.rebuild
 import updater.checkpoint
 import updater.consumer
 import updater.swap
+import viewers.rewrite
 from contracts.errors import GenerationError, HaltError, TransientError, UndecodableRecord, UnknownSchema, UserError
 from contracts.events import PlaybackEvent
 from embeddings.files import Current
@@ -166,6 +168,7 @@ def stand_ins() -> Iterator[None]:
         return SimProducer(settings.process.kafka, settings.process.loop)
 
     registry = SimpleNamespace(load=lambda world: world)
+    unpack = functools.lru_cache(1 << 12)(packing.unpack)  # histories write few different states, and read them again and again
     patches = [
         (updater.consumer, "make_consumer", make_consumer),
         (updater.consumer, "make_producer", make_producer),
@@ -182,6 +185,8 @@ def stand_ins() -> Iterator[None]:
         (updater.swap, "Rewriter", SimRewriter),
         *((module, "log", LOG) for module in (updater.consumer, updater.checkpoint, updater.swap)),
         (batch.rebuild, "BATCH", 2),
+        (packing, "unpack", unpack),
+        (viewers.rewrite, "unpack", unpack),
     ]
     with contextlib.ExitStack() as stack:
         for target, name, value in patches:
