@@ -241,15 +241,19 @@ class Arena:
         self.copies.clear()
         self._pinned = False
 
+    async def rewrite_log(self) -> None:
+        """The append-only file written anew: a hole in it, from a disk that was full, is gone."""
+        client = redis.Redis.from_url(self.valkey.url, protocol=2)
+        try:
+            await client.bgrewriteaof()
+            await wait_until(lambda: _rewritten(client), "the append-only file to be rewritten")
+        finally:
+            await client.aclose()
+
     async def settle(self) -> None:
         """At rest, after the checks: what later faults may fall back to."""
         if not self._pinned:
-            client = redis.Redis.from_url(self.valkey.url, protocol=2)
-            try:
-                await client.bgrewriteaof()
-                await wait_until(lambda: _rewritten(client), "the append-only file to be rewritten")
-            finally:
-                await client.aclose()
+            await self.rewrite_log()
             self._pinned = True
         for old in self.copies[:-2]:
             shutil.rmtree(old, ignore_errors=True)
