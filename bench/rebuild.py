@@ -15,15 +15,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import redis
-from scipy.sparse import csr_matrix
 
 from batch.rebuild import Rebuild
 from bench.common import CHECKED, Stage, load_average, make_stage, make_world, processor_s
 from bench.naive import Recommender
 from bench.report import Line, Report, WrongResult, interleave, rounded
-from contracts.rows import ENTRIES_KEPT
 from sandbox.servers import Sandbox
 from viewers.packing import unpack
 from viewers.rewrite import Rewriter
@@ -144,8 +141,7 @@ class _Peer(_Timed):
             for start in range(0, VIEWERS, BATCH):
                 numbers = range(start, min(VIEWERS, start + BATCH))
                 found: Any = client.mget([f"peer:plays:{number}" for number in numbers])
-                played = [sorted(set(json.loads(text))) for text in found]
-                rows, scores = self._recommend(played)
+                rows, scores = self._recommender.recommend([json.loads(text) for text in found])
                 client.mset(
                     {
                         f"peer:row:{number}": json.dumps(
@@ -155,30 +151,9 @@ class _Peer(_Timed):
                     }
                 )
 
-    def _recommend(self, played: list[list[int]]) -> tuple[Any, Any]:
-        """(m, 60) item rows and scores."""
-        indptr = np.cumsum([0, *map(len, played)])
-        indices = np.concatenate([np.array(items) for items in played])
-        data = np.full(len(indices), self._recommender.confidence, dtype=np.float32)
-        liked = csr_matrix((data, indices, indptr), shape=(len(played), N_ITEMS))
-        found: tuple[Any, Any] = self._recommender.model.recommend(
-            np.arange(len(played)), liked, N=ENTRIES_KEPT, recalculate_user=True
-        )
-        return found
-
     def check(self) -> None:
-        generation = self.stage.world.generation
-        Y = generation.item_factors.astype(np.float64)
         seeds = self.stage.world.seeds(HISTORY)
-        c = self._recommender.confidence
         with redis.Redis.from_url(self.stage.valkey.url) as client:
             for number in range(0, VIEWERS, VIEWERS // CHECKED):
-                played = sorted(seeds[number % len(seeds)].items)
-                U = Y[played]
-                A = generation.YtY + generation.parameters.regularization * np.eye(generation.k)
-                scores = Y @ np.linalg.solve(A + (c - 1) * U.T @ U, c * U.sum(axis=0))
-                scores[played] = -np.inf
                 text: Any = client.get(f"peer:row:{number}")
-                chosen = scores[[generation.index[item_id] for item_id, _ in json.loads(text)]]
-                if not np.allclose(chosen, np.sort(scores)[::-1][: len(chosen)], atol=SCORE_TOLERANCE):
-                    raise WrongResult(f"viewer {number}: the peer's row is not the best one")
+                self._recommender.require_best(seeds[number % len(seeds)].items, json.loads(text), f"viewer {number}")

@@ -1,4 +1,4 @@
-"""What the contenders work on: a made-up generation, viewers with histories, and events of uniformly drawn viewers."""
+"""What the contenders work on: a made-up generation, viewers with histories."""
 
 from __future__ import annotations
 
@@ -51,13 +51,3 @@ def make_histories(generation: Generation, viewers: int, plays: int, seed: int =
         ]
         for v in range(viewers)
     }
-
-
-def make_events(generation: Generation, viewers: int, count: int, seed: int = 3) -> list[PlaybackEvent]:
-    """Plays of uniformly drawn viewers and titles, in time order, after every history."""
-    rng = np.random.default_rng(seed)
-    who, what = rng.integers(viewers, size=count), rng.integers(generation.n_items, size=count)
-    return [
-        make_play(f"viewer-{v}", generation.item_ids[row], 10_000_000 + i)
-        for i, (v, row) in enumerate(zip(who.tolist(), what.tolist(), strict=True))
-    ]

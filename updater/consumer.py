@@ -58,8 +58,10 @@ from viewers.tokens import draw_token
 
 log = structlog.get_logger()
 
-FETCH_WAIT_MS = 250
-"""An idle fetch returns after this, so that a stop or a rebalance is noticed."""
+FETCH_WAIT_MS = 500
+"""An idle fetch returns after this, so that a stop, a rebalance or another server behind the store's address is noticed."""
+BUSY_WAIT_MS = 20
+"""The same while batches are in flight, so that their failure is."""
 COMMIT_EVERY_S = 0.5
 """Commits are for the broker's eyes and for min(committed, marker): the marker alone already says what is done."""
 RESUME_TIMEOUT_S = 20.0
@@ -153,8 +155,9 @@ class Updater:
                             continue  # partitions moved meanwhile: what was fetched is not ours to process
                         if fetched:
                             await self._line.enter(work)
-                        else:
+                        elif not self._line.is_empty:
                             await self._line.settle()
+                        else:
                             await self.store.check_identity()
                             self._failures, self.failing_since = 0, None
                         await self._pass_control_records(consumer, checkpoint, fetched)
@@ -226,12 +229,11 @@ class Updater:
             )
 
     async def _fetch(self, consumer: AIOKafkaConsumer) -> dict[int, list[ConsumerRecord]]:
-        """A micro-batch, partition → records; empty after `FETCH_WAIT_MS` without any."""
+        """A micro-batch, partition → records; empty after a while without any."""
+        wait_ms = FETCH_WAIT_MS if self._line.is_empty else BUSY_WAIT_MS
         with kafka_errors("fetching", self.settings):
             try:
-                found = await consumer.getmany(
-                    timeout_ms=FETCH_WAIT_MS, max_records=self.settings.kafka.max_batch_records
-                )
+                found = await consumer.getmany(timeout_ms=wait_ms, max_records=self.settings.kafka.max_batch_records)
             except NoOffsetForPartitionError:
                 # A new assignment that the fetcher looked at before we could seek: resume does.
                 self._epoch += 1
