@@ -11,13 +11,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contracts import keys as fields
 from contracts.codec import Codec
 from embeddings.files import GenerationsFolder, load_generation
-from homepage.server import CONNECTIONS, run_homepage
+from homepage.server import run_homepage
 from homepage.service import ROW_DEADLINE_S
 from runtime.settings import Settings, load_settings
 from viewers.kernel import Todo
 from viewers.redis_store import RedisStore
 from viewers.rewrite import Rewriter
 from viewers.state import Limits
+
+CONNECTIONS = 64
+"""To the store: a request that waits for one waits behind a read of half a millisecond."""
 
 
 class ScoringStore(RedisStore):

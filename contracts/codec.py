@@ -22,7 +22,7 @@ from contracts.errors import ContractError, UndecodableRecord, UnknownSchema
 from contracts.events import Kind, PlaybackEvent
 from contracts.flat import BOOLEAN, ENUM, INT, LONG, OPTIONAL, STRING, compile_flat
 from contracts.registry import SCHEMAS_PATH, Registry, Schema, read_json, subject_for
-from contracts.row_columns import read_row, row_record
+from contracts.row_columns import RowColumns, read_columns, read_row, row_record
 from contracts.rows import HomeRow, Impression
 
 MAX_RECORD_BYTES = 16 * 1024
@@ -80,6 +80,10 @@ class Codec:
     def decode_row(self, data: bytes) -> HomeRow:
         """The row in field `r` (which must not be empty)."""
         return self._row.decode(data, read_row)
+
+    def decode_columns(self, data: bytes) -> RowColumns:
+        """As `decode_row`, by its columns: half the time, for who needs no object for each entry."""
+        return self._row.decode(data, read_columns)
 
     def encode_item(self, item: CatalogueItem) -> bytes:
         """One record value of the catalogue topic."""

@@ -16,6 +16,7 @@ import functools
 from collections.abc import Sequence
 
 MAX_ID_BYTES = 255
+MAX_ALPHABET = 64
 
 _DIGITS = {
     4: "0123456789ABCDEF",
@@ -44,7 +45,7 @@ def pack_ids(ids: Sequence[str]) -> bytes:
     uniform = lengths[0] if min(lengths) == max(lengths) else 0
     measure = bytes([uniform]) if uniform else b"\x00" + bytes(lengths)
     alphabet = "".join(sorted(set(text)))
-    if len(alphabet) > 64:
+    if len(alphabet) > MAX_ALPHABET:
         return b"\x00" + measure + text.encode()
     width = width_of(len(alphabet))
     return bytes([len(alphabet)]) + alphabet.encode() + measure + _to_bits(text.translate(_tables(alphabet)[0]), width)
@@ -54,7 +55,7 @@ def unpack_ids(data: bytes, at: int, count: int) -> tuple[list[str], int]:
     """`count` ids from `data[at:]`, and where they end. Errors: ValueError, IndexError if that is not how `pack_ids` writes them."""
     if count == 0:
         return [], at
-    started, size = at, data[at]
+    size = data[at]
     alphabet = data[at + 1 : at + 1 + size].decode("ascii")
     at += 1 + size
     uniform = data[at]
@@ -69,23 +70,30 @@ def unpack_ids(data: bytes, at: int, count: int) -> tuple[list[str], int]:
     if end > len(data):
         raise ValueError("fewer bytes than the ids need")
     codes = data[at:end]
-    text = _from_bits(codes, width)[:total].translate(_tables(alphabet)[1]) if size else codes.decode("ascii")
+    digits = _from_bits(codes, width) if size else codes.decode("ascii")
+    text = digits[:total].translate(_tables(alphabet)[1]) if size else digits
+    # What `pack_ids` would write differently, told without writing it.
+    if len(text) != total or digits[total:].strip(_DIGITS[width][0] if size else ""):
+        raise ValueError("digits without a character, or bits behind the last")
+    if not (all(map(text.__contains__, alphabet)) if size else len(set(text)) > MAX_ALPHABET):
+        raise ValueError("not the alphabet of these ids")
     if uniform:
-        ids = [text[i : i + uniform] for i in range(0, total, uniform)]
-    else:
-        ids, i = [], 0
-        for length in lengths:
-            ids.append(text[i : i + length])
-            i += length
-    if pack_ids(ids) != data[started:end]:
-        raise ValueError("not the one spelling of these ids")
+        return [text[i : i + uniform] for i in range(0, total, uniform)], end
+    if len(lengths) != count or min(lengths) == 0 or min(lengths) == max(lengths):
+        raise ValueError("not the lengths of so many ids, or equal ones")
+    ids, i = [], 0
+    for length in lengths:
+        ids.append(text[i : i + length])
+        i += length
     return ids, end
 
 
 @functools.lru_cache(maxsize=256)
 def _tables(alphabet: str) -> tuple[dict[int, int], dict[int, int | None]]:
     """Characters to digits, and digits to characters (those without one vanish, and the ids come out too short)."""
-    digits = _DIGITS[width_of(len(alphabet))] if 0 < len(alphabet) <= 64 else ""
+    if len(alphabet) > MAX_ALPHABET or list(alphabet) != sorted(set(alphabet)):
+        raise ValueError("an alphabet that is too large or does not ascend")
+    digits = _DIGITS[width_of(len(alphabet))]
     forth = {ord(character): ord(digit) for character, digit in zip(alphabet, digits, strict=False)}
     back: dict[int, int | None] = dict.fromkeys(map(ord, digits))
     back.update((digit, character) for character, digit in forth.items())
@@ -103,6 +111,4 @@ def _to_bits(digits: str, width: int) -> bytes:
 def _from_bits(codes: bytes, width: int) -> str:
     if width == 4:
         return codes.hex().upper()
-    if width == 8:
-        raise ValueError("an alphabet of more than 64 characters")
     return (base64.b32encode(codes) if width == 5 else base64.b64encode(codes)).decode().rstrip("=")

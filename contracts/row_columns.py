@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from contracts.packed_ids import pack_ids, unpack_ids
 from contracts.rows import Entry, HomeRow, Reason
@@ -28,6 +28,30 @@ _OLD_COLUMNS: Record = {
     "reason_contributions": [],
 }
 """Columns that older writers filled, and that their readers still expect to be there."""
+
+
+class RowColumns(NamedTuple):
+    """A row that was read, by its columns: whoever turns each row into text once needs no object for each entry.
+
+    (n entries) `items`, `scores`, `of_source` (index into `sources`). `reason_counts`: (at most n) how many reasons each of the first
+    entries has; `reason_items`, `contributions`: (their sum), entry after entry. `starts`, `ends`: place → bound of the window, ms.
+    """
+
+    row_id: str
+    generation_id: str
+    activation: int
+    trends_snapshot: str
+    computed_at_ms: int
+    event_time_ms: int | None
+    items: Sequence[str] = ()
+    scores: Sequence[float] = ()
+    sources: Sequence[str] = ()
+    of_source: Sequence[int] = ()
+    reason_counts: bytes = b""
+    reason_items: Sequence[str] = ()
+    contributions: Sequence[float] = ()
+    starts: Mapping[int, int] = {}
+    ends: Mapping[int, int] = {}
 
 
 def row_record(row: HomeRow) -> Record:
@@ -115,6 +139,8 @@ def _from_bits(data: bytes, bits: int, count: int) -> list[int]:
     whole = int.from_bytes(data, "little")
     if len(data) != (bits * count + 7) // 8 or whole >> bits * count:
         raise ValueError("not one source per entry")
+    if not bits:
+        return [0] * count
     return [whole >> bits * place & (1 << bits) - 1 for place in range(count)]
 
 
@@ -125,13 +151,15 @@ def _from_halves(data: bytes) -> tuple[float, ...]:
     return numbers
 
 
-def read_row(record: Record) -> HomeRow:
-    """Columns to entries; `strict` and the index errors refuse columns that disagree about their length.
+def read_columns(record: Record) -> RowColumns:
+    """The columns, once they agree about their length; `strict` and the index errors refuse others.
 
     Strict in spelling too: a row has one, so sources are in order of first use, places ascend, and counts end with the last reason.
     """
     items, scores, of_source, reason_items, contributions = _unpacked_row(record)
     names, counts = record["sources"], record["reason_counts"]
+    if not len(items) == len(scores) == len(of_source):
+        raise ValueError("entry columns differ in length")
     if list(dict.fromkeys(of_source)) != list(range(len(names))) or len(set(names)) != len(names):
         raise ValueError("sources not in order of first use")
     if counts[-1:] == b"\x00":
@@ -139,29 +167,48 @@ def read_row(record: Record) -> HomeRow:
     for places in (record["from_positions"], record["until_positions"]):
         if places and list(places) != sorted(set(places)):
             raise ValueError("places of windows not ascending")
-    if len(reason_items) != len(contributions):
-        raise ValueError("reason columns differ in length")
-    reasons = map(Reason, reason_items, contributions)
-    by_place = [tuple([next(reasons) for _ in range(count)]) for count in counts]
-    if next(reasons, None) is not None:
-        raise ValueError("more reasons than counted")
-    by_place += [()] * (len(items) - len(by_place))
+    if not sum(counts) == len(reason_items) == len(contributions) or len(counts) > len(items):
+        raise ValueError("reasons, their counts and the entries differ in number")
     starts = dict(zip(record["from_positions"], record["available_from"], strict=True))
     ends = dict(zip(record["until_positions"], record["available_until"], strict=True))
     if any(place >= len(items) for place in (*starts, *ends)):
         raise ValueError("a window without an entry")
-    entries = tuple(
-        [
-            Entry(item, score, names[source], why, starts.get(place), ends.get(place))
-            for place, (item, score, source, why) in enumerate(zip(items, scores, of_source, by_place, strict=True))
-        ]
-    )
-    return HomeRow(
+    return RowColumns(
         record["row_id"],
         record["generation_id"],
         record["activation"],
         record["trends_snapshot"],
         record["computed_at"],
         record["event_time"],
-        entries,
+        items,
+        scores,
+        names,
+        of_source,
+        counts,
+        reason_items,
+        contributions,
+        starts,
+        ends,
     )
+
+
+def row_of(columns: RowColumns) -> HomeRow:
+    """The same row with its entries one by one."""
+    c = columns
+    reasons = map(Reason, c.reason_items, c.contributions)
+    why = [tuple([next(reasons) for _ in range(count)]) for count in c.reason_counts]
+    why += [()] * (len(c.items) - len(why))
+    entries = tuple(
+        [
+            Entry(item, score, c.sources[source], some, c.starts.get(place), c.ends.get(place))
+            for place, (item, score, source, some) in enumerate(zip(c.items, c.scores, c.of_source, why, strict=True))
+        ]
+    )
+    return HomeRow(
+        c.row_id, c.generation_id, c.activation, c.trends_snapshot, c.computed_at_ms, c.event_time_ms, entries
+    )
+
+
+def read_row(record: Record) -> HomeRow:
+    """Columns to entries. Errors: as `read_columns`."""
+    return row_of(read_columns(record))

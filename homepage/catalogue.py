@@ -19,6 +19,7 @@ from pyarrow import ArrowException, fs
 from contracts.catalogue import CatalogueItem
 from contracts.errors import GenerationError
 from embeddings.roots import FOREIGN, read_table
+from homepage.tiles import Tile, Tiles
 
 REFRESH_S = 2.0
 """How often `CURRENT` is looked at: one small read."""
@@ -34,6 +35,10 @@ class CatalogueView(Protocol):
     @property
     def activation(self) -> int: ...
 
+    @property
+    def tiles(self) -> Mapping[str, Tile]:
+        """Item id → the title as it is shown; of one that the catalogue does not hold, as it is shown without."""
+
     def get(self, item_id: str) -> CatalogueItem | None:
         """The title, or None if the catalogue does not hold it."""
 
@@ -45,6 +50,10 @@ class Catalogue:
     items: Mapping[str, CatalogueItem] = field(default_factory=dict)
     generation_id: str = ""
     activation: int = 0
+    tiles: Tiles = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tiles", Tiles(self.items.get))
 
     def get(self, item_id: str) -> CatalogueItem | None:
         """The title, or None."""
@@ -60,6 +69,7 @@ class LiveCatalogue:
         self._seen: tuple[str, int] = ("", 0)
         # By the feed, and kept though the generation agrees: a rollback puts an older one in force. Bounded by the catalogue.
         self._told: dict[str, CatalogueItem] = {}
+        self.tiles = Tiles(self.get)
 
     @property
     def activation(self) -> int:
@@ -73,10 +83,12 @@ class LiveCatalogue:
     def put(self, item: CatalogueItem) -> None:
         """What the catalogue topic says of a title; it wins over the generation, which is older."""
         self._told[item.item_id] = _shared(item, self._catalogue.items)
+        self.tiles.pop(item.item_id, None)
 
     def remove(self, item_id: str) -> None:
         """The catalogue topic holds the title no more. It stays hidden: an older generation may still have it."""
         self._told[item_id] = CatalogueItem(item_id, item_id, taken_down=True)
+        self.tiles.pop(item_id, None)
 
     async def refresh(self) -> bool:
         """Load the catalogue that `CURRENT` names if it is another one; True if it was replaced.
@@ -89,6 +101,7 @@ class LiveCatalogue:
         items = await asyncio.to_thread(load_catalogue, f"{self._root.rstrip('/')}/{generation_id}")
         self._catalogue = Catalogue(items, generation_id, activation)
         self._told = {item_id: _shared(item, items) for item_id, item in self._told.items()}
+        self.tiles.clear()
         self._seen = current
         log.info("catalogue_loaded", generation_id=generation_id, activation=activation, items=len(items))
         return True

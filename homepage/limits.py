@@ -11,6 +11,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 from typing import Self
 
@@ -102,6 +103,7 @@ def _told(limit: RateLimit, key: str, whose: str) -> TooMany | None:
     return TooMany(f"too many requests {whose}: at most {limit}; try again in {seconds} s", seconds)
 
 
+@lru_cache(maxsize=4_096)  # a connection asks many times, and a proxy's is one address for everybody
 def network_of(host: str | None) -> str | None:
     """What a client is counted as: its IPv4 address or its IPv6 network; None for loopback. What is no address counts as one."""
     try:

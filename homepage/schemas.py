@@ -13,7 +13,7 @@ from contracts.catalogue import CatalogueItem
 from contracts.codec import Codec
 from contracts.errors import ContractError, UnknownSchema
 from contracts.registry import Registry
-from contracts.rows import HomeRow
+from contracts.row_columns import RowColumns
 
 RELOAD_S = 5.0
 """Least time between two reads of the registry: each stops the loop for a millisecond or a few, and an unknown
@@ -32,9 +32,9 @@ class LearningCodec:
         self._clock_s = clock_s
         self._next_s = float("-inf")
 
-    def decode_row(self, data: bytes) -> HomeRow:
-        """As `Codec.decode_row`."""
-        return self._decode(Codec.decode_row, data)
+    def decode_columns(self, data: bytes) -> RowColumns:
+        """As `Codec.decode_columns`."""
+        return self._decode(Codec.decode_columns, data)
 
     def decode_item(self, data: bytes) -> CatalogueItem:
         """As `Codec.decode_item`."""

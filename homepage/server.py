@@ -25,10 +25,12 @@ from runtime.tasks import cancel_all
 from viewers.redis_store import open_store
 from viewers.store import Store
 
-log = structlog.get_logger()
+try:
+    from uvloop import run as run_loop
+except ImportError:  # there is none for Windows
+    from asyncio import run as run_loop  # type: ignore[assignment]
 
-CONNECTIONS = 64
-"""To the store: a request that waits for one waits behind a read of half a millisecond."""
+log = structlog.get_logger()
 
 
 async def run_homepage(
@@ -49,11 +51,7 @@ async def run_homepage(
     identify = choose_identity(page, lambda reason: metrics.refused.labels(reason).inc())
     async with AsyncExitStack() as stack:
         # Left in the opposite order: stop serving, send what is queued, end the tasks, then close what they use.
-        reader = (
-            store
-            if store is not None
-            else open_store(settings.store, settings.keys, deadline_s=ROW_DEADLINE_S, connections=CONNECTIONS)
-        )
+        reader = store if store is not None else open_store(settings.store, settings.keys, deadline_s=ROW_DEADLINE_S)
         if store is None:
             stack.push_async_callback(reader.close)
         codec = Codec.load(settings.registry_path)
@@ -94,7 +92,7 @@ def main(settings: Settings) -> None:
         host = settings.homepage.host
         await run_homepage(settings, stop=stop, on_listening=lambda port: _say(f"home page on http://{host}:{port}"))
 
-    asyncio.run(run())
+    run_loop(run())
 
 
 def _say(line: str) -> None:

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import asyncio
 import re
+import secrets
 import time
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -23,6 +23,7 @@ import structlog
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -30,13 +31,16 @@ from starlette.routing import Route
 from contracts.codec import Codec
 from contracts.errors import NearlineError, StoreUnavailable
 from contracts.events import valid_id
-from contracts.rows import ENTRIES_SHOWN, HomeRow, Impression
+from contracts.row_columns import RowColumns
+from contracts.rows import ENTRIES_SHOWN, Impression
+from homepage.asgi import HomePages, PagesFirst, json_error
 from homepage.catalogue import CatalogueView
 from homepage.identity import viewer_from_path
 from homepage.impressions import ImpressionSink
 from homepage.limits import RequestLimits, TooMany
 from homepage.render import ANY, Audience, Selection, default_keys, render_row, select_entries
 from homepage.schemas import LearningCodec
+from runtime.http import AsgiApp
 from viewers.store import Store
 
 ROW_DEADLINE_S = 0.25
@@ -54,7 +58,7 @@ PRIVATE_HEADER = "X-Nearline-Private"
 _TERRITORY = re.compile(r"[A-Za-z0-9_-]{1,16}|\*")
 _LATENCY_BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
 _OUTCOMES = {401: "unauthorized", 403: "forbidden", 429: "limited"}
-_EMPTY_ROW = HomeRow("none", "", 0, "", 0, None, ())
+_EMPTY_ROW = RowColumns("none", "", 0, "", 0, None)
 
 log = structlog.get_logger()
 
@@ -152,22 +156,19 @@ class Homepage:
     territory: str = ANY
     limits: RequestLimits = field(default_factory=RequestLimits.none)
 
-    async def home(self, request: Request) -> Response:
-        """`GET /v1/home` and `GET /v1/home/{viewer}`."""
+    async def home(self, request: Request) -> bytes:
+        """The JSON of `GET /v1/home` and `GET /v1/home/{viewer}`. Raises `HTTPException`: 400, 401, 403, 429."""
         started = time.perf_counter()
         try:
             viewer = self._admit(request)
+            limit, audience = self._parameters(viewer, request)
         except HTTPException as error:
             self.metrics.requests.labels(_OUTCOMES.get(error.status_code, "bad_request")).inc()
             raise
-        problem, limit, audience = self._parameters(viewer, request)
-        if problem:
-            self.metrics.requests.labels("bad_request").inc()
-            return JSONResponse({"error": problem}, 400)
         now_ms = self.clock_ms()
         own, missing = await self._read(viewer)
         row, selection, default = self._select(own, missing, audience, now_ms, limit)
-        degraded = missing == "store_away" or not selection.shown
+        degraded = missing == "store_away" or not selection.places
         if default:
             self.metrics.rows_missing.labels(missing or "nothing_to_show").inc()
         for reason, count in selection.dropped.items():
@@ -175,12 +176,11 @@ class Homepage:
         body = render_row(
             row, selection, self.catalogue, viewer=viewer, now_ms=now_ms, default=default, degraded=degraded
         )
-        if selection.shown and request.headers.get(PRIVATE_HEADER, "0") in ("", "0"):
+        if selection.places and request.headers.get(PRIVATE_HEADER, "0") in ("", "0"):
             self._report(viewer, row, selection, default, now_ms)
         self.metrics.requests.labels("degraded" if degraded else "default" if default else "own").inc()
-        response = JSONResponse(body, headers={"Cache-Control": "no-store"})
         self.metrics.seconds.observe(time.perf_counter() - started)
-        return response
+        return body
 
     def _admit(self, request: Request) -> str:
         """Who asks. Raises `HTTPException`: 401, 403, 429. The address first: checking a signature costs more than refusing to."""
@@ -200,55 +200,56 @@ class Homepage:
 
     def _select(
         self, own: bytes, missing: str, audience: Audience, now_ms: int, limit: int
-    ) -> tuple[HomeRow, Selection, bool]:
+    ) -> tuple[RowColumns, Selection, bool]:
         """Row, its entries that hold now, and whether it is a default row."""
         for default, encoded in ((False, own), (True, self.defaults.choose(audience))):
             row = self._decode(encoded) if encoded else None
             if row is not None:
                 selection = select_entries(row, self.catalogue, audience, now_ms=now_ms, limit=limit)
-                if selection.shown:
+                if selection.places:
                     return row, selection, default
-        return _EMPTY_ROW, Selection((), {}), True
+        return _EMPTY_ROW, Selection((), (), {}), True
 
-    def _decode(self, encoded: bytes) -> HomeRow | None:
+    def _decode(self, encoded: bytes) -> RowColumns | None:
         try:
-            return self.codec.decode_row(encoded)
+            return self.codec.decode_columns(encoded)
         except NearlineError as error:
             self.metrics.rows_missing.labels("undecodable").inc()
             log.warning("row_undecodable", problem=str(error))
             return None
 
-    def _report(self, viewer: str, row: HomeRow, selection: Selection, default: bool, now_ms: int) -> None:
+    def _report(self, viewer: str, row: RowColumns, selection: Selection, default: bool, now_ms: int) -> None:
         impression = Impression(
-            impression_id=uuid.uuid4().hex,
+            impression_id=secrets.token_hex(16),
             viewer=viewer,
             row_id=row.row_id,
             generation_id=row.generation_id,
             served_at_ms=now_ms,
             default_row=default,
-            item_ids=tuple(one.entry.item_id for one in selection.shown),
+            item_ids=tuple([row.items[place] for place in selection.places]),
         )
         taken = self.impressions.offer(impression)
         (self.metrics.impressions if taken else self.metrics.impressions_lost).inc()
 
-    def _parameters(self, viewer: str, request: Request) -> tuple[str, int, Audience]:
-        """What is wrong with the request (empty if nothing), the limit and the audience."""
-        query = request.query_params
-        limit = query.get("limit", str(ENTRIES_SHOWN))
+    def _parameters(self, viewer: str, request: Request) -> tuple[int, Audience]:
+        """The limit and the audience. Raises `HTTPException`: 400, and what is wrong."""
+        query: Mapping[str, str] = request.query_params if request.scope["query_string"] else {}
         territory = query.get("territory", self.territory)
         maturity = query.get("maturity", ANY)
+        limit = _number(query["limit"], 1, ENTRIES_SHOWN) if "limit" in query else ENTRIES_SHOWN
+        age = None if maturity == ANY else _number(maturity, 0, MAX_MATURITY)
         problem = ""
         if not valid_id(viewer):
             problem = "viewer: not an id (1-128 characters of A-Z a-z 0-9 . _ : | @ ~ -)"
-        elif (number := _number(limit, 1, ENTRIES_SHOWN)) is None:
+        elif limit is None:
             problem = f"limit: must be a whole number from 1 to {ENTRIES_SHOWN}"
         elif _TERRITORY.fullmatch(territory) is None:
             problem = "territory: 1-16 letters, digits, _ or -, e.g. GB (or * for none)"
-        elif maturity != ANY and _number(maturity, 0, MAX_MATURITY) is None:
+        elif maturity != ANY and age is None:
             problem = f"maturity: must be an age in years from 0 to {MAX_MATURITY} (or * for none)"
         else:
-            return "", number, Audience(territory, None if maturity == ANY else int(maturity))
-        return problem, 0, Audience()
+            return limit, Audience(territory, age)
+        raise HTTPException(400, problem)
 
     async def live(self, request: Request) -> Response:
         """The process answers."""
@@ -269,30 +270,26 @@ class Homepage:
         return Response(generate_latest(self.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
-def make_app(homepage: Homepage) -> Starlette:
+def make_app(homepage: Homepage) -> AsgiApp:
     """The ASGI application; background tasks (`defaults.run`, the catalogue's, the impressions') are its owner's."""
-    app = Starlette(
+    pages = HomePages(homepage.home)
+    rest = Starlette(
         routes=[
-            Route("/v1/home", homepage.home),
-            Route("/v1/home/{viewer}", homepage.home),
+            Route("/v1/home", pages, methods=["GET"]),
+            Route("/v1/home/{viewer}", pages, methods=["GET"]),
             Route("/health/live", homepage.live),
             Route("/health/ready", homepage.ready),
             Route("/metrics", homepage.exposition),
         ],
-        exception_handlers={HTTPException: _json_error},
+        exception_handlers={HTTPException: json_error},
     )
-    app.router.redirect_slashes = False  # the redirect decodes the query, and a byte that is no UTF-8 there was a 500
-    return app
+    rest.router.redirect_slashes = False  # the redirect decodes the query, and a byte that is no UTF-8 there was a 500
+    return ServerErrorMiddleware(PagesFirst(pages, rest))
 
 
 def _refuse(why: TooMany | None) -> None:
     if why is not None:
         raise HTTPException(429, why.text, {"Retry-After": str(why.retry_after_s)})
-
-
-async def _json_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    return JSONResponse({"error": error.detail}, error.status_code, headers=dict(error.headers or {}))
 
 
 def _number(text: str, low: int, high: int) -> int | None:

@@ -28,6 +28,9 @@ BACKLOG = 1024
 MAX_HEAD_BYTES = 64 * 1024
 """A request line and headers longer than this are nobody's: the parser would keep them all, however long they become."""
 
+MAX_HELD_BYTES = 64 * 1024
+"""What is held back until the loop's next turn, at most."""
+
 HEAD_DEADLINE_S = 10.0
 """A client that has not sent its headers by then is broken, or holds connections open to exhaust them."""
 
@@ -42,6 +45,36 @@ AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 log = structlog.get_logger()
 
 
+class _OneWrite:
+    """A transport that writes once what one turn of the loop gave it: uvicorn writes a response's head and its body one by one, and
+    each write costs a system call and wakes the client."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport, self._loop = transport, loop
+        self._held: list[bytes] = []
+        self._held_bytes = 0
+
+    def write(self, data: bytes) -> None:
+        if not self._held:
+            self._loop.call_soon(self._flush)
+        self._held.append(data)
+        self._held_bytes += len(data)
+        if self._held_bytes > MAX_HELD_BYTES:
+            self._flush()  # so that the transport may say that the client is too slow
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        if self._held:
+            held, self._held, self._held_bytes = self._held, [], 0
+            self._transport.write(b"".join(held))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
 class _BoundedHead(HttpToolsProtocol):
     """Hangs up on a request whose headers are longer than `MAX_HEAD_BYTES` (and what one read brings), or take longer than
     `HEAD_DEADLINE_S`. Between requests uvicorn's own limit on idle connections holds."""
@@ -50,7 +83,7 @@ class _BoundedHead(HttpToolsProtocol):
     _deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        super().connection_made(_OneWrite(transport, self.loop))  # type: ignore[arg-type]
         self._deadline = self.loop.call_later(HEAD_DEADLINE_S, transport.abort)
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -21,7 +21,8 @@ import httpx
 
 from contracts.codec import Codec
 from contracts.events import Kind, PlaybackEvent
-from contracts.rows import Entry, HomeRow
+from contracts.row_columns import RowColumns, row_of
+from contracts.rows import Entry
 from homepage.catalogue import Catalogue, CatalogueView
 from homepage.inspect import explain_viewer
 from homepage.render import Audience, default_keys, select_entries
@@ -240,7 +241,7 @@ class StoreBackend:
                 yield await self._row_view(who, data)
             await asyncio.sleep(WATCH_PERIOD_S)
 
-    async def _wait_for_row(self, viewer: str, event_ms: int) -> tuple[HomeRow, float] | None:
+    async def _wait_for_row(self, viewer: str, event_ms: int) -> tuple[RowColumns, float] | None:
         """The first row that has an event as new as `event_ms` folded in, and when it was seen."""
         deadline = time.monotonic() + ROW_DEADLINE_S
         last = b""
@@ -248,7 +249,7 @@ class StoreBackend:
             data = await self._store.read_row(viewer)
             if data and data != last:
                 last = data
-                row = self._codec.decode_row(data)
+                row = self._codec.decode_columns(data)
                 if row.event_time_ms is not None and row.event_time_ms >= event_ms:
                     return row, self._now_ms()
             await asyncio.sleep(ROW_POLL_S)
@@ -271,28 +272,29 @@ class StoreBackend:
             return RowView(who.viewer, "", "", 0, 0, (), default=True)
         return self._view_of(who, row, default=default)
 
-    async def _home_row(self, who: Viewer, data: bytes) -> tuple[HomeRow | None, bool]:
+    async def _home_row(self, who: Viewer, data: bytes) -> tuple[RowColumns | None, bool]:
         """The viewer's own row, else the most fitting default row (and True), else None."""
         if data:
-            return self._codec.decode_row(data), False
+            return self._codec.decode_columns(data), False
         rows = await self._store.read_default_rows()
         for key in default_keys(Audience(who.territory, who.maturity)):
             if rows.get(key):
-                return self._codec.decode_row(rows[key]), True
+                return self._codec.decode_columns(rows[key]), True
         return None, True
 
-    def _view_of(self, who: Viewer, row: HomeRow, *, default: bool) -> RowView:
+    def _view_of(self, who: Viewer, row: RowColumns, *, default: bool) -> RowView:
         tiles = tuple(self._tile(entry.item_id, entry) for entry in self._shown(who, row))
         return RowView(
             who.viewer, row.row_id, row.generation_id, row.activation, row.computed_at_ms, tiles, default=default
         )
 
-    def _shown(self, who: Viewer, row: HomeRow) -> list[Entry]:
+    def _shown(self, who: Viewer, row: RowColumns) -> list[Entry]:
         """Entries that the home page would show now, by its own rules."""
         audience = Audience(who.territory, who.maturity)
         now_ms = int(self._now_ms())
-        selection = select_entries(row, self._catalogue, audience, now_ms=now_ms, limit=len(row.entries))
-        return [shown.entry for shown in selection.shown]
+        selection = select_entries(row, self._catalogue, audience, now_ms=now_ms, limit=len(row.items))
+        entries = row_of(row).entries
+        return [entries[place] for place in selection.places]
 
     def _tile(self, item_id: str, entry: Entry | None = None) -> Tile:
         item = self._catalogue.get(item_id)

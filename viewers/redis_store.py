@@ -1,4 +1,4 @@
-"""The store on a Redis ≥ 7.0 or a Valkey. The only module that imports the client.
+"""The store on a Redis ≥ 7.0 or a Valkey. With `row_reads.py` the only module that imports the client.
 
 Every call maps the client's errors once: no answer, out of memory, loading, read-only → `StoreUnavailable`; another server
 behind the address, or scripts gone → `StoreChanged`.
@@ -26,6 +26,7 @@ from contracts.keys import TOKEN_BYTES, Keys
 from runtime.redis_errors import explain, explain_timeout
 from viewers import scripts
 from viewers.packing import BadState
+from viewers.row_reads import RowReads
 from viewers.store import Conflict, Marker, MarkerWrite, Stale, StoredViewer, ViewerWrite, WriteResult, Written
 
 _MARKER_FIELDS = ("next", "origin", "applied", "noop", "private", "dead", "absent", "anchor", "gap_end")
@@ -78,15 +79,15 @@ class StoreConfig(Protocol):
         """More for the client: the files of TLS."""
 
 
-def open_store(config: StoreConfig, keys: Keys, *, deadline_s: float | None = None, connections: int = 0) -> RedisStore:
-    """The configured store, not connected yet. `deadline_s`: at most this long for a call. `connections`: at least so many."""
+def open_store(config: StoreConfig, keys: Keys, *, deadline_s: float | None = None) -> RedisStore:
+    """The configured store, not connected yet. `deadline_s`: at most this long for a call."""
     shorter = config.command_timeout_s if deadline_s is None else deadline_s
     return RedisStore(
         config.url.get_secret_value(),
         keys,
         connect_timeout_s=min(config.connect_timeout_s, shorter),
         command_timeout_s=min(config.command_timeout_s, shorter),
-        max_connections=max(config.max_connections, connections),
+        max_connections=config.max_connections,
         more=config.client_kwargs(),
     )
 
@@ -124,11 +125,15 @@ class RedisStore:
             **(arguments | dict(parsed) | dict(more or {}))
         )
         self._redis: redis.Redis = redis.Redis(connection_pool=self._pool)
+        # No deadline of the client's for each of its steps: the question as a whole has one.
+        of_connection = self._pool.connection_kwargs | {"socket_timeout": None}
+        self._row_reads = RowReads(lambda: self._pool.connection_class(**of_connection), command_timeout_s)
         self._encrypted = connection_class is redis.SSLConnection
         self._where = f"{parsed.get('host', 'localhost')}:{parsed.get('port', 6379)}"
 
     async def connect(self) -> str:
         await self._pool.disconnect()
+        await self._row_reads.disconnect()
 
         async def load() -> str:
             for script in _SHA:
@@ -142,6 +147,7 @@ class RedisStore:
         await self._pipeline([], checked=True)
 
     async def close(self) -> None:
+        await self._row_reads.disconnect()
         await self._redis.aclose()
         await self._pool.disconnect()
 
@@ -160,10 +166,8 @@ class RedisStore:
         return _stored(*reply)
 
     async def read_row(self, viewer: str) -> bytes:
-        row: bytes | None = await self._call(
-            lambda: self._redis.hget(self.keys.viewer(viewer), fields.ROW)  # type: ignore[arg-type,return-value]
-        )
-        return row or b""
+        with self._translated():
+            return await self._row_reads.hget(self.keys.viewer(viewer), fields.ROW) or b""
 
     async def write_viewers(self, writes: Sequence[ViewerWrite]) -> list[WriteResult]:
         if not writes:

@@ -176,9 +176,9 @@ async def test_an_unknown_a_known_and_an_erased_viewer_cost_the_same_and_the_ans
     class CountingCodec:
         decoded = 0
 
-        def decode_row(self, data: bytes) -> Any:
+        def decode_columns(self, data: bytes) -> Any:
             self.decoded += 1
-            return CODEC.decode_row(data)
+            return CODEC.decode_columns(data)
 
     store, codec = Counting(), CountingCodec()
     await store.connect()

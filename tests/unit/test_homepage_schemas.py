@@ -14,6 +14,7 @@ from contracts.check import register
 from contracts.codec import Codec
 from contracts.errors import UnknownSchema
 from contracts.registry import DEFAULT_PATH, SCHEMAS_PATH, Registry
+from contracts.row_columns import row_of
 from contracts.rows import Entry, HomeRow
 from homepage.catalogue import LiveCatalogue
 from homepage.feed import CatalogueFeed
@@ -58,8 +59,8 @@ def test_a_row_of_a_schema_registered_meanwhile_is_read(folder: Path) -> None:
     codec = Codec.load(folder)
     learning = LearningCodec(codec, Clock())
     upgrade(folder, "home_row")
-    assert learning.decode_row(newer(codec.encode_row(ROW))) == ROW
-    assert learning.decode_row(codec.encode_row(ROW)) == ROW
+    assert row_of(learning.decode_columns(newer(codec.encode_row(ROW)))) == ROW
+    assert row_of(learning.decode_columns(codec.encode_row(ROW))) == ROW
 
 
 def test_an_unknown_schema_reads_the_registry_once_in_a_while_only(folder: Path) -> None:
@@ -67,12 +68,12 @@ def test_an_unknown_schema_reads_the_registry_once_in_a_while_only(folder: Path)
     learning = LearningCodec(codec, clock)
     data = newer(codec.encode_row(ROW))
     with pytest.raises(UnknownSchema):
-        learning.decode_row(data)
+        learning.decode_columns(data)
     upgrade(folder, "home_row")
     with pytest.raises(UnknownSchema):
-        learning.decode_row(data)
+        learning.decode_columns(data)
     clock.now_s += RELOAD_S
-    assert learning.decode_row(data) == ROW
+    assert row_of(learning.decode_columns(data)) == ROW
 
 
 def test_a_half_written_registry_leaves_the_codec_as_it_was(folder: Path) -> None:
@@ -80,8 +81,8 @@ def test_a_half_written_registry_leaves_the_codec_as_it_was(folder: Path) -> Non
     learning = LearningCodec(codec, Clock())
     (folder / "index.json").write_text('{"subj')
     with pytest.raises(UnknownSchema):
-        learning.decode_row(newer(codec.encode_row(ROW)))
-    assert learning.decode_row(codec.encode_row(ROW)) == ROW
+        learning.decode_columns(newer(codec.encode_row(ROW)))
+    assert row_of(learning.decode_columns(codec.encode_row(ROW))) == ROW
 
 
 def test_a_catalogue_record_of_an_unknown_schema_holds_up_no_take_down_and_is_read_later(folder: Path) -> None:
