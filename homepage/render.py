@@ -5,23 +5,24 @@ The JSON is joined from pieces: what a title always says is encoded once (`tiles
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from itertools import chain, repeat
-from operator import attrgetter
+from datetime import datetime, timedelta
+from itertools import chain
+from operator import add, attrgetter
 from typing import NamedTuple
 
 from contracts.row_columns import RowColumns
 from contracts.rows import ENTRIES_SHOWN
 from homepage.catalogue import CatalogueView
-from homepage.tiles import Tile, encode_json
+from homepage.tiles import UNBOUNDED, Tile, encode_json
 
 ANY = "*"
 
 MAX_TEXTS = 65_536
 """Numbers whose text is kept, some 6 MB: a packed row has float16, of which there are no more."""
 
+_EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - UTC, and its name is added as text
 _POSITIONS = [
     b'{"position":%d,' % place if not place else b',{"position":%d,' % place for place in range(ENTRIES_SHOWN)
 ]
@@ -133,39 +134,42 @@ def render_row(
 
 def _entries(row: RowColumns, selection: Selection, catalogue: CatalogueView) -> Iterator[bytes]:
     """The pieces of the entries' JSON, entry after entry. Each piece has a column, made without a step of Python for each entry."""
-    places, count = selection.places, len(selection.places)
-    sources = [b',"source":%b,"reasons":[' % encode_json(name) for name in row.sources]
-    reasons = _reasons(row, catalogue)
+    places = selection.places
+    facts: Iterable[bytes] = map(_FACTS, selection.tiles)
+    if row.ends:
+        facts = [_until(text, row.ends.get(place)) for text, place in zip(facts, places, strict=True)]
     return chain.from_iterable(
         zip(
-            _POSITIONS[:count],
-            map(_FACTS, selection.tiles),
-            [_until(row.ends.get(place)) for place in places] if row.ends else repeat(_UNBOUNDED, count),
+            _POSITIONS[: len(places)],
+            facts,
             map(_TEXTS.__getitem__, map(row.scores.__getitem__, places)),
-            map(sources.__getitem__, map(row.of_source.__getitem__, places)),
-            map(reasons.__getitem__, places),
+            map(_tails(row, catalogue).__getitem__, places),
             strict=True,
         )
     )
 
 
-def _until(time_ms: int | None) -> bytes:
-    return b'"available_until_ms":%b,"score":' % (b"null" if time_ms is None else b"%d" % time_ms)
+def _until(facts: bytes, time_ms: int | None) -> bytes:
+    """A title's facts, told until when this row may show it."""
+    return facts if time_ms is None else facts.removesuffix(UNBOUNDED) + UNBOUNDED.replace(b"null", b"%d" % time_ms)
 
 
-_FACTS = attrgetter("facts")
-_UNBOUNDED = _until(None)
-
-
-def _reasons(row: RowColumns, catalogue: CatalogueView) -> list[bytes]:
-    """(n entries) the rest of each entry, from behind `"reasons":[`."""
+def _tails(row: RowColumns, catalogue: CatalogueView) -> list[bytes]:
+    """(n entries) what follows each entry's score: its source and its reasons."""
+    begun = [b',"source":%b,"reasons":[' % encode_json(name) for name in row.sources]
+    ended = [text + b"]}" for text in begun]
+    tails = [*map(ended.__getitem__, row.of_source)]
     tiles = map(catalogue.tiles.__getitem__, row.reason_items)
-    each = [tile.reason + _TEXTS[share] for tile, share in zip(tiles, row.contributions, strict=True)]
-    rest, at = [], 0
-    for count in row.reason_counts:
-        rest.append(b"},".join(each[at : at + count]) + b"}]}" if count else b"]}")
-        at += count
-    return rest + [b"]}"] * (len(row.items) - len(rest))
+    each = [*map(add, map(_REASON, tiles), map(_TEXTS.__getitem__, row.contributions))]
+    at = 0
+    for place, count in enumerate(row.reason_counts):
+        if count:
+            tails[place] = begun[row.of_source[place]] + b"},".join(each[at : at + count]) + b"}]}"
+            at += count
+    return tails
+
+
+_FACTS, _REASON = attrgetter("facts"), attrgetter("reason")
 
 
 class _Texts(dict[float, bytes]):
@@ -184,7 +188,6 @@ _TEXTS = _Texts()
 def iso_ms(time_ms: int) -> str:
     """`2026-01-31T12:00:00.000Z`; a time that no calendar holds is given as a number."""
     try:
-        text = datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(timespec="milliseconds")
-    except (ValueError, OverflowError, OSError):
+        return (_EPOCH + timedelta(milliseconds=time_ms)).isoformat(timespec="milliseconds") + "Z"
+    except OverflowError:
         return str(time_ms)
-    return text.replace("+00:00", "Z")

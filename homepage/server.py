@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import sys
 from collections.abc import Callable, Coroutine
@@ -29,6 +30,9 @@ try:
     from uvloop import run as run_loop
 except ImportError:  # there is none for Windows
     from asyncio import run as run_loop  # type: ignore[assignment]
+
+NEW_OBJECTS = 10_000
+"""So many before the next collection of garbage: hardly any of a request's are left by then. Python's 700 cost a request 4 % more."""
 
 log = structlog.get_logger()
 
@@ -89,8 +93,14 @@ def main(settings: Settings) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
-        host = settings.homepage.host
-        await run_homepage(settings, stop=stop, on_listening=lambda port: _say(f"home page on http://{host}:{port}"))
+        await run_homepage(settings, stop=stop, on_listening=listening)
+
+    def listening(port: int) -> None:
+        # What was made until now lives as long as the process: no collection of garbage, which stops every request, looks at it again.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(NEW_OBJECTS)
+        _say(f"home page on http://{settings.homepage.host}:{port}")
 
     run_loop(run())
 

@@ -8,6 +8,9 @@ from typing import Any, NamedTuple
 
 from contracts.catalogue import CatalogueItem
 
+UNBOUNDED = b'"available_until_ms":null,"score":'
+"""Where a row may say until when it may show the title."""
+
 _LONG_AGO, _NEVER = -(2**63), 2**63
 
 
@@ -23,7 +26,7 @@ class Tile(NamedTuple):
     maturity: int
     territories: tuple[str, ...]
     facts: bytes
-    """From `"item_id"` to `"maturity":0,`: what every row says of this title."""
+    """From `"item_id"` to `UNBOUNDED`: what every row says of this title that does not bound it."""
     reason: bytes
     """`{"item_id":…,"title":…,"contribution":`"""
 
@@ -61,7 +64,7 @@ def _encode(item_id: str, item: CatalogueItem | None) -> Tile:
         _LONG_AGO if item is None or item.taken_down else _NEVER if ends is None else ends,
         item.maturity if item else 0,
         item.territories if item else (),
-        _members(facts),
+        _members(facts) + UNBOUNDED,
         b"{" + _members(named) + b'"contribution":',
     )
 
