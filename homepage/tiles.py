@@ -32,7 +32,7 @@ class Tile(NamedTuple):
 
 
 class Tiles(dict[str, Tile]):
-    """Item id → tile, made when it is first asked for; one of a title that the catalogue lacks is not kept.
+    """Item id → tile, half a kilobyte, made when it is first asked for; one of a title that the catalogue lacks is not kept.
 
     Whoever changes what `get` returns takes the tile out."""
 
