@@ -90,7 +90,7 @@ async def _run(sandbox: Sandbox) -> Any:
             for kind, prefix in (("hit", HIT), ("miss", MISS)):
                 for who, service in services.items():
                     if kind == "hit" or who == "nearline":  # without a state there is nothing to score
-                        runner = _Runner(stage, service, prefix, connections)
+                        runner = _Runner(LABELS[who], stage, service, prefix, connections)
                         runners[f"{_case(kind, connections)}|{who}"] = partial(runner.run)
         return await asyncio.to_thread(interleave, runners, REPETITIONS)
     finally:
@@ -117,6 +117,7 @@ async def _check(stage: Stage, service: Service) -> None:
 class _Runner:
     """One service under one kind of load."""
 
+    who: str
     stage: Stage
     service: Service
     prefix: str
@@ -129,7 +130,10 @@ class _Runner:
         load = run_load(self.service.url, PATH + self.prefix, VIEWERS, connections=self.connections, seconds=SECONDS)
         took_s, served = processor_s(pids) - before, self._served(outcome) - served
         if served < load.requests:
-            raise WrongResult(f"{load.requests - served} of {load.requests} pages were not the viewer's {outcome} row")
+            raise WrongResult(
+                f"{self.who}, {self.connections} connections: {load.requests - served} of {load.requests} pages were not the "
+                f"viewer's {outcome} row; on a busy machine some take longer than the service's deadline: try on a quieter one"
+            )
         return {
             "rps": load.requests / load.seconds,
             "p50_ms": load.p50_ms,
