@@ -82,6 +82,8 @@ def build_properties(port: int, controller_port: int, data_dir: Path, extra_conf
         "broker.heartbeat.interval.ms": "500",
         # Imported data is older than a week; retention would delete it within minutes.
         "log.retention.ms": "-1",
+        # What was cut off a log's front comes back if the broker is killed before it has noted the cut: 60 s by default.
+        "log.flush.start.offset.checkpoint.interval.ms": "500",
         # 128 MB by default, taken from the heap.
         "log.cleaner.dedupe.buffer.size": str(8 << 20),
         "num.network.threads": "2",

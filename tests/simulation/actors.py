@@ -168,7 +168,9 @@ def stand_ins() -> Iterator[None]:
         return SimProducer(settings.process.kafka, settings.process.loop)
 
     registry = SimpleNamespace(load=lambda world: world)
-    unpack = functools.lru_cache(1 << 12)(packing.unpack)  # histories write few different states, and read them again and again
+    unpack = functools.lru_cache(1 << 12)(
+        packing.unpack
+    )  # histories write few different states, and read them again and again
     patches = [
         (updater.consumer, "make_consumer", make_consumer),
         (updater.consumer, "make_producer", make_producer),

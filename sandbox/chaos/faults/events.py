@@ -24,6 +24,8 @@ FLOOD = 160
 BACKLOG = 360_000
 """An hour's outage at 100 events a second."""
 BACKLOG_DEADLINE_S = 900.0
+CUT_NOTED_S = 1.5
+"""Longer than the broker takes to note that a log's front was cut (`sandbox/kafka_server.py`): killed before, it gives it back."""
 
 
 async def erasure_under_fire(arena: Arena, rng: random.Random) -> None:
@@ -41,6 +43,7 @@ async def erasure_under_fire(arena: Arena, rng: random.Random) -> None:
         if rng.random() < 0.5:
             await arena.night()  # the lake and the next generation know the viewer too
         await arena.verb("forget", viewer)
+        await asyncio.sleep(CUT_NOTED_S)
         arena.forgotten[mark] = viewer
         harms.remove("fall back")  # the letter would be written again, until the next night
     else:
