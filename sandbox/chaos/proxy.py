@@ -7,6 +7,8 @@ import contextlib
 from collections.abc import Coroutine
 from typing import Any
 
+from runtime.tasks import cancel_all
+
 CHUNK = 1 << 16
 QUIET_S = 0.02
 """A connection without a byte for so long, whose last bytes were an answer, has nothing under way."""
@@ -32,7 +34,7 @@ class Proxy:
         if self._server is not None:
             self._server.close()
         self.cut()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await cancel_all(*self._tasks)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """A task that is kept until it has ended."""
@@ -77,6 +79,7 @@ class _Link:
         self._last_was_answer = True
         self._moved_at = 0.0
         self._moving = asyncio.Lock()
+        self._closed = False
 
     async def run(self) -> None:
         """Pass bytes both ways until either side closes."""
@@ -113,6 +116,7 @@ class _Link:
 
     def close(self) -> None:
         """Close both sides."""
+        self._closed = True
         if self._answers is not None:
             self._answers.cancel()
         for writer in (self._writer, self._upstream):
@@ -123,6 +127,9 @@ class _Link:
         if self._answers is not None:
             self._answers.cancel()
         reader, self._upstream = await asyncio.open_connection("127.0.0.1", port)
+        if self._closed:  # meanwhile: nobody would close this one
+            self._upstream.close()
+            return
         self._answers = self._proxy.spawn(self._pass_answers(reader))
 
     async def _pass_answers(self, reader: asyncio.StreamReader) -> None:
