@@ -266,7 +266,9 @@ async def test_no_mark_is_said_anywhere(world: World) -> None:
     with ExitStack() as services:  # 2
         children = [services.enter_context(world.process(name, name)) for name in ("updater", "homepage")]
         wait(lambda: ask(world, "/health/ready").status_code == 200, "the home page is ready")
-        assert listening(children) == {("127.0.0.1", world.homepage_port), ("127.0.0.1", world.health_port)}
+        wanted = {("127.0.0.1", world.homepage_port), ("127.0.0.1", world.health_port)}
+        wait(lambda: listening(children) >= wanted, "both listen")
+        assert listening(children) == wanted
         await send_poison(settings)
         wait(lambda: stats(world)["dead"] + stats(world)["private"] >= len(POISON), "the poison is passed")
         look_at_pages(world, "with everything there")
