@@ -99,6 +99,13 @@ class Letter:
     key: bytes | None
     value: bytes | None
     headers: tuple[tuple[str, bytes], ...]
+    measured: bool = False
+    """Too large to be quoted: its size and digest are told."""
+
+    @property
+    def tells(self) -> int:
+        """How much it holds. A record that is read again gets a letter with its coordinates alone (0): it must not hide the first one."""
+        return 2 if self.quotable else int(self.measured)
 
     @property
     def quotable(self) -> bool:
@@ -133,7 +140,8 @@ def parse(record: ConsumerRecord) -> Letter | Mark | None:
             return None
         own = tuple((name, value or b"") for name, value in headers[: -len(tail)])
         value = record.value if own else None
-        return Letter(at, error.removeprefix("nearline."), message, int(timestamp), record.key, value, own)
+        measured = tail is GIANT_TAIL
+        return Letter(at, error.removeprefix("nearline."), message, int(timestamp), record.key, value, own, measured)
     names = tuple(name for name, _ in headers)
     if not record.value and names[1:] == MARK_TAIL and names[0] in (REPLAYED, ERASED):
         at = _coordinates(*((value or b"").decode("utf-8", "replace") for _, value in headers[1:]))
@@ -317,15 +325,15 @@ async def _look(settings: Settings, belongs: Callable[[Letter], bool]) -> _Found
 
 
 async def _write_again(settings: Settings, found: _Found, out: Writer) -> None:
-    """What lies before the cuts and stays, each letter and each mark once."""
-    written: set[tuple[Coordinates, str]] = set()
+    """What lies before the cuts and stays, each letter (of those that tell as much) and each mark once."""
+    written: set[tuple[Coordinates, str | int]] = set()
     async with aclosing(read_records(settings)) as records:
         async for record in records:
             if record.offset >= found.cuts.get(record.partition, 0):
                 continue
             entry = parse(record)
             if entry is not None:
-                what = (entry.at, entry.kind if isinstance(entry, Mark) else "")
+                what = (entry.at, entry.kind if isinstance(entry, Mark) else entry.tells)
                 if what in written or (isinstance(entry, Letter) and entry.quotable and entry.at in found.going):
                     continue
                 written.add(what)

@@ -177,7 +177,10 @@ class Checkpoint:
             )
         self._committed = {tp.partition: offset for tp, offset in committed.items() if offset is not None}
         for tp in assigned:
-            self._pass(tp.partition, max(progress[tp.partition].uncounted_from, committed[tp] or 0))
+            offset = committed[tp] or 0
+            if offset > ends[tp] or (markers[tp.partition] is None and self._settings.kafka.stream_epoch > 1):
+                offset = 0  # a group's commits outlive its topic: this one may be of the log before
+            self._pass(tp.partition, max(progress[tp.partition].uncounted_from, offset))
         self.progress = progress
 
     async def check_log(self, anchors: Mapping[int, Anchor]) -> None:

@@ -172,10 +172,11 @@ async def list_letters(settings: Settings) -> Listing:
                 marks[entry.kind].add(entry.at)
             elif entry is None:
                 foreign += 1
-            elif entry.at in seen:
-                duplicates += 1
             else:
-                seen[entry.at] = _slim(entry)
+                known = seen.get(entry.at)
+                duplicates += known is not None
+                if known is None or entry.tells > known.tells:
+                    seen[entry.at] = _slim(entry)
     letters = [letter for at, letter in seen.items() if at not in marks[ERASED]]
     causes = group(letters, marks[REPLAYED])
     sums = {
@@ -189,7 +190,8 @@ async def list_letters(settings: Settings) -> Listing:
 def _slim(letter: Letter) -> Letter:
     """Without what a list does not need; the frame stays, for the schema id."""
     return Letter(
-        letter.at, letter.error, letter.message, letter.timestamp_ms, None, (letter.value or b"")[:5], letter.headers[:1]
+        letter.at, letter.error, letter.message, letter.timestamp_ms, None, (letter.value or b"")[:5], letter.headers[:1],
+        letter.measured,
     )  # fmt: skip
 
 
@@ -210,11 +212,11 @@ async def replay(
     report = Replay(settings.kafka.dead_letter_topic, dry_run)
     codec = Codec(Registry.load(settings.registry_path))
     limits = Limits(**settings.state.model_dump())
-    replayed, erased = await _marked(settings)
+    replayed, erased, quoted = await _look_ahead(settings)
     producer = await make_producer(settings)
     try:
         async with writer(settings) as marks:
-            async for chunk in _chunks(_matching(settings, cause, frozenset(offsets))):
+            async for chunk in _chunks(_matching(settings, cause, frozenset(offsets), quoted)):
                 due = []
                 for letter in chunk:
                     if letter.at in erased:
@@ -271,26 +273,31 @@ class _Again:
     headers: Sequence[tuple[str, bytes]]
 
 
-async def _marked(settings: Settings) -> tuple[set[Coordinates], set[Coordinates]]:
-    """What was replayed, and what was erased."""
+async def _look_ahead(settings: Settings) -> tuple[set[Coordinates], set[Coordinates], set[Coordinates]]:
+    """What was replayed, what was erased, and of what there is a letter with its bytes."""
     marks: dict[str, set[Coordinates]] = {REPLAYED: set(), ERASED: set()}
+    quoted: set[Coordinates] = set()
     async with aclosing(read_records(settings)) as records:
         async for record in records:
             entry = parse(record)
             if isinstance(entry, Mark):
                 marks[entry.kind].add(entry.at)
-    return marks[REPLAYED], marks[ERASED]
+            elif entry is not None and entry.quotable:
+                quoted.add(entry.at)
+    return marks[REPLAYED], marks[ERASED], quoted
 
 
 async def _matching(
-    settings: Settings, cause: str | None, offsets: Collection[tuple[int, int]]
+    settings: Settings, cause: str | None, offsets: Collection[tuple[int, int]], quoted: Collection[Coordinates]
 ) -> AsyncIterator[Letter]:
-    """Letters of this stream that are asked for, each once."""
+    """Letters of this stream that are asked for, each once: one with its bytes, where there is one (`quoted`)."""
     seen: set[Coordinates] = set()
     async with aclosing(read_records(settings)) as records:
         async for record in records:
             letter = parse(record)
             if not isinstance(letter, Letter) or letter.at in seen or letter.at.topic != settings.kafka.topic:
+                continue
+            if letter.at in quoted and not letter.quotable:
                 continue
             if offsets and (letter.at.partition, letter.at.offset) not in offsets:
                 continue

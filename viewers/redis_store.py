@@ -283,7 +283,7 @@ class RedisStore:
     async def write_default_rows(self, rows: Mapping[str, bytes]) -> None:
         pairs = [item for pair in rows.items() for item in pair]
         key = self.keys.default_row
-        await self._pipeline([("MULTI",), ("DEL", key), ("HSET", key, *pairs), ("EXEC",)])
+        await self._transaction([("DEL", key), ("HSET", key, *pairs)])
 
     async def _hgetall(self, key: str) -> dict[bytes, bytes]:
         return await self._call(lambda: self._redis.hgetall(key))  # type: ignore[arg-type,return-value]
@@ -293,6 +293,14 @@ class RedisStore:
 
     async def _execute(self, *command: Any) -> Any:
         return await self._redis.execute_command(*command)  # type: ignore[no-untyped-call]
+
+    async def _transaction(self, commands: Sequence[tuple[Any, ...]]) -> None:
+        """All or none, unless one of them fails only when it is run: then the others hold, and it is told."""
+        *_, answers = await self._pipeline([("MULTI",), *commands, ("EXEC",)])
+        with self._translated():
+            for answer in answers:
+                if isinstance(answer, Exception):
+                    raise answer
 
     async def _pipeline(self, commands: Sequence[tuple[Any, ...]], *, checked: bool = False) -> list[Any]:
         """Send commands at once, on one connection. `checked`: begin by reading the server's identity on that connection.
@@ -309,7 +317,13 @@ class RedisStore:
             connection = await self._pool.get_connection()  # type: ignore[no-untyped-call]
             try:
                 await connection.send_packed_command(packed)
-                return [await connection.read_response(disable_decoding=True, timeout=math.inf) for _ in packed]
+                async with asyncio.timeout(
+                    self._timeout_s
+                ):  # Python 3.11 can lose `_call`'s in the client's `wait_for`
+                    answers = [await connection.read_response(disable_decoding=True, timeout=math.inf) for _ in packed]
+                if None in answers:  # what the client makes of ETIMEDOUT; no command of ours is answered so
+                    raise OSError("the connection was given up while answers were awaited")
+                return answers
             except BaseException:  # a refusal, too: the answers behind it must be nobody's
                 await connection.disconnect(nowait=True)
                 raise

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator
 
 import pytest
+from redis.asyncio import Connection
 
 from contracts.anchors import Anchor
 from contracts.errors import HaltError, StoreChanged, StoreUnavailable
@@ -275,6 +277,35 @@ async def test_a_full_valkey_refuses_before_the_first_write_and_says_so(
         await store.write_viewers([write(b"token--1", b"token--2", state=b"s2")])
     await store._command("CONFIG", "SET", "maxmemory", "0")
     assert (await store.read_viewer("ana")).state == b"s1"
+    await store.close()
+
+
+async def test_a_connection_that_the_system_gives_up_is_no_answer(
+    valkey: ValkeyServer, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = RedisStore(valkey.url, Keys(namespace, "t@1"))
+    await store.connect()
+
+    async def give_up(connection: Connection, command: object) -> None:
+        transport = connection._writer.transport
+        asyncio.get_running_loop().call_later(0.02, transport._fatal_error, TimeoutError(110, "Connection timed out"))
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Connection, "_send_packed_command", give_up)
+        for call in (store.write_markers([MarkerWrite(0, None, 1, 0, Tally(applied=1))]), store.check_identity()):
+            with pytest.raises(StoreUnavailable):
+                await call
+    assert await store.read_marker(0) is None
+    await store.close()
+
+
+async def test_default_rows_that_could_not_be_written_are_told(valkey: ValkeyServer, namespace: str) -> None:
+    store = RedisStore(valkey.url, Keys(namespace, "t@1"))
+    await store.connect()
+    with pytest.raises(StoreUnavailable, match="wrong number of arguments"):
+        await store._pipeline([("HSET", "x")])
+    with pytest.raises(StoreUnavailable, match="WRONGTYPE"):
+        await store._transaction([("SET", f"{namespace}:x", "1"), ("HSET", f"{namespace}:x", "f", "v")])
     await store.close()
 
 

@@ -128,6 +128,23 @@ async def test_a_letter_keeps_its_records_time_and_is_judged_by_it(stage: Stage)
     assert dataclasses.replace(second, at=letter.at) == letter
 
 
+async def test_a_letter_that_is_written_again_without_its_bytes_hides_none_that_has_them(stage: Stage) -> None:
+    async with stage.updater():
+        await stage.send([], raw=[(f"v{n}".encode(), b"?") for n in range(3)])
+        await stage.drained(3)
+    async with redis.asyncio.Redis.from_url(stage.settings.store.url.get_secret_value()) as client:
+        await client.delete(*[key async for key in client.scan_iter(f"{stage.settings.store.namespace}:*")])
+    async with stage.updater():  # the commits say that all of it was finished
+        await stage.drained(3)
+    assert [one.quotable for one in await letters(stage.settings)] == [True] * 3 + [False] * 3
+    for viewer in ("v1", "v2"):
+        await erase_viewer(stage.settings, viewer, now_ms=T0)
+    listing = await list_letters(stage.settings)
+    assert (listing.letters, listing.waiting, listing.unquotable, listing.erased) == (1, 1, 0, 2)
+    report = await replay(stage.settings, force=True, now_ms=T0)
+    assert (report.sent, report.not_replayable) == (1, 0)
+
+
 async def about(stage: Stage, viewers: int = 4) -> None:
     """Letters about `v0` … by key, by content, broken; and one that is replayed."""
     async with stage.updater():
@@ -220,14 +237,16 @@ async def test_two_viewers_forgotten_at_once_both_leave(stage: Stage) -> None:
 async def test_what_is_read_again_after_an_erasure_is_not_quoted_and_the_night_takes_what_came_before_it(
     stage: Stage,
 ) -> None:
-    """1. poison, then an erasure  2. the store loses what it did: nobody knows of it while the poison is read again  3. the night
-    4. the log is read again by those who know"""
-    one_by_one = stage.settings.kafka.model_copy(update={"max_batch_records": 1})
+    """1. poison, then an erasure  2. the store loses what it did, and no commit tells: nobody knows of it while the poison is read again
+    3. the night  4. the log is read again by those who know"""
+    kafka = stage.settings.kafka
+    nobody = kafka.model_copy(update={"max_batch_records": 1, "group_id": kafka.group_id + "-new"})
+    knowing = kafka.model_copy(update={"group_id": kafka.group_id + "-newer"})
     await about(stage)  # 1
     assert (await forget(stage.settings, "v1", now_ms=T0 + 5_000)).dead_letters == 3
     assert not holds(await records(stage.settings), b"v1")
     async with redis.asyncio.Redis.from_url(stage.settings.store.url.get_secret_value()) as client:
-        for again, updating in enumerate((stage.updater(kafka=one_by_one), stage.updater())):
+        for again, updating in enumerate((stage.updater(kafka=nobody), stage.updater(kafka=knowing))):
             keys = [key async for key in client.scan_iter(match=f"{stage.settings.store.namespace}:*")]
             await client.delete(*(key for key in keys if not again or not key.endswith(b":v:v1")))  # 2, 4
             async with updating:

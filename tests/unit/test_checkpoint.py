@@ -79,6 +79,18 @@ async def test_what_was_finished_stays_known_when_the_store_falls_back() -> None
     assert checkpoint.passed == {0: 80}
 
 
+@pytest.mark.parametrize(("epoch", "committed", "passed"), [(1, 80, 80), (2, 80, 0), (1, 101, 0)])
+async def test_commits_of_a_log_that_was_replaced_say_nothing_of_this_one(
+    epoch: int, committed: int, passed: int
+) -> None:
+    store, log = MemoryStore(MemoryServer()), LiveLog(MemoryServer(), end=100)
+    await store.connect()
+    log.committed_to = committed
+    checkpoint = Checkpoint(log, store, Settings(kafka={"stream_epoch": epoch}))
+    await checkpoint.resume()
+    assert checkpoint.passed == {0: passed}
+
+
 async def test_a_marker_past_the_end_of_the_log_still_halts() -> None:
     server = MemoryServer()
     server.markers[0] = Marker(101, 0, applied=101)
