@@ -10,6 +10,7 @@ import asyncio
 import json
 import random
 import shutil
+import signal
 import statistics
 import tempfile
 import time
@@ -189,6 +190,12 @@ class Run:
         self._options = options
         self._say = say
         self.report = Report(options.seed)
+        self._ending = False
+
+    def end_soon(self) -> None:
+        """After the round under way, with a report on what was done."""
+        self._ending = True
+        self._say("ending after this round; Ctrl-C again ends at once")
 
     async def run(self) -> Report:
         """Everything. The folder is kept if something was wrong, or if asked to."""
@@ -222,7 +229,7 @@ class Run:
         if not await self._check(arena, checks, "at the start"):
             return
         for round_ in draw(self._options):
-            if self._options.for_s is not None and time.monotonic() - started > self._options.for_s:
+            if self._ending or (self._options.for_s is not None and time.monotonic() - started > self._options.for_s):
                 return
             names = tuple(drawn.fault.name for drawn in round_)
             arena.resume_stream()
@@ -281,4 +288,16 @@ def run_chaos(options: Options) -> Report:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     length = f"{options.faults} faults" if options.for_s is None else f"{options.for_s:g} s"
     console.print(f"chaos: {length}, seed {options.seed}")
-    return asyncio.run(Run(options, console.print).run())
+    run = Run(options, console.print)
+
+    async def main() -> Report:
+        loop = asyncio.get_running_loop()
+
+        def interrupted() -> None:
+            loop.remove_signal_handler(signal.SIGINT)
+            run.end_soon()
+
+        loop.add_signal_handler(signal.SIGINT, interrupted)
+        return await run.run()
+
+    return asyncio.run(main())
