@@ -16,9 +16,10 @@ from typer.testing import CliRunner
 from batch.backtest.arms import ARMS, WITHOUT, choose_arms
 from batch.backtest.counters import DecayedCounter
 from batch.backtest.plays import Plays
-from batch.backtest.refits import DAY_MS, Night, confidences_of, plan_nights, refit
+from batch.backtest.refits import Night, confidences_of, plan_nights, refit
 from batch.backtest.replay import Answers, MakeArm, pessimistic_rank, replay
 from batch.backtest.run import Options, choose_period
+from batch.tables import DAY_MS
 from contracts.digests import id_digest
 from contracts.errors import UserError
 from embeddings.generation import Generation
