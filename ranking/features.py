@@ -42,6 +42,9 @@ TASTE, POPULARITY, TREND, LIFT, ANY = 0, 2, 4, 11, 16
 PARTS = (slice(TASTE, POPULARITY), slice(POPULARITY, TREND), slice(LIFT, ANY + 1), slice(TREND, LIFT))
 """Features of each source, in the order of `ranking.rows.SOURCES`."""
 
+POPULAR = 1
+"""By index into `ranking.rows.SOURCES`."""
+
 assert len(FEATURES) == ANY + 1
 assert len(SLOTS) == FOLLOWED
 
@@ -119,8 +122,12 @@ def parts(tables: Tables, values: F64) -> F64:
 
 
 def origins(of_source: F64) -> I64:
-    """(m, sources) → (m,): the source that lifts a candidate most above the mean candidate; of equals the first."""
-    result: I64 = np.argmax(of_source - of_source.mean(axis=0), axis=1) if len(of_source) else np.zeros(0, np.int64)
+    """(m, sources) → (m,): of the sources that add anything, the one that lifts a candidate most above the mean candidate (of equals
+    the first); the popular one where none adds anything."""
+    if not len(of_source):
+        return np.zeros(0, np.int64)
+    lifts = np.where(of_source != 0, of_source - of_source.mean(axis=0), -np.inf)
+    result: I64 = np.where(np.isfinite(lifts).any(axis=1), np.argmax(lifts, axis=1), POPULAR)
     return result
 
 

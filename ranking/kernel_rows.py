@@ -176,11 +176,12 @@ def rank_by_features(
             e.blended[i] += e.parts[i, source]
             e.means[source] += e.parts[i, source]
     for i in range(count):
-        best = 0
-        for source in range(1, 4):
-            if e.parts[i, source] - e.means[source] / count > e.parts[i, best] - e.means[best] / count:
-                best = source
-        e.origins[i] = best
+        best, most = -1, 0.0
+        for source in range(4):
+            lift = e.parts[i, source] - e.means[source] / count
+            if e.parts[i, source] != 0 and (best < 0 or lift > most):
+                best, most = source, lift
+        e.origins[i] = POPULAR if best < 0 else best
 
 
 @jit
