@@ -146,6 +146,19 @@ def following_contributions(tables: Tables, follows: Following, row: int, n_play
     return result
 
 
+def prior_parts(generation: Generation, tables: Tables) -> F64:
+    """(n_items, 4): what popularity and trends add to every score: popularity, what is taken 1 − w times, trends, and 1 − w times."""
+    popularity, b = generation.popularity_score.astype(np.float64), tables.weights
+    trends = tables.trends.astype(np.float64)
+    columns = (
+        b[POPULARITY] * popularity,
+        b[POPULARITY + 1] * popularity,
+        trends @ b[TREND : TREND + 5],
+        b[LIFT - 2] * trends[:, DAY] + b[LIFT - 1] * trends[:, WEEK],
+    )
+    return np.stack(columns, axis=1)
+
+
 def cold_parts(generation: Generation, tables: Tables, rows: I64) -> F64:
     """(m, sources): the parts of the score of somebody of whom nothing is known."""
     nothing = Following(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), np.zeros(0))

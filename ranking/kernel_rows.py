@@ -1,8 +1,9 @@
 """One viewer's entries and reasons, compiled: `ranking/rows.py` and `ranking/features.py` are the readable twins.
 
-Candidates come from sources (taste: the best by y·x; popular; what follows the newest plays; trending), are put together, get
-features, one score from them, and the best are taken. A new source adds rows to `gather_further`, a new feature a column to
-`fill_features`. Without a ranker two features remain, y·x and popularity, and `blend` weighs them.
+Candidates come from sources (taste: the best by y·x; popular; what follows the newest plays; trending), are put together, get one
+score, and the best are taken. What the popularity and the trends of a title add is known before any viewer comes (`Ranker.prior`).
+A new source adds rows to `gather_further`, a new feature a column to `_fill_following` or to the prior. Without a ranker two
+features remain, y·x and popularity, and `blend` weighs them.
 """
 
 from __future__ import annotations
@@ -16,8 +17,7 @@ from contracts.rows import ENTRIES_KEPT, ENTRIES_WITH_REASONS
 from embeddings.compiled import jit
 from embeddings.kernel_foldin import LANES
 from embeddings.kernel_topk import KEPT
-from embeddings.tables import DAY, FEATURES, WEEK
-from ranking.features import ANY, FOLLOWED, LEAST_SHARE, LIFT, POPULARITY, TAKEN, TASTE, TREND, TRENDING_TAKEN
+from ranking.features import ANY, FOLLOWED, LEAST_SHARE, LIFT, TAKEN, TASTE, TRENDING_TAKEN
 
 Array = NDArray[Any]
 
@@ -44,7 +44,7 @@ class Ranker(NamedTuple):
     """A generation's tables. Without them every array is empty, `weights` too."""
 
     weights: Array  # (features,) float64
-    trends: Array  # (n_items, half-lives) float32
+    prior: Array  # (n_items, 4) float64: parts of the score that no viewer changes but by w: popularity, 1 − w times, trends, 1 − w times
     orders: Array  # (2, n_items) int64: rows by falling trend
     starts: Array  # (n_items + 1,) int64: of item i the followers starts[i] … starts[i + 1] − 1
     items: Array  # (entries,) int32
@@ -69,7 +69,7 @@ class Entries(NamedTuple):
     origins: Array  # (ROOM,) int64: the source of each candidate
     marks: Array  # (n_items,) int64: the last viewer who must not get an item, or has it as a candidate
     places: Array  # (n_items,) int32: where among the candidates, for those marked so
-    features: Array  # (ROOM, features) float64
+    features: Array  # (ROOM, features of following) float64
     parts: Array  # (ROOM, sources) float64
     means: Array  # (sources,) float64
     found: Array  # (2, FOLLOWED) float64: lift and faded share of one entry after each play
@@ -82,7 +82,7 @@ def make_entries(n_items: int) -> Entries:
         np.zeros(ENTRIES_WITH_REASONS, np.int64), np.empty(reasons, np.int32), np.empty(reasons),
         np.empty(ROOM, np.int32), np.empty(ROOM), np.empty(ROOM), np.empty(ROOM, np.int64),
         np.full(n_items, -1, np.int64), np.empty(n_items, np.int32),
-        np.empty((ROOM, len(FEATURES))), np.empty((ROOM, 4)), np.empty(4), np.empty((2, FOLLOWED)),
+        np.empty((ROOM, ANY + 1 - LIFT)), np.empty((ROOM, 4)), np.empty(4), np.empty((2, FOLLOWED)),
     )  # fmt: skip
 
 
@@ -158,19 +158,20 @@ def blend(count: int, weight: float, p: Popularity, e: Entries) -> None:
 
 @jit
 def rank_by_features(
-    count: int, weight: float, rows: Array, c: Array, n: int, viewer: int, p: Popularity, r: Ranker, e: Entries
+    count: int, weight: float, rows: Array, c: Array, n: int, viewer: int, r: Ranker, e: Entries
 ) -> None:
     """The score of every candidate as the ranker has it, and which source lifts it most above the mean candidate."""
-    fill_features(count, weight, p, r, e)
-    _add_following(count, rows, c, n, viewer, r, e)
+    _fill_following(count, rows, c, n, viewer, r, e)
     for source in range(4):
         e.means[source] = 0
+    taste = r.weights[TASTE] + weight * r.weights[TASTE + 1]
     for i in range(count):
-        for source in range(4):
-            e.parts[i, source] = 0
-        for f in range(len(r.weights)):
-            source = ALS if f < POPULARITY else POPULAR if f < TREND else TRENDING if f < LIFT else COWATCH
-            e.parts[i, source] += e.features[i, f] * r.weights[f]
+        row, follows = e.candidates[i], 0.0
+        for f in range(ANY + 1 - LIFT):
+            follows += e.features[i, f] * r.weights[LIFT + f]
+        e.parts[i, ALS], e.parts[i, COWATCH] = taste * e.als[i], follows
+        e.parts[i, POPULAR] = r.prior[row, 0] + (1 - weight) * r.prior[row, 1]
+        e.parts[i, TRENDING] = r.prior[row, 2] + (1 - weight) * r.prior[row, 3]
         e.blended[i] = 0
         for source in range(4):
             e.blended[i] += e.parts[i, source]
@@ -185,38 +186,27 @@ def rank_by_features(
 
 
 @jit
-def fill_features(count: int, weight: float, p: Popularity, r: Ranker, e: Entries) -> None:
-    """All features but those of following, which become 0."""
-    for i in range(count):
-        row = e.candidates[i]
-        popularity = float(p.score[row])
-        e.features[i, TASTE], e.features[i, TASTE + 1] = e.als[i], weight * e.als[i]
-        e.features[i, POPULARITY], e.features[i, POPULARITY + 1] = popularity, (1 - weight) * popularity
-        for h in range(r.trends.shape[1]):
-            e.features[i, TREND + h] = r.trends[row, h]
-        e.features[i, LIFT - 2] = (1 - weight) * float(r.trends[row, DAY])
-        e.features[i, LIFT - 1] = (1 - weight) * float(r.trends[row, WEEK])
-        for f in range(LIFT, ANY + 1):
-            e.features[i, f] = 0
-
-
-@jit
-def _add_following(count: int, rows: Array, c: Array, n: int, viewer: int, r: Ranker, e: Entries) -> None:
+def _fill_following(count: int, rows: Array, c: Array, n: int, viewer: int, r: Ranker, e: Entries) -> None:
     """The features of following."""
+    for i in range(count):
+        for f in range(ANY + 1 - LIFT):
+            e.features[i, f] = 0
     followed = 0
     for i in range(n):
         if followed == FOLLOWED:
             break
         if c[i] <= 0:
             continue
+        slot, fading = r.slots[followed], r.fading[followed]
         for at in range(r.starts[rows[i]], r.starts[rows[i] + 1]):
             if e.marks[r.items[at]] == -2 - viewer:
                 place = e.places[r.items[at]]
-                e.features[place, LIFT + r.slots[followed]] += float(r.lift[at])
-                e.features[place, ANY] += r.fading[followed] * float(r.share[at])
+                e.features[place, slot] += float(r.lift[at])
+                e.features[place, ANY - LIFT] += fading * float(r.share[at])
         followed += 1
     for i in range(count):
-        e.features[i, ANY] = np.log1p(e.features[i, ANY] / LEAST_SHARE)
+        if e.features[i, ANY - LIFT] > 0:
+            e.features[i, ANY - LIFT] = np.log1p(e.features[i, ANY - LIFT] / LEAST_SHARE)
 
 
 @jit

@@ -17,7 +17,7 @@ from embeddings.compiled import frozen
 from embeddings.generation import NEVER_MS, Generation
 from embeddings.tables import HALF_LIVES_DAYS, Cowatch, Tables
 from ranking import kernel_rows as ranking
-from ranking.features import FADING, FOLLOWED, SLOTS
+from ranking.features import FADING, FOLLOWED, SLOTS, prior_parts
 from ranking.rows import SOURCES, available
 from viewers import kernel_row as rows
 from viewers import kernel_signals as signals
@@ -174,7 +174,7 @@ def _ranker(generation: Generation | None) -> ranking.Ranker:
     c = tables.cowatch
     return ranking.Ranker(
         frozen(tables.weights),
-        frozen(tables.trends),
+        frozen(np.zeros((0, 4)) if generation is None or not len(tables.weights) else prior_parts(generation, tables)),
         frozen(tables.trending_orders),
         frozen(c.starts),
         frozen(c.items),

@@ -181,7 +181,7 @@ def _rank(
         count = ranking.gather_further(rows, c, n, viewer, model.allowed, ranker, count, e)
     topk.score_rows(model.Y, t.x, e.candidates, taste, count, e.als)
     if len(ranker.weights):
-        ranking.rank_by_features(count, weight, rows, c, n, viewer, model.popularity, ranker, e)
+        ranking.rank_by_features(count, weight, rows, c, n, viewer, ranker, e)
         weight = ranker.weights[TASTE] + weight * ranker.weights[TASTE + 1]
     else:
         ranking.blend(count, weight, model.popularity, e)
