@@ -20,7 +20,6 @@ from batch.backtest.refits import Night, confidences_of, plan_nights, refit
 from batch.backtest.replay import Answers, MakeArm, pessimistic_rank, replay
 from batch.backtest.run import Options, choose_period
 from batch.tables import DAY_MS
-from contracts.digests import id_digest
 from contracts.errors import UserError
 from embeddings.generation import Generation
 from nearline import app
@@ -127,7 +126,7 @@ def test_a_repeated_play_is_one_interaction() -> None:
 
 def state_before(rows: list[tuple[str, str, int]], index: int, viewer: str) -> ViewerState:
     found = [
-        Play(time_ms, id_digest(str(row)), item, 255, COMPLETED)
+        Play(time_ms, row, item, 255, COMPLETED)
         for row, (who, item, time_ms) in enumerate(rows[:index])
         if who == viewer
     ]
