@@ -26,6 +26,7 @@ from batch.lake import Lake
 from contracts.digests import item_digest
 from contracts.manifest import Decision
 from embeddings.generation import F32, NEVER_MS, FoldInParameters, Generation
+from embeddings.tables import Tables
 from ranking.rows import RankingInput, fold
 from viewers.rewrite import ranking_input
 from viewers.state import Limits
@@ -126,7 +127,12 @@ def _liked_since(lake: Lake, from_ms: int) -> dict[str, list[str]]:
 
 
 def make_generation(
-    generation_id: str, item_ids: Sequence[str], Y: F32, popularity: F32, parameters: FoldInParameters
+    generation_id: str,
+    item_ids: Sequence[str],
+    Y: F32,
+    popularity: F32,
+    parameters: FoldInParameters,
+    tables: Tables | None = None,
 ) -> Generation:
     """A generation in memory, everything available: what an evaluation folds in against."""
     n = len(item_ids)
@@ -140,6 +146,7 @@ def make_generation(
         available_until_ms=np.full(n, NEVER_MS, dtype=np.int64),
         maturity=np.zeros(n, dtype=np.uint8),
         item_digests=np.array([item_digest(item_id) for item_id in item_ids], dtype=np.int64),
+        tables=tables,
     )
 
 

@@ -3,7 +3,7 @@
 0. mend      a store that fell back, or a rebuild that died: the generation in force is rebuilt first
 1. copy      new records to the lake, by a plan; then what erasures cover is scrubbed     → the cut-off offsets
 2. train     on the past, and evaluate on the held-out plays: the gate                      (not if inputs did not change)
-3. publish   trained on everything: a generation folder, manifest last
+3. publish   trained on everything, and the ranker on the newest plays: a generation folder, manifest last
 4. activate  CURRENT moves, the activation is announced, live updaters take it up (or a deadline passes)
 5. rebuild   everybody's row through the one rewrite, then a sweep; with `seed`, or where the store lacks what only the lake has
              (`batch/seeding.py`), the lake's plays are merged in: also by a night whose generation is held back
@@ -34,10 +34,11 @@ from batch.interactions import Interactions, read_interactions, remove_leftovers
 from batch.lake import ScrubReport, open_lake, write_atomically
 from batch.lock import lake_lock
 from batch.plans import CopyPlan, CopyReport, Plans
-from batch.publish import TRAINING, find_published, fold_in_parameters, inputs_digest, publish
+from batch.publish import TRAINING, find_published, inputs_digest, publish
+from batch.ranking import train_ranking
 from batch.report import NightlyReport as NightlyReport
 from batch.seeding import ASKED, Seeding, read_note, why_seed, write_note
-from batch.train import train_item_factors
+from batch.train import fold_in_parameters, train_item_factors
 from contracts.codec import Codec
 from contracts.errors import GenerationError, StoreChanged, TransientError, UserError
 from contracts.manifest import Decision, Manifest
@@ -265,10 +266,12 @@ class _Nightly:
         interactions: Interactions = read_interactions(self._lake, train.alpha)
         with self._progress.step("train", train.iterations) as step:
             Y = train_item_factors(interactions.Cui, train, on_iteration=step.set)
+        with self._progress.step("train the ranker"):
+            ranking = train_ranking(self._lake, self._settings)
         with self._progress.step("fold every viewer in", len(interactions.viewers)) as step:
             return publish(
                 self._settings.generations_path, self._lake, self._settings, plan, interactions, Y,
-                inputs=inputs, metrics=metrics, decision=decision, created_at_ms=self._known_at_ms, advance=step.advance,
+                inputs=inputs, metrics=metrics, decision=decision, created_at_ms=self._known_at_ms, ranking=ranking, advance=step.advance,
             )  # fmt: skip
 
     def _tell_about(self, manifest: Manifest) -> None:

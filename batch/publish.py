@@ -16,15 +16,17 @@ from batch.evaluate import make_generation
 from batch.interactions import Interactions, states_from_lake
 from batch.lake import Lake
 from batch.plans import CopyPlan
-from batch.train import TRAINER, versions
+from batch.ranking import NO_RANKING, Ranking
+from batch.train import TRAINER, fold_in_parameters, versions
 from contracts.catalogue import CatalogueItem
 from contracts.errors import GenerationError
 from contracts.manifest import CONFIDENCE_RULE, Confidence, Decision, Manifest
 from embeddings.files import GenerationsFolder, verify_generation
-from embeddings.generation import F32, FoldInParameters
+from embeddings.generation import F32
 from embeddings.publishing import Contents, write_generation
+from embeddings.tables import RULE
 from ranking.rows import fold
-from runtime.settings import Settings, TrainSettings
+from runtime.settings import Settings
 from viewers.rewrite import ranking_input
 from viewers.state import Limits
 
@@ -34,15 +36,8 @@ TRAINING = "training"
 """Entry of the manifest's metrics that tells about the training data, beside the arms of the evaluation."""
 
 _INPUT_SETTINGS = (
-    "factors", "regularization", "alpha", "iterations", "seed", "decay_floor", "decay_half_life", "decay_gain",
+    "factors", "regularization", "alpha", "iterations", "seed", "decay_floor", "decay_half_life", "decay_gain", "ranker_plays",
 )  # fmt: skip
-
-
-def fold_in_parameters(train: TrainSettings) -> FoldInParameters:
-    """The confidence rule as set."""
-    return FoldInParameters(
-        train.regularization, train.alpha, train.decay_floor, train.decay_half_life, train.decay_gain
-    )
 
 
 def inputs_digest(plan: CopyPlan, settings: Settings, ledger_lines: int) -> str:
@@ -57,7 +52,7 @@ def inputs_digest(plan: CopyPlan, settings: Settings, ledger_lines: int) -> str:
         "erasures": ledger_lines,
         "train": {name: train[name] for name in _INPUT_SETTINGS},
         "state": settings.state.model_dump(),
-        "trainer": [TRAINER, versions()],
+        "trainer": [TRAINER, versions(), RULE],
     }
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=8).hexdigest()
 
@@ -108,12 +103,13 @@ def publish(
     metrics: Mapping[str, Mapping[str, float]],
     decision: Decision,
     created_at_ms: int,
+    ranking: Ranking = NO_RANKING,
     advance: Callable[[int], None] = lambda viewers: None,
 ) -> Manifest:
     """Fold every viewer in, and write the generation. It serves nobody until it is activated. Errors: `GenerationError`.
 
     The manifest says how many lines of the ledger the data obeys: who is in a later line may still be in it. `created_at_ms`: when
-    they were read.
+    they were read. `ranking`: what was trained for it beside the factors.
     """
     items, factors, popularity = assemble(interactions, Y, lake.catalogue())
     parameters = fold_in_parameters(settings.train)
@@ -144,11 +140,13 @@ def publish(
                 "interactions": float(interactions.Cui.nnz),
                 "plays": float(interactions.plays),
                 "newest_event_ms": float(interactions.newest_event_ms),
+                **ranking.metrics,
             },
         },
         decision=decision,
         files={},
         ledger_lines=lake.ledger.lines,
     )
+    tables = ranking.tables([item.item_id for item in items])
     user_factors = np.stack(vectors) if vectors else np.zeros((0, factors.shape[1]), dtype=np.float32)
-    return write_generation(root, manifest, Contents(items, factors, popularity, users, user_factors))
+    return write_generation(root, manifest, Contents(items, factors, popularity, users, user_factors, tables))

@@ -13,7 +13,7 @@ from scipy.sparse import csr_matrix
 from threadpoolctl import threadpool_limits
 
 from contracts.errors import DataError, GenerationError
-from embeddings.generation import F32
+from embeddings.generation import F32, FoldInParameters
 from runtime.settings import TrainSettings
 
 log = structlog.get_logger()
@@ -24,6 +24,13 @@ TRAINER = "implicit-als"
 def versions() -> dict[str, str]:
     """What the factors depend on, for the manifest."""
     return {"implicit": version("implicit"), "numpy": np.__version__, "python": platform.python_version()}
+
+
+def fold_in_parameters(train: TrainSettings) -> FoldInParameters:
+    """The confidence rule as set."""
+    return FoldInParameters(
+        train.regularization, train.alpha, train.decay_floor, train.decay_half_life, train.decay_gain
+    )
 
 
 def train_item_factors(

@@ -27,8 +27,14 @@ import numpy as np
 F = TypeVar("F", bound=Callable[..., Any])
 
 ROOT = Path(__file__).resolve().parent.parent
-KERNELS = ("embeddings/compiled.py", "embeddings/kernel_*.py", "ranking/kernel_*.py", "viewers/kernel*.py")
-"""Everything that is compiled, and this file."""
+KERNELS = (
+    "embeddings/compiled.py",
+    "embeddings/tables.py",
+    "embeddings/kernel_*.py",
+    "ranking/*.py",
+    "viewers/kernel*.py",
+)
+"""Everything that is compiled, what its constants are taken from, and this file."""
 
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False, "_nrt": False}
 """Without numba's reference counting (`_nrt`): kernels get all their memory from the caller, and counting it takes a third of the

@@ -5,6 +5,7 @@
     <root>/<id>/items.parquet         row → title, availability, popularity, …
     <root>/<id>/user_factors.npy      (n_users, k) float32: our own fold-in of every viewer
     <root>/<id>/users.parquet         row → viewer
+    <root>/<id>/trending.npy, cowatch.parquet, ranker.json   all three or none (`embeddings/table_files.py`)
     <root>/<id>/manifest.json         written last
 
 `embeddings/publishing.py` writes them. A half-written one is never visible: without a manifest, written last, it is none.
@@ -38,6 +39,8 @@ from contracts.errors import GenerationError
 from contracts.manifest import GENERATION_ID, Manifest, from_json
 from embeddings.generation import F32, NEVER_MS, FoldInParameters, Generation
 from embeddings.roots import FOREIGN, Root, flush_folder, open_root, read_table, write_file
+from embeddings.table_files import COWATCH, RANKER, TABLE_FILES, TRENDING, parse_tables
+from embeddings.tables import HALF_LIVES_DAYS, Tables
 
 ITEM_FACTORS, ITEMS, USER_FACTORS, USERS = "item_factors.npy", "items.parquet", "user_factors.npy", "users.parquet"
 MANIFEST = "manifest.json"
@@ -87,7 +90,8 @@ def load_manifest(root: str | Path | Root, generation_id: str) -> Manifest:
         raise GenerationError(
             f"{where}: field generation_id: says {manifest.generation_id}; the folder was renamed or copied"
         )
-    missing = [name for name in FILES if name not in manifest.files]
+    tables = [name for name in TABLE_FILES if name in manifest.files]
+    missing = [name for name in (*FILES, *(TABLE_FILES if tables else ())) if name not in manifest.files]
     if missing:
         raise GenerationError(f"{where}: field files: {missing[0]} is not listed; publish the generation again")
     return manifest
@@ -106,9 +110,19 @@ def load_generation(root: str | Path | Root, generation_id: str) -> Generation:
     )
     try:
         table = read_table(checked_bytes(opened, manifest, ITEMS), manifest.n_items)
-        return parse_generation(manifest, item_factors, table, where)
+        return parse_generation(manifest, item_factors, table, where, load_tables(opened, manifest, where))
     except FOREIGN as error:
         raise GenerationError(f"{where}/{ITEMS}: {error}; publish the generation again") from error
+
+
+def load_tables(opened: Root, manifest: Manifest, where: str) -> Tables | None:
+    """A generation's tables, None if it has none. Errors: `GenerationError`."""
+    if RANKER not in manifest.files:
+        return None
+    n, columns = manifest.n_items, len(HALF_LIVES_DAYS)
+    trending = parse_factors(checked_bytes(opened, manifest, TRENDING), n, columns, where, TRENDING)
+    cowatch, ranker = (checked_bytes(opened, manifest, name) for name in (COWATCH, RANKER))
+    return parse_tables(trending, cowatch, ranker, n, where)
 
 
 def load_items(root: str | Path | Root, generation_id: str) -> list[CatalogueItem]:
@@ -187,7 +201,9 @@ def parse_factors(data: bytes, rows: int, k: int, where: str, name: str) -> F32:
     return matrix
 
 
-def parse_generation(manifest: Manifest, item_factors: F32, table: Any, where: str) -> Generation:
+def parse_generation(
+    manifest: Manifest, item_factors: F32, table: Any, where: str, tables: Tables | None = None
+) -> Generation:
     missing = [name for name in ITEMS_SCHEMA.names if name not in table.schema.names]
     if missing:
         raise GenerationError(f"{where}/{ITEMS}: no column {', '.join(missing)}; publish the generation again")
@@ -210,6 +226,7 @@ def parse_generation(manifest: Manifest, item_factors: F32, table: Any, where: s
         available_until_ms=until,
         maturity=np.clip(_integers(table, "maturity", 0), 0, 255).astype(np.uint8),
         item_digests=np.array([item_digest(item_id) for item_id in ids], dtype=np.int64),
+        tables=tables,
     )
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contracts.errors import GenerationError
+from embeddings.tables import Tables, check_tables
 
 NEVER_MS = np.iinfo(np.int64).max
 """An availability that does not end."""
@@ -37,7 +38,8 @@ class Generation:
 
     `item_factors` Y: (n_items, k) float32, C order. `popularity`: (n_items,) float32, weighted plays, ≥ 0.
     `available_from_ms`, `available_until_ms`: (n_items,) int64. `maturity`: (n_items,) uint8, years.
-    `item_digests`: (n_items,) int64, `viewers.state.item_digest` of the ids (what `seen` keeps).
+    `item_digests`: (n_items,) int64, `viewers.state.item_digest` of the ids (what `seen` keeps). `tables`: what ranking knows beside
+    the embeddings; None: nothing.
     """
 
     generation_id: str
@@ -49,6 +51,7 @@ class Generation:
     available_until_ms: I64
     maturity: NDArray[np.uint8]
     item_digests: I64
+    tables: Tables | None = None
 
     index: dict[str, int] = field(init=False, repr=False)
     YtY: F64 = field(init=False, repr=False)  # (k, k)
@@ -115,3 +118,5 @@ def _check(generation: Generation) -> None:
             raise GenerationError(
                 f"generation {name}: {column} has shape {getattr(generation, column).shape}, wanted ({n},)"
             )
+    if generation.tables is not None:
+        check_tables(generation.tables, n, f"generation {name}")

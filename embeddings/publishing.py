@@ -20,7 +20,6 @@ from contracts.catalogue import CatalogueItem
 from contracts.errors import GenerationError
 from contracts.manifest import GENERATION_ID, FileEntry, Manifest, to_json
 from embeddings.files import (
-    FILES,
     ITEM_FACTORS,
     ITEMS,
     ITEMS_SCHEMA,
@@ -32,18 +31,22 @@ from embeddings.files import (
     GenerationsFolder,
     checked_bytes,
     load_manifest,
+    load_tables,
     parse_factors,
     parse_generation,
 )
 from embeddings.generation import F32
 from embeddings.roots import FOREIGN, Root, flush_folder, open_root, write_file
+from embeddings.table_files import table_bytes
+from embeddings.tables import Tables
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Contents:
     """What a generation is written from. Row i of `item_factors` and `popularity` is `items[i]`; of `user_factors`, `users[i]`.
 
-    `item_factors`: (n_items, k) float32. `popularity`: (n_items,) float32. `user_factors`: (n_users, k) float32.
+    `item_factors`: (n_items, k) float32. `popularity`: (n_items,) float32. `user_factors`: (n_users, k) float32. `tables`: of the
+    same items; None: none.
     """
 
     items: Sequence[CatalogueItem]
@@ -51,6 +54,7 @@ class Contents:
     popularity: F32
     users: Sequence[str]
     user_factors: F32
+    tables: Tables | None = None
 
 
 def write_generation(root: str | Path, manifest: Manifest, contents: Contents) -> Manifest:
@@ -83,7 +87,7 @@ def write_generation(root: str | Path, manifest: Manifest, contents: Contents) -
             folder.rename(base / generation_id)
             flush_folder(base)
         else:
-            _copy(folder, opened, generation_id)
+            _copy(folder, opened, whole)
     except FOREIGN as error:
         raise GenerationError(f"{where}: cannot be written ({error})") from error
     finally:
@@ -97,6 +101,7 @@ def _write_files(folder: Path, manifest: Manifest, contents: Contents) -> Manife
         ITEMS: _parquet_bytes(items_table(contents.items, contents.popularity)),
         USER_FACTORS: _npy_bytes(contents.user_factors),
         USERS: _parquet_bytes(_users_table(contents.users)),
+        **({} if contents.tables is None else table_bytes(contents.tables)),
     }
     for name, data in content.items():
         write_file(folder / name, data)
@@ -119,7 +124,13 @@ def _check_written(parent: Root, folder: str, manifest: Manifest) -> None:
     factors = parse_factors(
         checked_bytes(parent, read, ITEM_FACTORS), manifest.n_items, manifest.k, where, ITEM_FACTORS
     )
-    parse_generation(manifest, factors, pq.read_table(pa.BufferReader(checked_bytes(parent, read, ITEMS))), where)
+    parse_generation(
+        manifest,
+        factors,
+        pq.read_table(pa.BufferReader(checked_bytes(parent, read, ITEMS))),
+        where,
+        load_tables(parent, read, where),
+    )
     parse_factors(checked_bytes(parent, read, USER_FACTORS), manifest.n_users, manifest.k, where, USER_FACTORS)
 
 
@@ -153,9 +164,10 @@ def _entry_of(data: bytes) -> FileEntry:
     return FileEntry(hashlib.sha256(data).hexdigest(), len(data))
 
 
-def _copy(folder: Path, opened: Root, generation_id: str) -> None:
+def _copy(folder: Path, opened: Root, manifest: Manifest) -> None:
+    generation_id = manifest.generation_id
     opened.system.create_dir(f"{opened.path}/{generation_id}", recursive=True)
-    for name in (*FILES, MANIFEST):
+    for name in (*manifest.files, MANIFEST):
         with opened.system.open_output_stream(f"{opened.path}/{generation_id}/{name}") as out:
             out.write((folder / name).read_bytes())
 

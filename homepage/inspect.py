@@ -113,7 +113,7 @@ async def explain_viewer(settings: Settings, store: Store, codec: Codec, viewer:
             for j in order
             if contributions[i, j]
         ]
-        popularity = entry.score - float(contributions[i].sum())
+        others = entry.score - float(contributions[i].sum())
         entries.append(
             {
                 "position": i,
@@ -122,7 +122,12 @@ async def explain_viewer(settings: Settings, store: Store, codec: Codec, viewer:
                 "score": entry.score,
                 "source": entry.source,
                 "als": float(contributions[i].sum()),
-                "popularity": popularity,
+                "others": others,
+                "follows": [
+                    {"item_id": r.item_id, "title": _title(catalogue, r.item_id), "contribution": r.contribution}
+                    for r in entry.reasons
+                    if entry.source == "cowatch"
+                ],
                 "plays": parts,
             }
         )
@@ -150,15 +155,16 @@ async def explain_viewer(settings: Settings, store: Store, codec: Codec, viewer:
             str(e["position"]),
             str(e["title"]),
             f"{e['score']:.3f}",
-            f"{e['popularity']:.3f}",
-            ", ".join(f"{p['title']} {p['contribution']:+.3f}" for p in e["plays"][:3]),  # type: ignore[index]
+            str(e["source"]),
+            f"{e['als']:.3f}",
+            ", ".join(f"{p['title']} {p['contribution']:+.3f}" for p in (e["follows"] or e["plays"])[:3]),  # type: ignore[index]
         )
         for e in entries
     ]
     return View(
-        f"{viewer}: {row.generation_id}; own plays weigh {ranked.weight:.0%}, popularity the rest",
+        f"{viewer}: {row.generation_id}; taste counts {ranked.weight:.2f} times, other sources the rest of the score",
         data,
-        (("entries", ("#", "title", "score", "popularity", "strongest plays"), rows),),
+        (("entries", ("#", "title", "score", "source", "of it taste", "strongest plays"), rows),),
     )
 
 

@@ -3,6 +3,10 @@
 An entry's score is w · als + (1 − w) · popularity, where als = y·x, popularity is log-scaled to 0…1, and w = e² / (e² + e₀²)
 grows with the evidence e (sum of positive strengths): with one or two plays plain fold-in ranks worse than popularity, with
 ten the popularity would only blur it. The ALS part is the sum of its plays' contributions, scaled by the same w.
+
+A generation with tables (`embeddings/tables.py`) has more sources and a ranker: then the candidates are those of all sources, and the
+score is the sum of the parts that `ranking/features.py` names. The source of an entry is the one that lifts it most above the
+other candidates; its reasons are the plays that it follows where that is `cowatch`, else the plays' contributions to its taste.
 """
 
 from __future__ import annotations
@@ -17,6 +21,8 @@ from contracts.rows import ENTRIES_KEPT, ENTRIES_WITH_REASONS, Entry, Reason
 from embeddings.foldin import FoldedViewer, confidences, solve
 from embeddings.generation import F64, I64, Generation
 from embeddings.retrieval import MARGIN, scores, top_candidates
+from embeddings.tables import Tables
+from ranking import features as ranker
 
 HALF_EVIDENCE = 2.0
 """e₀: with two fully watched titles taste and popularity weigh the same."""
@@ -26,7 +32,9 @@ REASONS_PER_ENTRY = 3
 CANDIDATES = ENTRIES_KEPT + MARGIN
 """Candidates taken of each source."""
 
-SOURCES = ("als", "popular")
+SOURCES = ("als", "popular", "cowatch", "trending")
+COWATCH = 2
+"""By index into `SOURCES`."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -49,7 +57,7 @@ class Ranked:
     """A viewer's vector and entries. `folded`: what the vector came from, for `explain`."""
 
     folded: FoldedViewer
-    weight: float  # w, share of the ALS part
+    weight: float  # of y·x in the score
     rows: I64  # (m,) item rows of the entries, best first
     als: F64  # (m,) y·x
     entries: tuple[Entry, ...]
@@ -78,16 +86,31 @@ def available(generation: Generation, now_ms: int) -> NDArray[np.bool_]:
 
 def rank(generation: Generation, viewers: Sequence[RankingInput], now_ms: int) -> list[Ranked]:
     """Rank a batch. Each viewer's result is the same alone or in any company."""
-    folded = [fold(generation, viewer) for viewer in viewers]
-    allowed = available(generation, now_ms)
-    excluded = [_excluded_rows(generation, viewer) for viewer in viewers]
-    X = np.stack([f.x for f in folded]) if folded else np.zeros((0, generation.k), dtype=np.float32)
-    by_taste = top_candidates(generation, X, excluded, allowed, CANDIDATES)
+    allowed, tables = available(generation, now_ms), generation.tables
+    by_taste = _by_taste(generation, viewers, allowed)
+    if tables is not None:
+        return [
+            _rank_by_features(
+                generation, tables, folded, _candidates(generation, tables, viewer, folded, allowed, out, rows)
+            )
+            for viewer, folded, out, rows in by_taste
+        ]
     by_popularity = generation.popular_order[allowed[generation.popular_order]]
     return [
-        _rank_one(generation, viewer, f, als_rows.tolist(), _first_outside(by_popularity, rows))
-        for viewer, f, als_rows, rows in zip(viewers, folded, by_taste, excluded, strict=True)
+        _rank_one(generation, viewer, folded, rows.tolist(), _first_outside(by_popularity, out))
+        for viewer, folded, out, rows in by_taste
     ]
+
+
+def _by_taste(
+    generation: Generation, viewers: Sequence[RankingInput], allowed: NDArray[np.bool_]
+) -> list[tuple[RankingInput, FoldedViewer, I64, I64]]:
+    """Each viewer folded in, what they must not get, and the best by taste."""
+    folded = [fold(generation, viewer) for viewer in viewers]
+    excluded = [_excluded_rows(generation, viewer) for viewer in viewers]
+    X = np.stack([f.x for f in folded]) if folded else np.zeros((0, generation.k), dtype=np.float32)
+    found = top_candidates(generation, X, excluded, allowed, CANDIDATES)
+    return list(zip(viewers, folded, excluded, found, strict=True))
 
 
 def popular_entries(
@@ -105,9 +128,16 @@ def popular_entries(
     allowed = available(generation, now_ms) & (generation.maturity <= maturity)
     if only is not None:
         allowed &= only
-    rows = generation.popular_order[allowed[generation.popular_order]][:count]
-    scores_of = generation.popularity_score[rows].tolist()
-    return _entries(generation, rows.tolist(), scores_of, ["popular"] * len(rows), [()] * len(rows))
+    rows = generation.popular_order[allowed[generation.popular_order]]
+    if generation.tables is None:
+        rows = rows[:count]
+        sources, scores_of = ["popular"] * len(rows), generation.popularity_score[rows]
+    else:
+        of_source = ranker.cold_parts(generation, generation.tables, np.sort(rows))
+        best = np.argsort(-of_source.sum(axis=1), kind="stable")[:count]  # rows ascend: ties go to the lower one
+        rows, of_source = np.sort(rows)[best], of_source[best]
+        sources, scores_of = [SOURCES[one] for one in ranker.origins(of_source)], of_source.sum(axis=1)
+    return _entries(generation, rows.tolist(), scores_of.tolist(), sources, [()] * len(rows))
 
 
 def _excluded_rows(generation: Generation, viewer: RankingInput) -> I64:
@@ -138,6 +168,72 @@ def _rank_one(
     sources = [SOURCES[0] if own else SOURCES[1] for own in by_taste]
     entries = _entries(generation, rows.tolist(), score.tolist(), sources, reasons)
     return Ranked(folded, w, rows, als, entries)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Candidates:
+    """What the ranker chooses from. `rows`: (m,) ascending. `als`: (m,) y·x. `features`: (m, features)."""
+
+    rows: I64
+    als: F64
+    features: F64
+    follows: ranker.Following
+    weight: float  # w, of the evidence
+
+
+def rank_candidates(generation: Generation, viewers: Sequence[RankingInput], now_ms: int) -> list[Candidates]:
+    """What the ranker would choose from, for each viewer: what it is trained on. The generation has tables."""
+    tables, allowed = generation.tables, available(generation, now_ms)
+    assert tables is not None
+    return [
+        _candidates(generation, tables, viewer, folded, allowed, excluded, als_rows)
+        for viewer, folded, excluded, als_rows in _by_taste(generation, viewers, allowed)
+    ]
+
+
+def _candidates(
+    generation: Generation,
+    tables: Tables,
+    viewer: RankingInput,
+    folded: FoldedViewer,
+    allowed: NDArray[np.bool_],
+    excluded: I64,
+    als_rows: I64,
+) -> Candidates:
+    """Of all sources. Without a signal that the generation knows there is no taste to go by."""
+    w = evidence_weight(viewer) if len(folded.rows) else 0.0
+    showable = allowed.copy()
+    showable[excluded] = False
+    popular = generation.popular_order[showable[generation.popular_order]][:CANDIDATES]
+    follows = ranker.following(tables, folded)
+    further = ranker.further_candidates(tables, follows, showable)
+    rows = np.unique(np.concatenate([als_rows if w > 0 else als_rows[:0], popular, further]))
+    als = scores(generation, folded.x, rows, padded_to=len(rows))
+    return Candidates(rows, als, ranker.features(generation, tables, rows, als, w, follows), follows, w)
+
+
+def _rank_by_features(generation: Generation, tables: Tables, folded: FoldedViewer, found: Candidates) -> Ranked:
+    of_source = ranker.parts(tables, found.features)
+    score, origin = of_source.sum(axis=1), ranker.origins(of_source)
+    best = np.argsort(-score, kind="stable")[:ENTRIES_KEPT]  # rows ascend: ties go to the lower one
+    rows, als, score, origin = found.rows[best], found.als[best], score[best], origin[best]
+    weight = float(tables.weights[ranker.TASTE] + found.weight * tables.weights[ranker.TASTE + 1])
+    reasons = _reasons(generation, folded, rows[:ENTRIES_WITH_REASONS], weight)
+    for place in np.flatnonzero(origin[:ENTRIES_WITH_REASONS] == COWATCH).tolist():
+        reasons[place] = _followed(generation, tables, folded, found.follows, int(rows[place]))
+    reasons += [()] * (len(rows) - len(reasons))
+    sources = [SOURCES[one] for one in origin.tolist()]
+    return Ranked(folded, weight, rows, als, _entries(generation, rows.tolist(), score.tolist(), sources, reasons))
+
+
+def _followed(
+    generation: Generation, tables: Tables, folded: FoldedViewer, follows: ranker.Following, row: int
+) -> tuple[Reason, ...]:
+    """The plays that an entry follows, strongest first."""
+    plays = folded.rows[folded.c > 0][: ranker.FOLLOWED]
+    values = ranker.following_contributions(tables, follows, row, len(plays))
+    strongest = np.argsort(-values, kind="stable")[:REASONS_PER_ENTRY]
+    return tuple(Reason(generation.item_ids[plays[i]], float(values[i])) for i in strongest if values[i] > 0)
 
 
 def _reasons(generation: Generation, folded: FoldedViewer, rows: I64, w: float) -> list[tuple[Reason, ...]]:

@@ -242,6 +242,11 @@ class TrainSettings(Section):
     decay_floor: float = Field(0.0, ge=0, le=1, description="b₀ of the rank decay")
     decay_half_life: float = Field(2.0, gt=0, description="h of the rank decay, in distinct items")
     decay_gain: float = Field(2.0, gt=0, description="g of the rank decay")
+    ranker_plays: int = Field(
+        6_000,
+        ge=0,
+        description="newest plays that the ranker is trained on; 0: no ranker, rows blend taste and popularity",
+    )
     holdout_share: float = Field(
         0.05, gt=0, lt=0.5, description="newest share of plays held out by time for the evaluation"
     )

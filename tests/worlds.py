@@ -7,9 +7,9 @@ import inspect
 from collections.abc import Callable
 
 from contracts.events import Kind, PlaybackEvent
-from sandbox.made_up import T0, make_generation, write_generation_folder
+from sandbox.made_up import T0, make_generation, make_tables, write_generation_folder
 
-__all__ = ["T0", "make_generation", "play_event", "wait_until", "write_generation_folder"]
+__all__ = ["T0", "make_generation", "make_tables", "play_event", "wait_until", "write_generation_folder"]
 
 
 def play_event(

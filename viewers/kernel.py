@@ -15,7 +15,9 @@ from embeddings import kernel_foldin as foldin
 from embeddings import kernel_topk as topk
 from embeddings.compiled import frozen
 from embeddings.generation import NEVER_MS, Generation
+from embeddings.tables import HALF_LIVES_DAYS, Cowatch, Tables
 from ranking import kernel_rows as ranking
+from ranking.features import FADING, FOLLOWED, SLOTS, prior_parts
 from ranking.rows import SOURCES, available
 from viewers import kernel_row as rows
 from viewers import kernel_signals as signals
@@ -157,10 +159,29 @@ def _model(generation: Generation | None, limits: Limits) -> Model:
         frozen(A0),
         signals.Decay(scale, frozen(decay)),
         ranking.Popularity(frozen(order.astype(np.int64)), frozen(score.astype(np.float32))),
+        _ranker(generation),
         frozen(digests.astype(np.int64)),
         frozen(by_digest.astype(np.int64)),
         frozen(np.ones(len(Y), np.bool_)),
         frozen(STRENGTH_TABLE),
+    )
+
+
+def _ranker(generation: Generation | None) -> ranking.Ranker:
+    tables = None if generation is None else generation.tables
+    if generation is None or tables is None:
+        tables = Tables(np.zeros((0, len(HALF_LIVES_DAYS)), np.float32), Cowatch.empty(0), np.zeros(0))
+    c = tables.cowatch
+    return ranking.Ranker(
+        frozen(tables.weights),
+        frozen(np.zeros((0, 4)) if generation is None or not len(tables.weights) else prior_parts(generation, tables)),
+        frozen(tables.trending_orders),
+        frozen(c.starts),
+        frozen(c.items),
+        frozen(c.share),
+        frozen(c.lift),
+        frozen(np.array(SLOTS, np.int64)),
+        frozen(FADING ** np.arange(FOLLOWED, dtype=np.float64)),
     )
 
 

@@ -20,6 +20,7 @@ from embeddings import kernel_foldin as foldin
 from embeddings import kernel_topk as topk
 from embeddings.compiled import entry, jit
 from ranking import kernel_rows as ranking
+from ranking.features import TASTE
 from ranking.rows import HALF_EVIDENCE
 from viewers import kernel_bytes as kb
 from viewers import kernel_row as rows
@@ -44,6 +45,7 @@ class Model(NamedTuple):
     A0: Array  # (k, k) float64: YtY + λI
     decay: signals.Decay
     popularity: ranking.Popularity
+    ranker: ranking.Ranker
     sorted_digests: Array  # (n_items,) int64
     digest_order: Array  # (n_items,) int64
     allowed: Array  # (n_items,) bool: may be shown at the time of the batch
@@ -173,17 +175,26 @@ def _rank(
             e.candidates,
             e.als,
         )
-    count = ranking.gather(
-        model.Y, t.x, taste, t.excluded[i], t.n_excluded[i], viewer, model.allowed, model.popularity, e
-    )
-    ranking.blend(count, weight, model.popularity, e)
-    count = ranking.take_best(count, weight, model.popularity, e)
+    rows, c, ranker = t.rows[i], t.c[i], model.ranker
+    count = ranking.gather(taste, t.excluded[i], t.n_excluded[i], viewer, model.allowed, model.popularity, e)
+    if len(ranker.weights):
+        count = ranking.gather_further(rows, c, n, viewer, model.allowed, ranker, count, e)
+    topk.score_rows(model.Y, t.x, e.candidates, taste, count, e.als)
+    if len(ranker.weights):
+        ranking.rank_by_features(count, weight, rows, c, n, viewer, ranker, e)
+        weight = ranker.weights[TASTE] + weight * ranker.weights[TASTE + 1]
+    else:
+        ranking.blend(count, weight, model.popularity, e)
+    count = ranking.take_best(count, e)
     with_reasons = min(count, ENTRIES_WITH_REASONS)
     for place in range(ENTRIES_WITH_REASONS):
         e.reason_counts[place] = 0
     if n > 0 and with_reasons > 0:
         for lane in range(foldin.LANES):
             t.items[lane] = e.rows[min(lane, with_reasons - 1)]
-        foldin.contributions(model.Y, model.YP, t.rows[i], t.c[i], n, t.L[i], t.items, with_reasons, t.Z, t.C)
-        ranking.take_reasons(t.C, t.rows[i], n, weight, with_reasons, e)
+        foldin.contributions(model.Y, model.YP, rows, c, n, t.L[i], t.items, with_reasons, t.Z, t.C)
+        for place in range(with_reasons):
+            if e.sources[place] == ranking.COWATCH:
+                ranking.follow(rows, c, n, place, ranker, e, t.C)
+        ranking.take_reasons(t.C, rows, n, weight, with_reasons, e)
     return count

@@ -19,6 +19,7 @@ from batch.backtest.replay import Answer, Ask, MakeArm
 from contracts.errors import UserError
 from contracts.rows import Entry, HomeRow
 from embeddings.generation import Generation
+from embeddings.tables import Cowatch
 from ranking.rows import popular_entries
 from viewers.rewrite import Rewriter
 from viewers.state import Limits, ViewerState
@@ -45,8 +46,34 @@ def without_als(generation: Generation) -> Generation:
     return replace(generation, item_factors=np.zeros_like(generation.item_factors))
 
 
-WITHOUT: dict[str, Change] = {"decay": without_decay, "blend": without_blend, "als": without_als}
-"""Part → the generation without it."""
+def without_cowatch(generation: Generation) -> Generation:
+    """Nothing follows anything."""
+    if generation.tables is None:
+        return generation
+    return replace(generation, tables=replace(generation.tables, cowatch=Cowatch.empty(generation.n_items)))
+
+
+def without_trending(generation: Generation) -> Generation:
+    """Nothing is watched more lately."""
+    if generation.tables is None:
+        return generation
+    return replace(generation, tables=replace(generation.tables, trending=np.zeros_like(generation.tables.trending)))
+
+
+def without_ranker(generation: Generation) -> Generation:
+    """Taste and popularity, blended by evidence; no other source."""
+    return replace(generation, tables=None)
+
+
+WITHOUT: dict[str, Change] = {
+    "decay": without_decay,
+    "blend": without_blend,
+    "als": without_als,
+    "cowatch": without_cowatch,
+    "trending": without_trending,
+    "ranker": without_ranker,
+}
+"""Part → the generation without it. The ranker's weights stay those that were trained with it."""
 
 
 class RowMaker:
@@ -56,7 +83,7 @@ class RowMaker:
         self._index = refit.generation.index
         self._at_ms = refit.night.at_ms
         self._rewriter = Rewriter(change(refit.generation), 1, _no_bytes, limits)
-        default = popular_entries(refit.generation, self._at_ms, maturity=EVERY_AGE)
+        default = popular_entries(change(refit.generation), self._at_ms, maturity=EVERY_AGE)
         self._default = self._row(default)
 
     def rows(self, states: Sequence[ViewerState]) -> list[tuple[list[int], list[float]]]:

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batch.backtest.plays import I32, I64, Plays
-from batch.backtest.refits import DAY_MS, Refit
+from batch.backtest.refits import Refit
 from batch.backtest.replay import TOP, Answer, Ask
+from batch.tables import DAY_MS
 from contracts.rows import ENTRIES_KEPT
 from viewers.state import Limits
 

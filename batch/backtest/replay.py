@@ -18,8 +18,7 @@ from typing import Protocol
 import numpy as np
 
 from batch.backtest.plays import I32, I64, Plays
-from batch.backtest.refits import WHOLE, Night, Refit, make_refits
-from contracts.digests import id_digest
+from batch.backtest.refits import WHOLE, Night, Refit, make_refits, play_digest
 from contracts.rows import ENTRIES_SHOWN
 from runtime.settings import TrainSettings
 from viewers.state import COMPLETED, EMPTY, Limits, Play, ViewerState, merge
@@ -127,7 +126,7 @@ class Audience:
 
     def _play(self, row: int) -> Play:
         item_id = self._plays.item_ids[int(self._plays.item[row])]
-        return Play(int(self._plays.time_ms[row]), id_digest(str(row)), item_id, WHOLE, COMPLETED)
+        return Play(int(self._plays.time_ms[row]), play_digest(row), item_id, WHOLE, COMPLETED)
 
 
 def replay(
@@ -148,7 +147,7 @@ def replay(
     answers = {name: Answers.make(stop - first) for name in arms}
     running = [make(past, len(plays.item_ids), limits, collect(answers[name], wanted)) for name, make in arms.items()]
     audience = Audience(plays, first, limits)
-    for refit in make_refits(plays, nights, train):
+    for refit in make_refits(plays, nights, train, limits.max_plays):
         for arm in running:
             arm.refit(refit)
         _one_period(plays, refit.night, first, audience, running, advance)

@@ -16,10 +16,10 @@ from typer.testing import CliRunner
 from batch.backtest.arms import ARMS, WITHOUT, choose_arms
 from batch.backtest.counters import DecayedCounter
 from batch.backtest.plays import Plays
-from batch.backtest.refits import DAY_MS, Night, confidences_of, plan_nights, refit
+from batch.backtest.refits import Night, confidences_of, plan_nights, refit
 from batch.backtest.replay import Answers, MakeArm, pessimistic_rank, replay
 from batch.backtest.run import Options, choose_period
-from contracts.digests import id_digest
+from batch.tables import DAY_MS
 from contracts.errors import UserError
 from embeddings.generation import Generation
 from nearline import app
@@ -126,7 +126,7 @@ def test_a_repeated_play_is_one_interaction() -> None:
 
 def state_before(rows: list[tuple[str, str, int]], index: int, viewer: str) -> ViewerState:
     found = [
-        Play(time_ms, id_digest(str(row)), item, 255, COMPLETED)
+        Play(time_ms, row, item, 255, COMPLETED)
         for row, (who, item, time_ms) in enumerate(rows[:index])
         if who == viewer
     ]

@@ -14,7 +14,7 @@ from contracts.digests import id_digest, item_digest
 from contracts.packed_ids import pack_ids, unpack_ids
 from embeddings import kernel_foldin, kernel_topk
 from embeddings.foldin import fold_in
-from tests.worlds import T0, make_generation
+from tests.worlds import T0, make_generation, make_tables
 from viewers import kernel_bytes, kernel_state
 from viewers.kernel import REFERENCE, REWRITTEN, Todo
 from viewers.kernel_batch import rewrite_batch
@@ -28,9 +28,11 @@ BITS = 2**-10
 """Of a score as float16."""
 
 
-def windowed(n_items: int = 500, k: int = 16):
+def windowed(n_items: int = 500, k: int = 16, *, tables: bool = False):
     """A generation some of whose titles may not be shown at T0."""
     generation = make_generation(n_items, k, seed=2)
+    if tables:
+        generation = dataclasses.replace(generation, tables=make_tables(n_items))
     starts, ends = generation.available_from_ms.copy(), generation.available_until_ms.copy()
     starts[::11], starts[::13], ends[::7] = T0 - 5_000_000, T0 + 5_000_000, T0 + 7_000_000
     ends[::17] = T0
@@ -76,8 +78,9 @@ def made_up_todo(rng: random.Random) -> Todo:
     return Todo(pack(state), tuple(map(pack, facts)), rng.random() < 0.5, event_time_ms)
 
 
-def test_states_and_rows_are_those_of_the_twins() -> None:
-    rng, rewriter = random.Random(1), Rewriter(windowed(), 3, CODEC.encode_row, LIMITS)
+@pytest.mark.parametrize("tables", [False, True])
+def test_states_and_rows_are_those_of_the_twins(tables: bool) -> None:
+    rng, rewriter = random.Random(1), Rewriter(windowed(tables=tables), 3, CODEC.encode_row, LIMITS)
     for trial in range(300):
         todo = made_up_todo(rng)
         (found,) = rewriter.rewrite_many([todo], computed_at_ms=T0)
@@ -112,9 +115,9 @@ def assert_near(data: bytes, expected: bytes) -> None:
     )
 
 
-@pytest.mark.parametrize("n_items", [500, 9_000])
-def test_a_viewers_bytes_are_the_same_alone_and_in_any_company(n_items: int) -> None:
-    rng, rewriter = random.Random(2), Rewriter(windowed(n_items), 3, CODEC.encode_row, LIMITS)
+@pytest.mark.parametrize(("n_items", "tables"), [(500, False), (9_000, False), (500, True), (9_000, True)])
+def test_a_viewers_bytes_are_the_same_alone_and_in_any_company(n_items: int, tables: bool) -> None:
+    rng, rewriter = random.Random(2), Rewriter(windowed(n_items, tables=tables), 3, CODEC.encode_row, LIMITS)
     batch = [made_up_todo(rng) for _ in range(83)]
     alone = [rewriter.rewrite_many([todo], computed_at_ms=T0)[0] for todo in batch]
     assert rewriter.rewrite_many(batch, computed_at_ms=T0) == alone

@@ -1,0 +1,130 @@
+"""What is watched after what, and what is watched lately: counted play by play, so that a later night only adds what came since.
+
+Co-watch: play q of item i counts for every item j among the viewer's next `len(STEPS)` plays, less the later it comes, and half as
+much after `HALF_LIFE_DAYS`. With n_ij such a sum, n_i = Σ_j n_ij, and p_j the share of j among all that followed anything:
+
+    share_ij = n_ij / (n_i + s)        lift_ij = log(1 + n_ij / (s · p_j))
+
+`lift` is the naive-Bayes evidence of i for j, with s plays' worth of "like anything else" added: a pair seen once says little. Kept are
+the `FOLLOWERS` most frequent of each item: the rarest that stand out most would be noise. The constants were chosen on the share of
+plays before the one that docs/evaluation.md reports.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.sparse import csr_matrix
+
+from batch.play_log import PlayLog
+from embeddings.tables import F32, F64, HALF_LIVES_DAYS, I64, Cowatch, Tables
+
+DAY_MS = 86_400_000
+STEPS = (1.0, 0.7, 0.5)
+"""Weight of the next play, the one after it, …"""
+HALF_LIFE_DAYS = 180.0
+SMOOTHING = 20.0
+"""s, in plays."""
+FOLLOWERS = 64
+"""Kept of each item."""
+AT_ONCE = 1_000_000
+"""Plays counted at once: some 100 MB."""
+
+
+class Counts:
+    """Counts over the first `counted` plays of a log."""
+
+    def __init__(self, log: PlayLog) -> None:
+        self._log = log
+        self._at_ms = 0  # the sums are as of this time
+        n = len(log.item_ids)
+        self.counted = 0
+        self._pairs = csr_matrix((n, n), dtype=np.float64)
+        self._trending = np.zeros((n, len(HALF_LIVES_DAYS)))
+
+    def advance(self, count: int) -> None:
+        """Count the plays up to the first `count`."""
+        while self.counted < count:
+            stop = min(count, self.counted + AT_ONCE)
+            self._age(int(self._log.time_ms[stop - 1]))
+            self._count(self.counted, stop)
+            self.counted = stop
+
+    def _age(self, at_ms: int) -> None:
+        """Bring the sums to a later time."""
+        days = (at_ms - self._at_ms) / DAY_MS
+        self._pairs = self._pairs * 2.0 ** -min(days / HALF_LIFE_DAYS, 1000)
+        self._trending *= np.exp2(-np.minimum(days / np.array(HALF_LIVES_DAYS), 1000))
+        self._at_ms = at_ms
+
+    def _count(self, start: int, stop: int) -> None:
+        log, n = self._log, len(self._log.item_ids)
+        liked = np.arange(start, stop)[log.strength[start:stop] > 0]
+        days = (log.time_ms[liked] - self._at_ms) / DAY_MS
+        for column, half_life in enumerate(HALF_LIVES_DAYS):
+            weights = np.exp2(days / half_life)
+            self._trending[:, column] += np.bincount(log.item[liked], weights=weights, minlength=n)
+        before, after, weight = [], [], []
+        play, aged = liked, np.exp2(days / HALF_LIFE_DAYS)
+        earlier = play
+        for step in STEPS:
+            earlier = log.previous[earlier]
+            there = earlier >= 0
+            play, earlier, aged = play[there], earlier[there], aged[there]
+            pair = (log.strength[earlier] > 0) & (log.item[earlier] != log.item[play])
+            before.append(log.item[earlier[pair]])
+            after.append(log.item[play[pair]])
+            weight.append(step * aged[pair])
+        columns = (np.concatenate(before), np.concatenate(after))
+        self._pairs = self._pairs + csr_matrix((np.concatenate(weight), columns), shape=(n, n))
+
+    def tables(self, at_ms: int, weights: F64, rows: I64 | None = None, n_rows: int | None = None) -> Tables:
+        """The tables at a time not before the last play. `rows`: (n_items,) row of each item in the generation, which has `n_rows`;
+        None: of the first `n_rows` items each its own number."""
+        days = (at_ms - self._at_ms) / DAY_MS
+        faded = np.exp2(-np.minimum(max(0.0, days) / np.array(HALF_LIVES_DAYS), 1000))
+        n = len(self._log.item_ids)
+        rows = np.arange(n) if rows is None else rows
+        n_rows = n if n_rows is None else n_rows
+        there = np.flatnonzero(rows < n_rows)
+        trending: F32 = np.zeros((n_rows, len(HALF_LIVES_DAYS)), np.float32)
+        trending[rows[there]] = self._trending[there] * faded
+        return Tables(trending, self._cowatch(rows, n_rows), weights)
+
+    def _cowatch(self, rows: I64, n_rows: int) -> Cowatch:
+        pairs = self._pairs
+        followed = np.asarray(pairs.sum(axis=1)).ravel()
+        following = np.asarray(pairs.sum(axis=0)).ravel()
+        p = (following + 1) / (following.sum() + len(following))
+        kept, sizes = _most_frequent(pairs), np.zeros(n_rows, np.int64)
+        items_of: list[Sequence[int] | I64] = [()] * n_rows
+        for item, entries in enumerate(kept):
+            if len(entries):
+                items_of[rows[item]], sizes[rows[item]] = entries, len(entries)
+        entries = np.concatenate([np.asarray(one, np.int64) for one in items_of]) if n_rows else np.zeros(0, np.int64)
+        owner = np.repeat(np.arange(len(kept)), [len(one) for one in kept])
+        of_owner = np.empty(pairs.nnz)  # n_i of each entry
+        if len(owner):
+            of_owner[np.concatenate(kept)] = followed[owner]
+        after = pairs.indices[entries]
+        n_ij = pairs.data[entries]
+        return Cowatch(
+            np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
+            rows[after].astype(np.int32),
+            (n_ij / (of_owner[entries] + SMOOTHING)).astype(np.float32),
+            np.log1p(n_ij / (SMOOTHING * p[after])).astype(np.float32),
+        )
+
+
+def _most_frequent(pairs: csr_matrix) -> list[I64]:
+    """Of each row the entries (positions in `data`) kept, most frequent first; of equals the lower item."""
+    kept = []
+    for start, stop in zip(pairs.indptr[:-1].tolist(), pairs.indptr[1:].tolist(), strict=True):
+        size = stop - start
+        if not size:
+            kept.append(np.zeros(0, np.int64))
+            continue
+        order = np.argsort(-pairs.data[start:stop], kind="stable")[:FOLLOWERS]
+        kept.append(start + order)
+    return kept

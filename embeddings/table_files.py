@@ -1,0 +1,87 @@
+"""The files of a generation's tables: `trending.npy`, `cowatch.parquet`, `ranker.json`. Bytes in, bytes out; all three or none.
+
+They are listed in the manifest with size and checksum as all others. A generation without them is one of an older program, or made
+from too few plays, and is served without them.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from contracts.errors import GenerationError
+from embeddings.roots import FOREIGN, read_table
+from embeddings.tables import FEATURES, RULE, Cowatch, Tables, check_tables
+
+TRENDING, COWATCH, RANKER = "trending.npy", "cowatch.parquet", "ranker.json"
+TABLE_FILES = (TRENDING, COWATCH, RANKER)
+
+_SCHEMA = pa.schema(
+    [
+        pa.field("items", pa.list_(pa.int32()), nullable=False),
+        pa.field("share", pa.list_(pa.float32()), nullable=False),
+        pa.field("lift", pa.list_(pa.float32()), nullable=False),
+    ]
+)
+
+
+def table_bytes(tables: Tables) -> dict[str, bytes]:
+    """What is written."""
+    trending, cowatch = io.BytesIO(), io.BytesIO()
+    values = np.ascontiguousarray(tables.trending, dtype="<f4")
+    np.lib.format.write_array(trending, values, version=(1, 0), allow_pickle=False)
+    c = tables.cowatch
+    starts = pa.array(c.starts.astype(np.int32), pa.int32())
+    columns = [pa.ListArray.from_arrays(starts, pa.array(values)) for values in (c.items, c.share, c.lift)]
+    pq.write_table(pa.Table.from_arrays(columns, schema=_SCHEMA), cowatch, compression="zstd")
+    ranker = {"rule": RULE, "weights": dict(zip(FEATURES, tables.weights.tolist(), strict=True))}
+    return {
+        TRENDING: trending.getvalue(),
+        COWATCH: cowatch.getvalue(),
+        RANKER: (json.dumps(ranker, indent=2) + "\n").encode(),
+    }
+
+
+def parse_tables(trending: Any, cowatch: bytes, ranker: bytes, n_items: int, where: str) -> Tables:
+    """`trending`: (n_items, half-lives) float32, parsed as the factors are. Errors: `GenerationError`."""
+    tables = Tables(trending, _parse_cowatch(cowatch, n_items, where), _parse_weights(ranker, where))
+    check_tables(tables, n_items, where)
+    return tables
+
+
+def _parse_cowatch(data: bytes, n_items: int, where: str) -> Cowatch:
+    try:
+        table = read_table(data, n_items)
+        if not table.schema.equals(_SCHEMA):
+            raise ValueError("other columns than items, share and lift")
+        items, share, lift = (table.column(name).combine_chunks() for name in _SCHEMA.names)
+        if any(column.null_count or column.values.null_count for column in (items, share, lift)):
+            raise ValueError("a value is missing")
+        starts = items.offsets.to_numpy()
+        if not all(np.array_equal(starts, column.offsets.to_numpy()) for column in (share, lift)):
+            raise ValueError("lists of one row differ in length")
+        values = [np.array(column.values.to_numpy()) for column in (items, share, lift)]
+    except FOREIGN as error:
+        raise GenerationError(f"{where}/{COWATCH}: {error}; publish the generation again") from error
+    return Cowatch(starts.astype(np.int64), *values)
+
+
+def _parse_weights(data: bytes, where: str) -> Any:
+    try:
+        content = json.loads(data)
+        if not isinstance(content, Mapping) or content.keys() != {"rule", "weights"}:
+            raise ValueError("rule and weights are wanted")
+        if content["rule"] != RULE:
+            raise ValueError(f"rule {str(content['rule'])[:40]!r}: this program ranks by {RULE}")
+        weights = content["weights"]
+        if not isinstance(weights, Mapping) or weights.keys() != set(FEATURES):
+            raise ValueError(f"weights of other features than those of {RULE}")
+        return np.array([float(weights[name]) for name in FEATURES])
+    except (*FOREIGN, AttributeError, RecursionError) as error:
+        raise GenerationError(f"{where}/{RANKER}: {error}; publish the generation again") from error
