@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from batch.tables import FOLLOWERS
 from contracts.events import Kind, PlaybackEvent
 from embeddings.generation import Generation
 from sandbox import made_up
@@ -16,8 +18,9 @@ PLAY_MS = 6_000_000
 
 
 def make_generation(n_items: int, k: int = K, seed: int = 1) -> Generation:
-    """Random factors with norms like those of trained ones: (n_items, k) float32."""
-    return made_up.make_generation(n_items, k, seed, generation_id=f"bench-{n_items}")
+    """Random factors with norms like those of trained ones: (n_items, k) float32; random trends, followers and ranker."""
+    made = made_up.make_generation(n_items, k, seed, generation_id=f"bench-{n_items}")
+    return replace(made, tables=made_up.make_tables(n_items, seed, followers=FOLLOWERS))
 
 
 def publish(root: Path, generation: Generation) -> None:
