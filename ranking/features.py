@@ -28,7 +28,7 @@ FOLLOWED = 15
 """Newest liked plays whose followers are looked up."""
 SLOTS = (0, 1, 2, 3, 3, 3, 4, 4, 4, 4, 4, 4, 4, 4, 4)
 """Place of a followed play, newest first → which of the five lift features it adds to."""
-TAKEN = (64, 64, 64, 16, 16, 16)
+TAKEN = (100, 100, 100, 16, 16, 16)
 """Candidates taken of the followers of each of the newest plays."""
 TRENDING_TAKEN = 40
 """Candidates taken of each order of trends."""
