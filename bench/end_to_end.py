@@ -29,7 +29,17 @@ from typing import Any
 import httpx
 import redis
 
-from bench.common import Stage, Updaters, draw_plays, load_average, make_stage, make_world, processor_s, seed_number
+from bench.common import (
+    EVENTS_FROM_S,
+    Stage,
+    Updaters,
+    draw_plays,
+    load_average,
+    make_stage,
+    make_world,
+    processor_s,
+    seed_number,
+)
 from bench.naive import MAX_PLAYS, Recommender
 from bench.report import Line, Report, Series, WrongResult, interleave, rounded
 from contracts.events import PlaybackEvent
@@ -48,7 +58,6 @@ BATCH = 512
 """Records at once, of Nearline (its default) and of the script that works in batches."""
 CHECKED = 100
 """Viewers whose row is compared after each run of a script."""
-EVENTS_FROM_S = 10_000_000
 DELETED_AT_ONCE = 1_000
 
 LABELS = {

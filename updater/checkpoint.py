@@ -215,9 +215,8 @@ class Checkpoint:
         known = self._consumer.partitions_for_topic(self._topic)
         if not known or known >= markers.keys():
             return
-        count = await count_partitions(
-            self._settings, self._topic
-        )  # what this client knows may be older than its assignment
+        # What this client knows may be older than its assignment.
+        count = await count_partitions(self._settings, self._topic)
         missing = [partition for partition in sorted(markers) if partition >= count]
         if count and any(markers[partition] is not None for partition in missing):
             raise HaltError(

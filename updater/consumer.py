@@ -107,9 +107,8 @@ class Updater:
         self.checkpoint: Checkpoint | None = None
         self.consumer: AIOKafkaConsumer | None = None
         self._line = Line()
-        self._working = (
-            asyncio.Lock()
-        )  # held to let a batch into the line, and while none may be in it; never around a fetch
+        # Held to let a batch into the line, and while none may be in it; never around a fetch.
+        self._working = asyncio.Lock()
         self._stopping = asyncio.Event()
         self._epoch = 0  # raised whenever the assignment moves: what was fetched before is not ours to process
         self._resumed_epoch = -1

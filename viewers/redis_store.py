@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -112,7 +111,7 @@ class RedisStore:
             "protocol": 2,  # RESP3 became the client's default: pinned, so that an upgrade changes nothing
             "decode_responses": False,
             "socket_connect_timeout": connect_timeout_s,
-            "socket_timeout": command_timeout_s,
+            "socket_timeout": None,  # a call has one deadline as a whole (`_call`), and none for each of its steps
             "retry": None,  # retries are ours: the client's run up to a minute and repeat scripts unseen
             "max_connections": max_connections,
             "timeout": command_timeout_s,
@@ -125,9 +124,9 @@ class RedisStore:
             **(arguments | dict(parsed) | dict(more or {}))
         )
         self._redis: redis.Redis = redis.Redis(connection_pool=self._pool)
-        # No deadline of the client's for each of its steps: the question as a whole has one.
-        of_connection = self._pool.connection_kwargs | {"socket_timeout": None}
-        self._row_reads = RowReads(lambda: self._pool.connection_class(**of_connection), command_timeout_s)
+        self._row_reads = RowReads(
+            lambda: self._pool.connection_class(**self._pool.connection_kwargs), command_timeout_s
+        )
         self._encrypted = connection_class is redis.SSLConnection
         self._where = f"{parsed.get('host', 'localhost')}:{parsed.get('port', 6379)}"
 
@@ -317,13 +316,7 @@ class RedisStore:
             connection = await self._pool.get_connection()  # type: ignore[no-untyped-call]
             try:
                 await connection.send_packed_command(packed)
-                async with asyncio.timeout(
-                    self._timeout_s
-                ):  # Python 3.11 can lose `_call`'s in the client's `wait_for`
-                    answers = [await connection.read_response(disable_decoding=True, timeout=math.inf) for _ in packed]
-                if None in answers:  # what the client makes of ETIMEDOUT; no command of ours is answered so
-                    raise OSError("the connection was given up while answers were awaited")
-                return answers
+                return [await connection.read_response(disable_decoding=True) for _ in packed]
             except BaseException:  # a refusal, too: the answers behind it must be nobody's
                 await connection.disconnect(nowait=True)
                 raise

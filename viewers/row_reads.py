@@ -33,9 +33,8 @@ class RowReads:
         future: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
         self._waiting.append((key, field, future))
         if self._running is None:
-            self._running = asyncio.create_task(
-                self._run()
-            )  # begins in the loop's next turn: all of this turn are in it
+            # Begins in the loop's next turn: all of this turn are in it.
+            self._running = asyncio.create_task(self._run())
         return await future
 
     async def disconnect(self) -> None:

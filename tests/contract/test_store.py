@@ -286,12 +286,12 @@ async def test_a_connection_that_the_system_gives_up_is_no_answer(
     store = RedisStore(valkey.url, Keys(namespace, "t@1"))
     await store.connect()
 
-    async def give_up(connection: Connection, command: object) -> None:
+    async def give_up(connection: Connection, command: object, check_health: bool = True) -> None:
         transport = connection._writer.transport
         asyncio.get_running_loop().call_later(0.02, transport._fatal_error, TimeoutError(110, "Connection timed out"))
 
     with monkeypatch.context() as broken:
-        broken.setattr(Connection, "_send_packed_command", give_up)
+        broken.setattr(Connection, "send_packed_command", give_up)
         for call in (store.write_markers([MarkerWrite(0, None, 1, 0, Tally(applied=1))]), store.check_identity()):
             with pytest.raises(StoreUnavailable):
                 await call

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -267,6 +267,13 @@ async def test_offsets_set_back_are_read_again_and_not_counted_again(stage: Stag
     await stage.assert_accounted()
 
 
+async def take_from_log(stage: Stage, before: Mapping[TopicPartition, int]) -> None:
+    """What retention does: the records below these offsets are gone."""
+    admin = await make_admin(stage.settings)
+    await admin.delete_records({tp: RecordsToDelete(before_offset=offset) for tp, offset in before.items()})
+    await admin.close()
+
+
 async def test_what_retention_took_during_an_outage_is_declared_exactly_and_rebuilt_from_the_lake(
     stage: Stage, tmp_path: Path
 ) -> None:
@@ -281,9 +288,7 @@ async def test_what_retention_took_during_an_outage_is_declared_exactly_and_rebu
     )  # the lake has all of them
     ends = await stage.ends()
     deleted = {tp: (finished[tp.partition] + end) // 2 for tp, end in ends.items()}
-    admin = await make_admin(stage.settings)
-    await admin.delete_records({tp: RecordsToDelete(before_offset=offset) for tp, offset in deleted.items()})
-    await admin.close()
+    await take_from_log(stage, deleted)
 
     async with stage.updater():
         await stage.drained(210)
@@ -305,9 +310,7 @@ async def test_a_store_that_comes_back_empty_after_retention_declares_what_it_ca
         await stage.drained(90)
     await run_nightly(settings, stage.store, skip_evaluation=True, progress=SilentProgress())
     deleted = await stage.ends()
-    admin = await make_admin(stage.settings)
-    await admin.delete_records({tp: RecordsToDelete(before_offset=offset) for tp, offset in deleted.items()})
-    await admin.close()
+    await take_from_log(stage, deleted)
     await restore(stage, {})
 
     async with stage.updater():
@@ -339,9 +342,7 @@ async def test_what_the_lake_gave_back_and_a_fallback_took_again_is_given_back_b
     await night()  # the lake has all of them
     older = await dumped(stage)
     deleted = await stage.ends()
-    admin = await make_admin(stage.settings)
-    await admin.delete_records({tp: RecordsToDelete(before_offset=offset - 1) for tp, offset in deleted.items()})
-    await admin.close()
+    await take_from_log(stage, {tp: offset - 1 for tp, offset in deleted.items()})
     async with stage.updater():
         await stage.drained(210)
     assert await states_that_differ(stage) != []

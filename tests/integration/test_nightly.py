@@ -26,8 +26,7 @@ from embeddings.files import GenerationsFolder, load_generation, load_users
 from runtime.kafka import make_producer
 from runtime.progress import SilentProgress
 from runtime.settings import Settings, StoreSettings
-from sandbox.servers import KafkaServer, ValkeyServer
-from tests.conftest import TopicFactory
+from sandbox.servers import ValkeyServer
 from tests.worlds import T0, play_event
 from viewers.memory_store import MemoryServer, MemoryStore
 from viewers.packing import unpack
@@ -52,19 +51,6 @@ def history() -> list[PlaybackEvent]:
     events.append(PlaybackEvent("hide1", Kind.HIDE, "v00", T0 + 5000, item_id="tt0000003"))
     events.append(play_event("v01", 5, 7, private=True))
     return sorted(events, key=lambda event: event.event_time_ms)
-
-
-@pytest.fixture
-async def settings(kafka: KafkaServer, topic: TopicFactory, tmp_path: Path) -> Settings:
-    name = await topic(2)
-    await topic(1, name=f"{name}.impressions")
-    await topic(1, name=f"{name}.catalogue", config={"cleanup.policy": "compact"})
-    return Settings(
-        kafka={"bootstrap_servers": kafka.bootstrap, "topic": name},
-        train={"factors": 4, "iterations": 5},
-        lake_path=str(tmp_path / "lake"),
-        generations_path=str(tmp_path / "generations"),
-    )
 
 
 async def send(settings: Settings, events: Iterable[PlaybackEvent], items: Iterable[CatalogueItem] = ()) -> None:

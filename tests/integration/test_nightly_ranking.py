@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
-import pytest
 
 from batch.activation import rollback
 from batch.publish import TRAINING
@@ -13,8 +10,6 @@ from contracts.events import PlaybackEvent
 from embeddings.files import load_generation, load_manifest
 from runtime.progress import SilentProgress
 from runtime.settings import Settings
-from sandbox.servers import KafkaServer
-from tests.conftest import TopicFactory
 from tests.integration.test_nightly import CODEC, LIMITS, run, send
 from tests.worlds import play_event
 from viewers.memory_store import MemoryStore
@@ -22,19 +17,6 @@ from viewers.packing import unpack
 from viewers.rewrite import Rewriter
 
 VIEWERS, ITEMS, EACH = 60, 400, 80
-
-
-@pytest.fixture
-async def settings(kafka: KafkaServer, topic: TopicFactory, tmp_path: Path) -> Settings:
-    name = await topic(2)
-    await topic(1, name=f"{name}.impressions")
-    await topic(1, name=f"{name}.catalogue", config={"cleanup.policy": "compact"})
-    return Settings(
-        kafka={"bootstrap_servers": kafka.bootstrap, "topic": name},
-        train={"factors": 4, "iterations": 5},
-        lake_path=str(tmp_path / "lake"),
-        generations_path=str(tmp_path / "generations"),
-    )
 
 
 def a_ring(turns: range, seed: int = 5) -> list[PlaybackEvent]:
