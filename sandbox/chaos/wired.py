@@ -1,7 +1,7 @@
-"""The updater with fuses: killed by SIGKILL at a named moment between two effects. Run as `python -m sandbox.chaos.wired`.
+"""The updater with fuses: it gets a signal at a named moment between two effects. Run as `python -m sandbox.chaos.wired`.
 
 The shipped code knows nothing of it: methods are wrapped here before the updater starts. A fuse is a file, named by
-`CHAOS_FUSE`, that says `point|n`: the process ends when the point is reached for the n-th time. Points, in the order of effects:
+`CHAOS_FUSE`, that says `point|n|KILL`: the signal comes when the point is reached for the n-th time. `POINTS`: in the order of effects.
 """
 
 from __future__ import annotations
@@ -27,17 +27,18 @@ class Fuse:
         self._hits = 0
 
     def reached(self, point: str) -> None:
-        """Die here, if this is the moment."""
+        """Die or freeze here, if this is the moment."""
         try:
-            wanted, count = self._path.read_text().split("|")
+            wanted, count, word = self._path.read_text().split("|")
         except (OSError, ValueError):
             return
         if wanted != point:
             return
         self._hits += 1
         if self._hits >= int(count):
+            self._hits = 0
             self._path.unlink()
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), signal.Signals[f"SIG{word}"])
 
 
 def wire(fuse: Fuse) -> None:

@@ -7,40 +7,49 @@ import random
 from dataclasses import replace
 
 from sandbox.chaos.arena import SESSION_MS, Arena
+from sandbox.chaos.crew import Slot
 from sandbox.chaos.waiting import wait_until
 from sandbox.chaos.wired import POINTS
+
+ANY_MOMENT = "any moment"
+MOMENTS = (*POINTS, ANY_MOMENT)
+"""When an updater is killed or frozen. The first thing that those faults draw, so that a seed can be found for each."""
 
 
 async def killed_between_effects(arena: Arena, rng: random.Random) -> None:
     """SIGKILL at a named point between two effects, or at any moment; often one after the other."""
-    for _ in range(rng.choice((1, 1, 2))):
-        slot = await arena.crew.victim(rng)
-        point = rng.choice((*POINTS, "any moment"))
-        if point == "any moment":
-            await asyncio.sleep(rng.uniform(0, 0.3))
-            slot.signal("KILL")
-            continue
-        fuse = arena.crew.fuse(slot)
-        fuse.write_text(f"{point}|{1 if point == 'dead letters' else rng.randint(1, 3)}")
-        if point == "dead letters":  # for every partition, so that one of them is this updater's
-            await arena.sender.send([replace(arena.audience.poison(), partition=p) for p in await arena.ends()])
-        for _ in range(60):  # an updater without partitions never gets there
-            if not fuse.exists():
-                arena.points[point] += 1
-                break
-            await asyncio.sleep(0.05)
-        else:
-            fuse.unlink(missing_ok=True)
-            arena.points[f"{point}: not reached"] += 1
-            slot.signal("KILL")
+    await _strike(arena, rng, rng.choice(MOMENTS), "KILL")
+    if rng.random() < 0.3:
+        await _strike(arena, rng, rng.choice(MOMENTS), "KILL")
 
 
 async def frozen_past_session(arena: Arena, rng: random.Random) -> None:
-    """SIGSTOP until others own its partitions, then SIGCONT: a zombie with a batch in hand."""
-    slot = await arena.crew.victim(rng)
-    slot.signal("STOP")
+    """SIGSTOP between two effects or at any moment, until others own its partitions, then SIGCONT: a zombie with a batch in hand."""
+    slot = await _strike(arena, rng, rng.choice(MOMENTS), "STOP")
     await asyncio.sleep(SESSION_MS / 1000 + rng.uniform(0.2, 2.0))
     slot.signal("CONT")
+
+
+async def _strike(arena: Arena, rng: random.Random, moment: str, word: str) -> Slot:
+    """Signal one updater at that moment; at any if it does not get there. Returns it."""
+    slot = await arena.crew.victim(rng)
+    if moment == ANY_MOMENT:
+        await asyncio.sleep(rng.uniform(0, 0.3))
+        slot.signal(word)
+        return slot
+    fuse = arena.crew.fuse(slot)
+    fuse.write_text(f"{moment}|{1 if moment == 'dead letters' else rng.randint(1, 3)}|{word}")
+    if moment == "dead letters":  # for every partition, so that one of them is this updater's
+        await arena.sender.send([replace(arena.audience.poison(), partition=p) for p in await arena.ends()])
+    for _ in range(60):  # an updater without partitions never gets there
+        if not fuse.exists():
+            arena.points[f"{moment}: {word}"] += 1
+            return slot
+        await asyncio.sleep(0.05)
+    fuse.unlink(missing_ok=True)
+    arena.points[f"{moment}: not reached"] += 1
+    slot.signal(word)
+    return slot
 
 
 async def rolling_restart(arena: Arena, rng: random.Random) -> None:
