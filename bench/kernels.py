@@ -24,7 +24,6 @@ class FoldIn:
         """`rows`: (viewers, n) item rows, `c`: (viewers, n) confidences."""
         k, n = generation.k, rows.shape[1]
         wide = int(kernel_foldin.padded(k))
-        room = max(wide, n)
         self.X: F32 = np.empty((len(rows), k), np.float32)
         self._arguments = (
             frozen(generation.item_factors),
@@ -33,9 +32,7 @@ class FoldIn:
             rows.astype(np.int32),
             c,
             np.zeros((wide, wide)),
-            np.empty((max(k, 4), k)),
-            np.empty(room),
-            np.empty(room),
+            kernel_foldin.make_scratch(k),
             self.X,
         )
 
@@ -47,10 +44,10 @@ class FoldIn:
 
 @jit
 def _fold_all(
-    Y: Array, YP: Array, A0: Array, rows: Array, c: Array, L: Array, K: Array, z: Array, w: Array, X: Array
+    Y: Array, YP: Array, A0: Array, rows: Array, c: Array, L: Array, t: kernel_foldin.Scratch, X: Array
 ) -> None:
     for v in range(len(rows)):
-        kernel_foldin.fold(Y, YP, A0, rows[v], c[v], rows.shape[1], L, K, z, w, X[v])
+        kernel_foldin.fold(Y, YP, A0, rows[v], c[v], rows.shape[1], L, t, X[v])
 
 
 class TopK:

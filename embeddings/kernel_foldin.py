@@ -7,7 +7,7 @@ With P = (YtY + λI)⁻¹ and the rows of YP = Y P at hand (made once a generati
     y_iᵀ A⁻¹ y_j = h_i / √d_i,  h = M⁻¹ D^½ g,  g = U P y_j           (contributions to the score of item j)
 
 d_i = |c_i| − 1 is kept above `LEAST_D` in this form, so that the division is one: far less than anybody can see. For many items
-A itself is built and factored. Both factor with Cholesky in float64; K is summed in float32.
+A itself is built and factored. Both factor with Cholesky in float64; K is a product in float32.
 
 Loops over a row of a matrix run in steps of `LANES` past what is needed (into zeros): without a remainder they vectorize.
 """
@@ -15,18 +15,17 @@ Loops over a row of a matrix run in steps of `LANES` past what is needed (into z
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from embeddings.compiled import jit, jit_sums
+from embeddings.compiled import jit, jit_counted, jit_sums
 
 LANES = 16
 LEAST_D = 1e-12
 
 Array = NDArray[Any]
-_0 = np.float32(0)
 
 
 @jit
@@ -35,43 +34,45 @@ def padded(n: int) -> int:
     return (n + LANES - 1) // LANES * LANES
 
 
-@jit_sums
-def dot(A: Array, i: int, B: Array, j: int, k: int) -> Any:
-    """Row i of A times row j of B, float32."""
-    total = _0
-    for m in range(k):
-        total += A[i, m] * B[j, m]
-    return total
+class Scratch(NamedTuple):
+    """Of one viewer at a time; `wide` is padded(k)."""
+
+    U: Array  # (wide, k) float32: rows of Y
+    V: Array  # (wide, k) float32: rows of Y P
+    G: Array  # (wide · wide) float32: their products
+    K: Array  # (4, k) float64
+    z: Array  # (wide,) float64, and the next three: right-hand sides, the reciprocal diagonal
+    w: Array
+    inverse: Array
+    spare: Array
+    Z: Array  # (LANES, wide) float64
 
 
-@jit_sums
-def dot4(A: Array, i: int, B: Array, j: Array, at: int, k: int) -> Any:
-    """Row i of A times the rows j[at … at + 3] of B, float32: loads row i once."""
-    a = b = c = d = _0
-    ja, jb, jc, jd = j[at], j[at + 1], j[at + 2], j[at + 3]
-    for m in range(k):
-        v = A[i, m]
-        a += v * B[ja, m]
-        b += v * B[jb, m]
-        c += v * B[jc, m]
-        d += v * B[jd, m]
-    return a, b, c, d
+def make_scratch(k: int) -> Scratch:
+    wide = int(padded(k))
+    return Scratch(
+        np.empty((wide, k), np.float32),
+        np.empty((wide, k), np.float32),
+        np.empty(wide * wide, np.float32),
+        np.empty((4, k)),
+        *(np.zeros(wide) for _ in range(4)),
+        np.zeros((LANES, wide)),
+    )
 
 
 @jit
-def gram(YP: Array, Y: Array, rows: Array, n: int, K: Array) -> None:
-    """K = U P Uᵀ, (n, n) with both halves. `K`: (≥ n, ≥ n) float64."""
-    k = Y.shape[1]
+def gather(A: Array, rows: Array, n: int, out: Array) -> None:
+    """The rows of A, one under another."""
     for i in range(n):
-        r, j = rows[i], i
-        while j + 4 <= n:
-            K[i, j], K[i, j + 1], K[i, j + 2], K[i, j + 3] = dot4(YP, r, Y, rows, j, k)
-            j += 4
-        while j < n:
-            K[i, j] = dot(YP, r, Y, rows[j], k)
-            j += 1
-        for j in range(i):
-            K[i, j] = K[j, i]
+        row, copy = A[rows[i]], out[i]
+        for m in range(A.shape[1]):
+            copy[m] = row[m]
+
+
+@jit_counted
+def products(A: Array, a: int, B: Array, b: int, out: Array) -> None:
+    """out ← A[:a] B[:b]ᵀ, (a, b) one row after another: BLAS."""
+    np.dot(A[:a], B[:b].T, out[: a * b].reshape((a, b)))
 
 
 @jit_sums
@@ -98,6 +99,12 @@ def factor(L: Array, n: int, w: Array) -> None:
                     a4 * r4[i] + a5 * r5[i] + a6 * r6[i] + a7 * r7[i]
                 )
             p += 8
+        if p + 4 <= j:
+            a0, a1, a2, a3 = L[p, j], L[p + 1, j], L[p + 2, j], L[p + 3, j]
+            r0, r1, r2, r3 = L[p, start:m], L[p + 1, start:m], L[p + 2, start:m], L[p + 3, start:m]
+            for i in range(count):
+                w[i] -= (a0 * r0[i] + a1 * r1[i]) + (a2 * r2[i] + a3 * r3[i])
+            p += 4
         while p < j:
             a, r = L[p, j], L[p, start:m]
             for i in range(count):
@@ -106,77 +113,120 @@ def factor(L: Array, n: int, w: Array) -> None:
         scale = 1.0 / math.sqrt(w[j - start])
         for i in range(count):
             row[i] = w[i] * scale
-
-
-@jit_sums
-def solve_factored(L: Array, n: int, b: Array) -> None:
-    """b ← M⁻¹ b for the factored M. `b`: (≥ n,) float64."""
-    for j in range(n):
-        b[j] /= L[j, j]
-        v = b[j]
-        for i in range(j + 1, n):
-            b[i] -= v * L[j, i]
-    for j in range(n - 1, -1, -1):
-        total = b[j]
-        for i in range(j + 1, n):
-            total -= L[j, i] * b[i]
-        b[j] = total / L[j, j]
+    for j in range(n, in_fours(n)):  # as if there were more equations, each of one unknown
+        for i in range(n // LANES * LANES, m):
+            L[j, i] = 0.0
+        L[j, j] = 1.0
 
 
 @jit
-def fold(
-    Y: Array, YP: Array, A0: Array, rows: Array, c: Array, n: int, L: Array, K: Array, z: Array, w: Array, x: Array
-) -> None:
+def in_fours(n: int) -> int:
+    """n up to a multiple of 4."""
+    return (n + 3) // 4 * 4
+
+
+@jit
+def invert_diagonal(L: Array, n: int, inverse: Array) -> None:
+    """What `solve` multiplies by. `inverse`: (≥ in_fours(n),) float64."""
+    for j in range(in_fours(n)):
+        inverse[j] = 1.0 / L[j, j]
+
+
+@jit_sums
+def solve(L: Array, inverse: Array, n: int, p: Array, q: Array) -> None:
+    """p ← M⁻¹ p and q ← M⁻¹ q for the factored M: two at once read it half as often. Both (≥ in_fours(n),) float64, zeros from n on."""
+    m = in_fours(n)
+    for j in range(0, m, 4):
+        r0, r1, r2, r3 = L[j], L[j + 1], L[j + 2], L[j + 3]
+        a01, a02, a03, a12, a13, a23 = r0[j + 1], r0[j + 2], r0[j + 3], r1[j + 2], r1[j + 3], r2[j + 3]
+        i0, i1, i2, i3 = inverse[j], inverse[j + 1], inverse[j + 2], inverse[j + 3]
+        p0, q0 = p[j] * i0, q[j] * i0
+        p1, q1 = (p[j + 1] - a01 * p0) * i1, (q[j + 1] - a01 * q0) * i1
+        p2, q2 = (p[j + 2] - a02 * p0 - a12 * p1) * i2, (q[j + 2] - a02 * q0 - a12 * q1) * i2
+        p3 = (p[j + 3] - a03 * p0 - a13 * p1 - a23 * p2) * i3
+        q3 = (q[j + 3] - a03 * q0 - a13 * q1 - a23 * q2) * i3
+        p[j], p[j + 1], p[j + 2], p[j + 3] = p0, p1, p2, p3
+        q[j], q[j + 1], q[j + 2], q[j + 3] = q0, q1, q2, q3
+        u, v, s0, s1, s2, s3 = p[j + 4 : m], q[j + 4 : m], r0[j + 4 : m], r1[j + 4 : m], r2[j + 4 : m], r3[j + 4 : m]
+        for i in range(len(u)):
+            u[i] -= (p0 * s0[i] + p1 * s1[i]) + (p2 * s2[i] + p3 * s3[i])
+            v[i] -= (q0 * s0[i] + q1 * s1[i]) + (q2 * s2[i] + q3 * s3[i])
+    for j in range(m - 4, -1, -4):
+        r0, r1, r2, r3 = L[j], L[j + 1], L[j + 2], L[j + 3]
+        a01, a02, a03, a12, a13, a23 = r0[j + 1], r0[j + 2], r0[j + 3], r1[j + 2], r1[j + 3], r2[j + 3]
+        i0, i1, i2, i3 = inverse[j], inverse[j + 1], inverse[j + 2], inverse[j + 3]
+        p0, p1, p2, p3 = p[j], p[j + 1], p[j + 2], p[j + 3]
+        q0, q1, q2, q3 = q[j], q[j + 1], q[j + 2], q[j + 3]
+        u, v, s0, s1, s2, s3 = p[j + 4 : m], q[j + 4 : m], r0[j + 4 : m], r1[j + 4 : m], r2[j + 4 : m], r3[j + 4 : m]
+        for i in range(len(u)):
+            p0, p1, p2, p3 = p0 - s0[i] * u[i], p1 - s1[i] * u[i], p2 - s2[i] * u[i], p3 - s3[i] * u[i]
+            q0, q1, q2, q3 = q0 - s0[i] * v[i], q1 - s1[i] * v[i], q2 - s2[i] * v[i], q3 - s3[i] * v[i]
+        p3, q3 = p3 * i3, q3 * i3
+        p2, q2 = (p2 - a23 * p3) * i2, (q2 - a23 * q3) * i2
+        p1, q1 = (p1 - a12 * p2 - a13 * p3) * i1, (q1 - a12 * q2 - a13 * q3) * i1
+        p[j], p[j + 1], p[j + 2], p[j + 3] = (p0 - a01 * p1 - a02 * p2 - a03 * p3) * i0, p1, p2, p3
+        q[j], q[j + 1], q[j + 2], q[j + 3] = (q0 - a01 * q1 - a02 * q2 - a03 * q3) * i0, q1, q2, q3
+
+
+@jit
+def _solve_one(L: Array, n: int, b: Array, t: Scratch) -> None:
+    for i in range(n, in_fours(n)):
+        b[i] = 0.0
+    for i in range(in_fours(n)):
+        t.spare[i] = 0.0
+    invert_diagonal(L, n, t.inverse)
+    solve(L, t.inverse, n, b, t.spare)
+
+
+@jit
+def fold(Y: Array, YP: Array, A0: Array, rows: Array, c: Array, n: int, L: Array, t: Scratch, x: Array) -> None:
     """A viewer's vector from n unique item rows and their signed confidences; the factor stays in `L` for `contributions`.
 
     `Y`, `YP`: (n_items, k) float32. `A0`: (k, k) float64, YtY + λI. `rows`: (≥ n,) int32. `c`: (≥ n,) float64.
-    `L`: (≥ k, ≥ padded(k)) float64, `K`: (≥ k and 4, ≥ k) float64, `z`, `w`: (≥ padded(k), ≥ padded(n)) float64 scratch.
-    `x`: (k,) float32, the result.
+    `L`: (≥ padded(k), ≥ padded(k)) float64. `x`: (k,) float32, the result.
     """
     if n < Y.shape[1]:
-        _fold_few(Y, YP, rows, c, n, L, K, z, w, x)
+        _fold_few(Y, YP, rows, c, n, L, t, x)
     else:
-        _fold_many(Y, A0, rows, c, n, L, K, z, w, x)
+        _fold_many(Y, A0, rows, c, n, L, t, x)
 
 
 @jit_sums
-def _fold_few(
-    Y: Array, YP: Array, rows: Array, c: Array, n: int, L: Array, K: Array, z: Array, w: Array, x: Array
-) -> None:
-    k = Y.shape[1]
-    gram(YP, Y, rows, n, K)
+def _fold_few(Y: Array, YP: Array, rows: Array, c: Array, n: int, L: Array, t: Scratch, x: Array) -> None:
+    k, z, w = Y.shape[1], t.z, t.w
+    gather(Y, rows, n, t.U)
+    gather(YP, rows, n, t.V)
+    products(t.V, n, t.U, n, t.G)
     for i in range(n):
         w[i] = math.sqrt(max(abs(c[i]) - 1.0, LEAST_D))
     for i in range(n):
-        total = 0.0
+        total, known = 0.0, t.G[i * n : (i + 1) * n]
         for j in range(n):
-            total += K[i, j] * max(c[j], 0.0)
+            total += known[j] * max(c[j], 0.0)
         z[i] = total * w[i]  # D^½ K c⁺
     for i in range(n):
-        for j in range(n):
-            L[i, j] = w[i] * K[i, j] * w[j]
-        L[i, i] += 1.0
+        known, scale, start, row = t.G[i * n : (i + 1) * n], w[i], i // LANES * LANES, L[i]
+        for j in range(start, n):
+            row[j] = scale * known[j] * w[j]
+        row[i] += 1.0
         for j in range(n, padded(n)):
-            L[i, j] = 0.0
-    factor(L, n, w)
-    solve_factored(L, n, z)
+            row[j] = 0.0
+    factor(L, n, t.spare)
+    _solve_one(L, n, z, t)
     for m in range(k):
-        w[m] = 0.0
+        t.spare[m] = 0.0
     for i in range(n):
-        v = max(c[i], 0.0) - math.sqrt(max(abs(c[i]) - 1.0, LEAST_D)) * z[i]
-        r = YP[rows[i]]
+        v, row = max(c[i], 0.0) - w[i] * z[i], t.V[i]
         for m in range(k):
-            w[m] += v * r[m]
+            t.spare[m] += v * row[m]
     for m in range(k):
-        x[m] = w[m]
+        x[m] = t.spare[m]
 
 
 @jit_sums
-def _fold_many(
-    Y: Array, A0: Array, rows: Array, c: Array, n: int, L: Array, K: Array, z: Array, w: Array, x: Array
-) -> None:
-    """Four items at a time (as float64 in the first rows of `K`; those beyond n count nothing), half of the symmetric matrix."""
-    k = Y.shape[1]
+def _fold_many(Y: Array, A0: Array, rows: Array, c: Array, n: int, L: Array, t: Scratch, x: Array) -> None:
+    """Four items at a time (as float64; those beyond n count nothing), half of the symmetric matrix."""
+    k, K, z = Y.shape[1], t.K, t.z
     for a in range(k):
         z[a] = 0.0
         for b in range(k):
@@ -200,67 +250,51 @@ def _fold_many(
             v0, v1, v2, v3 = d0 * K[0, a], d1 * K[1, a], d2 * K[2, a], d3 * K[3, a]
             for b in range(k - start):
                 row[b] += (v0 * y0[b] + v1 * y1[b]) + (v2 * y2[b] + v3 * y3[b])
-    factor(L, k, w)
-    solve_factored(L, k, z)
+    factor(L, k, t.w)
+    _solve_one(L, k, z, t)
     for m in range(k):
         x[m] = z[m]
 
 
 @jit_sums
 def contributions(
-    Y: Array, YP: Array, rows: Array, c: Array, n: int, L: Array, items: Array, count: int, Z: Array, out: Array
+    Y: Array, YP: Array, rows: Array, c: Array, n: int, L: Array, items: Array, count: int, t: Scratch, out: Array
 ) -> None:
-    """What each folded item adds to the scores of `count` ≤ LANES item rows: into `out` (≥ n, LANES); a column sums to y·x.
+    """What each folded item adds to the scores of `count` ≤ LANES item rows: into `out` (LANES, ≥ n); a row sums to y·x.
 
-    `L`: as `fold` left it. `items`: (LANES,) int32, those beyond `count` any valid row. `Z`: (≥ max(n, k), LANES) float64 scratch.
-    Disliked items add nothing: they act through A.
+    `L`: as `fold` left it. `items`: (≥ count,) int32. Disliked items add nothing: they act through A.
     """
-    k = Y.shape[1]
+    k, w, Z = Y.shape[1], t.w, t.Z
+    size = n if n < k else k
+    gather(Y, items, count, t.U)
     if n < k:
+        gather(YP, rows, n, t.V)
+        products(t.U, count, t.V, n, t.G)
         for i in range(n):
-            root = math.sqrt(max(abs(c[i]) - 1.0, LEAST_D))
-            for e in range(0, LANES, 4):
-                if e >= count:
-                    Z[i, e] = Z[i, e + 1] = Z[i, e + 2] = Z[i, e + 3] = 0.0
-                else:
-                    g0, g1, g2, g3 = dot4(YP, rows[i], Y, items, e, k)
-                    Z[i, e], Z[i, e + 1], Z[i, e + 2], Z[i, e + 3] = root * g0, root * g1, root * g2, root * g3
-        solve_lanes(L, n, Z)
-        for i in range(n):
-            scale = max(c[i], 0.0) / math.sqrt(max(abs(c[i]) - 1.0, LEAST_D))
-            for e in range(LANES):
-                out[i, e] = scale * Z[i, e]
-    else:
-        for m in range(k):
-            for e in range(LANES):
-                Z[m, e] = Y[items[e], m]
-        solve_lanes(L, k, Z)
-        for i in range(n):
-            y, sums, positive = Y[rows[i]], out[i], max(c[i], 0.0)
-            for e in range(LANES):
-                sums[e] = 0.0
-            for m in range(k):
-                v, z = positive * y[m], Z[m]
-                for e in range(LANES):
-                    sums[e] += v * z[e]
-
-
-@jit_sums
-def solve_lanes(L: Array, n: int, B: Array) -> None:
-    """B ← M⁻¹ B for the factored M and LANES right-hand sides at once. `B`: (≥ n, LANES) float64."""
-    for j in range(n):
-        b, scale = B[j], 1.0 / L[j, j]
-        for e in range(LANES):
-            b[e] *= scale
-        for i in range(j + 1, n):
-            v, other = L[j, i], B[i]
-            for e in range(LANES):
-                other[e] -= v * b[e]
-    for j in range(n - 1, -1, -1):
-        b, scale = B[j], 1.0 / L[j, j]
-        for i in range(j + 1, n):
-            v, other = L[j, i], B[i]
-            for e in range(LANES):
-                b[e] -= v * other[e]
-        for e in range(LANES):
-            b[e] *= scale
+            w[i] = math.sqrt(max(abs(c[i]) - 1.0, LEAST_D))
+    for e in range(count + count % 2):
+        for i in range(size, in_fours(size)):
+            Z[e, i] = 0.0
+        if e == count:  # solved beside the last, for nothing
+            for i in range(size):
+                Z[e, i] = 0.0
+        elif n < k:
+            known = t.G[e * n : (e + 1) * n]
+            for i in range(n):
+                Z[e, i] = w[i] * known[i]
+        else:
+            for i in range(k):
+                Z[e, i] = t.U[e, i]
+    invert_diagonal(L, size, t.inverse)
+    for e in range(0, count, 2):
+        solve(L, t.inverse, size, Z[e], Z[e + 1])
+    for e in range(count):
+        if n < k:
+            for i in range(n):
+                out[e, i] = max(c[i], 0.0) / w[i] * Z[e, i]
+        else:
+            for i in range(n):
+                y, total, solved = Y[rows[i]], 0.0, Z[e]
+                for m in range(k):
+                    total += y[m] * solved[m]
+                out[e, i] = max(c[i], 0.0) * total

@@ -51,7 +51,6 @@ class Search(NamedTuple):
     norms: Array  # (T,) float64: ‖x‖
     active: Array  # (T,) int64
     X: Array  # (T, k) float32: vectors of the active
-    sorting: Array  # (KEPT,) float32
     all_rows: Array  # (n_items,) int32, the next three for exhaustive searches
     all_scores: Array  # (n_items,) float64
     all_allowed: Array  # (n_items,) bool
@@ -72,7 +71,6 @@ def make_search(tile: int, n_items: int, k: int) -> Search:
         np.zeros(tile, np.float64),
         np.zeros(tile, np.int64),
         np.empty((tile, k), np.float32),
-        np.empty(KEPT, np.float32),
         np.empty(n_items, np.int32),
         np.empty(n_items, np.float64),
         np.empty(n_items, np.bool_),
@@ -152,37 +150,50 @@ def _leave_out(shelf: Shelf, scores: Array, low: int, high: int, excluded: Array
 def _take(scores: Array, bias: Array, low: int, v: int, wanted: int, s: Search) -> None:
     """Keep what of a block reaches the floor of viewer v, and raise the floor."""
     n, lanes = len(scores), s.lanes
-    for lane in range(LANES_OF_BLOCK):
-        lanes[lane] = -np.inf
-    for start in range(0, n, LANES_OF_BLOCK):
-        for lane in range(min(LANES_OF_BLOCK, n - start)):
-            score = scores[start + lane] + bias[start + lane]
-            lanes[lane] = score if score > lanes[lane] else lanes[lane]
+    _best_of_lanes(scores, bias, lanes)
     if s.counts[v] < wanted <= LANES_OF_BLOCK:
-        sorting = s.sorting[:LANES_OF_BLOCK]
-        for lane in range(LANES_OF_BLOCK):
-            sorting[lane] = lanes[lane]
-        s.floors[v] = max(s.floors[v], greatest(sorting, np.int64(LANES_OF_BLOCK), wanted))
-    least = max(np.float32(s.floors[v] - s.slacks[v] * 1.01), np.float32(-3.4e38))
+        s.floors[v] = max(s.floors[v], reached(lanes, np.int64(LANES_OF_BLOCK), wanted))
+    least = _least(v, s)
     count, places, approximate = s.counts[v], s.places[v], s.approximate[v]
     for lane in range(LANES_OF_BLOCK):
-        if lanes[lane] >= least:
-            for at in range(lane, n, LANES_OF_BLOCK):
-                score = scores[at] + bias[at]
-                if score >= least:
-                    if count == KEPT:
-                        s.counts[v] = count
-                        _prune(v, wanted, s)
-                        count = s.counts[v]
-                        least = max(np.float32(s.floors[v] - s.slacks[v] * 1.01), np.float32(-3.4e38))
-                        if count == KEPT:
-                            s.counts[v] = -1
-                            return
-                    places[count] = low + at
-                    approximate[count] = score
-                    count += 1
+        if lanes[lane] < least:
+            continue
+        if count + (n - lane + LANES_OF_BLOCK - 1) // LANES_OF_BLOCK >= KEPT:  # the lane may not fit
+            s.counts[v] = count
+            _prune(v, wanted, s)
+            count, least = s.counts[v], _least(v, s)
+            if count + BLOCK // LANES_OF_BLOCK >= KEPT:
+                s.counts[v] = -1
+                return
+        for at in range(
+            lane, n, LANES_OF_BLOCK
+        ):  # without a branch: every score is put down, and stays if it is good enough
+            score = scores[at] + bias[at]
+            places[count], approximate[count] = low + at, score
+            count += score >= least
     s.counts[v] = count
     _prune(v, wanted, s)
+
+
+@jit
+def _least(v: int, s: Search) -> Any:
+    """What a float32 score must reach to be kept; any number does at first."""
+    return max(np.float32(s.floors[v] - s.slacks[v] * 1.01), np.float32(-3.4e38))
+
+
+@jit
+def _best_of_lanes(scores: Array, bias: Array, lanes: Array) -> None:
+    """Into `lanes` the best of each lane."""
+    n = len(scores)
+    full = n // LANES_OF_BLOCK * LANES_OF_BLOCK
+    for lane in range(LANES_OF_BLOCK):
+        lanes[lane] = -np.inf
+    for start in range(0, full, LANES_OF_BLOCK):
+        part, added = scores[start : start + LANES_OF_BLOCK], bias[start : start + LANES_OF_BLOCK]
+        for lane in range(LANES_OF_BLOCK):
+            lanes[lane] = max(lanes[lane], part[lane] + added[lane])
+    for lane in range(n - full):
+        lanes[lane] = max(lanes[lane], scores[full + lane] + bias[full + lane])
 
 
 @jit
@@ -191,9 +202,7 @@ def _prune(v: int, wanted: int, s: Search) -> None:
     count = s.counts[v]
     if count <= wanted:
         return
-    for i in range(count):
-        s.sorting[i] = s.approximate[v, i]
-    s.floors[v] = max(s.floors[v], greatest(s.sorting, count, wanted))
+    s.floors[v] = max(s.floors[v], reached(s.approximate[v], count, wanted))
     kept = 0
     for i in range(count):
         if s.approximate[v, i] >= s.floors[v] - s.slacks[v]:
@@ -297,6 +306,35 @@ def score_rows(Y: Array, x: Array, rows: Array, start: int, stop: int, scores: A
         for m in range(k):
             total += y[m] * x[m]
         scores[i] = total
+
+
+@jit
+def reached(values: Array, n: int, wanted: int) -> Any:
+    """A value that at least `wanted` of the first n values reach and hardly more do; −∞ if so many are not finite. By bisection: to count
+    what reaches a value takes no branches, and so less time than to put the values in order."""
+    low, high, finite = values[0], values[0], 0
+    for i in range(n):
+        high = max(high, values[i])
+        finite += values[i] > -np.inf
+    if finite < wanted:
+        return -np.inf
+    low = high
+    for i in range(n):
+        low = min(low, values[i] if values[i] > -np.inf else high)
+    for _ in range(64):
+        middle = low + (high - low) * np.float32(0.5)
+        if middle <= low or middle >= high:
+            break
+        count = 0
+        for i in range(n):
+            count += values[i] >= middle
+        if count >= wanted:
+            low = middle
+            if count <= wanted + wanted // 16:
+                break
+        else:
+            high = middle
+    return low
 
 
 @jit

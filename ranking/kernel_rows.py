@@ -2,12 +2,16 @@
 
 Candidates come from sources (taste: the best by y·x; popular; what follows the newest plays; trending), are put together, get one
 score, and the best are taken. What the popularity and the trends of a title add is known before any viewer comes (`Ranker.prior`).
-A new source adds rows to `gather_further`, a new feature a column to `_fill_following` or to the prior. Without a ranker two
+A new source adds rows to `gather_further`, a new feature a term to `_following` or to the prior. Without a ranker two
 features remain, y·x and popularity, and `blend` weighs them.
+
+Thousands of followers are looked at for each viewer, and whether one is a candidate is a coin's toss: so nothing branches on it. Every
+title has a slot, a candidate its place, all others one that nobody reads.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,8 +20,8 @@ from numpy.typing import NDArray
 from contracts.rows import ENTRIES_KEPT, ENTRIES_WITH_REASONS
 from embeddings.compiled import jit
 from embeddings.kernel_foldin import LANES
-from embeddings.kernel_topk import KEPT
-from ranking.features import ANY, FOLLOWED, LEAST_SHARE, LIFT, TAKEN, TASTE, TRENDING_TAKEN
+from embeddings.kernel_topk import KEPT, reached
+from ranking.features import ANY, FADING, FOLLOWED, LEAST_SHARE, LIFT, SLOTS, TAKEN, TASTE, TRENDING_TAKEN
 
 Array = NDArray[Any]
 
@@ -31,6 +35,8 @@ REASONS_PER_ENTRY = 3
 
 ROOM = KEPT + CANDIDATES + sum(TAKEN) + 2 * TRENDING_TAKEN
 """Candidates at most."""
+FREE, HIDDEN = ROOM, ROOM + 1
+"""Slots of titles that are no candidates: not yet, and those that this viewer must not get."""
 
 assert ENTRIES_WITH_REASONS <= LANES
 
@@ -50,8 +56,14 @@ class Ranker(NamedTuple):
     items: Array  # (entries,) int32
     share: Array  # (entries,) float32
     lift: Array  # (entries,) float32
-    slots: Array  # (FOLLOWED,) int64
+    of_lift: Array  # (FOLLOWED,) float64: weight of the lift after each play, newest first
     fading: Array  # (FOLLOWED,) float64
+
+
+def of_each_play(weights: Array) -> tuple[Array, Array]:
+    """`Ranker.of_lift` and `Ranker.fading` of (features,) weights."""
+    of_lift = weights[LIFT + np.array(SLOTS)] if len(weights) else np.zeros(FOLLOWED)
+    return of_lift, FADING ** np.arange(FOLLOWED)
 
 
 class Entries(NamedTuple):
@@ -63,72 +75,81 @@ class Entries(NamedTuple):
     reason_counts: Array  # (ENTRIES_WITH_REASONS,) int64
     reason_rows: Array  # (ENTRIES_WITH_REASONS, REASONS_PER_ENTRY) int32
     reason_values: Array  # (ENTRIES_WITH_REASONS, REASONS_PER_ENTRY) float64
-    candidates: Array  # (ROOM,) int32
+    candidates: Array  # (ROOM + 1,) int32
     als: Array  # (ROOM,) float64
     blended: Array  # (ROOM,) float64
-    origins: Array  # (ROOM,) int64: the source of each candidate
-    marks: Array  # (n_items,) int64: the last viewer who must not get an item, or has it as a candidate
-    places: Array  # (n_items,) int32: where among the candidates, for those marked so
-    features: Array  # (ROOM, features of following) float64
+    origins: Array  # (ROOM,) int64: the source of each candidate, where no parts say it
+    slots: Array  # (n_items,) int32: place among the candidates, `FREE` or `HIDDEN`
+    hit_slots: Array  # (followers of FOLLOWED plays at most + 1,) int32: the followers that are candidates
+    hits: Array  # the same, int64: where in the tables
+    hit_ends: Array  # (FOLLOWED,) int64: how many up to each followed play
+    followed: Array  # (FOLLOWED,) int64: which of the folded plays
+    lifts: Array  # (ROOM,) float64: weighted sums
+    shares: Array  # (ROOM,) float64: faded sums
+    together: Array  # (ENTRIES_WITH_REASONS,) float64
+    entry_of: Array  # (ROOM,) int64
     parts: Array  # (ROOM, sources) float64
     means: Array  # (sources,) float64
-    found: Array  # (2, FOLLOWED) float64: lift and faded share of one entry after each play
+    best: Array  # (ROOM,) int64: places, best first
 
 
-def make_entries(n_items: int) -> Entries:
+def make_entries(allowed: NDArray[np.bool_], longest: int) -> Entries:
+    """`allowed`: (n_items,), what may be shown. `longest`: followers of a title at most."""
     reasons = (ENTRIES_WITH_REASONS, REASONS_PER_ENTRY)
     return Entries(
         np.zeros(ENTRIES_KEPT, np.int32), np.empty(ENTRIES_KEPT), np.empty(ENTRIES_KEPT, np.int64),
         np.zeros(ENTRIES_WITH_REASONS, np.int64), np.empty(reasons, np.int32), np.empty(reasons),
-        np.empty(ROOM, np.int32), np.empty(ROOM), np.empty(ROOM), np.empty(ROOM, np.int64),
-        np.full(n_items, -1, np.int64), np.empty(n_items, np.int32),
-        np.empty((ROOM, ANY + 1 - LIFT)), np.empty((ROOM, 4)), np.empty(4), np.empty((2, FOLLOWED)),
+        np.empty(ROOM + 1, np.int32), np.empty(ROOM), np.empty(ROOM), np.empty(ROOM, np.int64),
+        np.where(allowed, np.int32(FREE), np.int32(HIDDEN)).astype(np.int32),
+        np.empty(longest * FOLLOWED + 1, np.int32), np.empty(longest * FOLLOWED + 1, np.int64),
+        np.zeros(FOLLOWED, np.int64), np.zeros(FOLLOWED, np.int64),
+        np.empty(ROOM), np.empty(ROOM), np.empty(ENTRIES_WITH_REASONS), np.empty(ROOM, np.int64),
+        np.empty((ROOM, 4)), np.empty(4), np.empty(ROOM, np.int64),
     )  # fmt: skip
 
 
 @jit
-def gather(taste: int, excluded: Array, n_excluded: int, viewer: int, allowed: Array, p: Popularity, e: Entries) -> int:
-    """Add the popular candidates to the first `taste` ones: how many there are then.
-
-    `viewer`: a number that no other viewer of this call has. `allowed`: (n_items,) bool.
-    """
+def gather(taste: int, excluded: Array, n_excluded: int, p: Popularity, e: Entries) -> int:
+    """Add the popular candidates to the first `taste` ones: how many there are then."""
     for i in range(n_excluded):
-        e.marks[excluded[i]] = viewer
-    for i in range(taste):  # known as candidates by another mark
-        e.marks[e.candidates[i]] = -2 - viewer
-        e.places[e.candidates[i]] = i
-    return _add_first(p.order, CANDIDATES, viewer, allowed, taste, e)
+        e.slots[excluded[i]] = HIDDEN
+    for i in range(taste):
+        e.slots[e.candidates[i]] = i
+    return _add_first(p.order, CANDIDATES, taste, e)
 
 
 @jit
-def _add_first(order: Array, most: int, viewer: int, allowed: Array, count: int, e: Entries) -> int:
+def scatter(count: int, excluded: Array, n_excluded: int, allowed: Array, e: Entries) -> None:
+    """Slots as they were before this viewer. `allowed`: (n_items,) bool."""
+    for i in range(count):
+        e.slots[e.candidates[i]] = FREE
+    for i in range(n_excluded):
+        e.slots[excluded[i]] = FREE if allowed[excluded[i]] else HIDDEN
+
+
+@jit
+def _add_first(order: Array, most: int, count: int, e: Entries) -> int:
     """Add the first `most` of an order that may be shown."""
     wanted = 0
     for i in range(len(order)):
         if wanted == most:
             break
-        row = order[i]
-        if not allowed[row] or e.marks[row] == viewer:
-            continue
-        wanted += 1
-        count = _add(row, viewer, count, e)
+        wanted += e.slots[order[i]] != HIDDEN
+        count = _add(order[i], count, e)
     return count
 
 
 @jit
-def _add(row: int, viewer: int, count: int, e: Entries) -> int:
-    """Add one, unless it is there already."""
-    if e.marks[row] == -2 - viewer:
-        return count
-    e.marks[row] = -2 - viewer
-    e.candidates[count], e.places[row] = row, count
-    return count + 1
+def _add(row: int, count: int, e: Entries) -> int:
+    """Add one, unless it is there already or must not be."""
+    slot = e.slots[row]
+    e.candidates[count] = row
+    e.slots[row] = count if slot == FREE else slot
+    return count + (slot == FREE)
 
 
 @jit
-def gather_further(
-    rows: Array, c: Array, n: int, viewer: int, allowed: Array, r: Ranker, count: int, e: Entries
-) -> int:
+def gather_further(rows: Array, c: Array, n: int, r: Ranker, count: int, e: Entries) -> int:
     """Add what follows the newest liked of the n folded plays, and what is trending."""
     followed = 0
     for i in range(n):
@@ -138,12 +159,10 @@ def gather_further(
             continue
         first = r.starts[rows[i]]
         for at in range(first, min(first + TAKEN[followed], r.starts[rows[i] + 1])):
-            row = r.items[at]
-            if allowed[row] and e.marks[row] != viewer:
-                count = _add(row, viewer, count, e)
+            count = _add(r.items[at], count, e)
         followed += 1
     for order in range(len(r.orders)):
-        count = _add_first(r.orders[order], TRENDING_TAKEN, viewer, allowed, count, e)
+        count = _add_first(r.orders[order], TRENDING_TAKEN, count, e)
     return count
 
 
@@ -157,115 +176,135 @@ def blend(count: int, weight: float, p: Popularity, e: Entries) -> None:
 
 
 @jit
-def rank_by_features(
-    count: int, weight: float, rows: Array, c: Array, n: int, viewer: int, r: Ranker, e: Entries
-) -> None:
-    """The score of every candidate as the ranker has it, and which source lifts it most above the mean candidate."""
-    _fill_following(count, rows, c, n, viewer, r, e)
+def rank_by_features(count: int, weight: float, rows: Array, c: Array, n: int, r: Ranker, e: Entries) -> int:
+    """The score of every candidate as the ranker has it, and its parts by source. How many plays were followed."""
+    plays = _look_up(rows, c, n, r, e)
+    _add_up(count, plays, r, e)
     for source in range(4):
         e.means[source] = 0
     taste = r.weights[TASTE] + weight * r.weights[TASTE + 1]
     for i in range(count):
-        row, follows = e.candidates[i], 0.0
-        for f in range(ANY + 1 - LIFT):
-            follows += e.features[i, f] * r.weights[LIFT + f]
-        e.parts[i, ALS], e.parts[i, COWATCH] = taste * e.als[i], follows
-        e.parts[i, POPULAR] = r.prior[row, 0] + (1 - weight) * r.prior[row, 1]
-        e.parts[i, TRENDING] = r.prior[row, 2] + (1 - weight) * r.prior[row, 3]
-        e.blended[i] = 0
+        parts, prior = e.parts[i], r.prior[e.candidates[i]]
+        parts[ALS] = taste * e.als[i]
+        parts[POPULAR] = prior[0] + (1 - weight) * prior[1]
+        parts[COWATCH] = e.lifts[i] + (
+            r.weights[ANY] * math.log(1.0 + e.shares[i] / LEAST_SHARE) if e.shares[i] > 0 else 0.0
+        )
+        parts[TRENDING] = prior[2] + (1 - weight) * prior[3]
+        e.blended[i] = parts[0] + parts[1] + parts[2] + parts[3]
         for source in range(4):
-            e.blended[i] += e.parts[i, source]
-            e.means[source] += e.parts[i, source]
-    for i in range(count):
-        best, most = -1, 0.0
-        for source in range(4):
-            lift = e.parts[i, source] - e.means[source] / count
-            if e.parts[i, source] != 0 and (best < 0 or lift > most):
-                best, most = source, lift
-        e.origins[i] = POPULAR if best < 0 else best
+            e.means[source] += parts[source]
+    for source in range(4):
+        e.means[source] /= count
+    return plays
 
 
 @jit
-def _fill_following(count: int, rows: Array, c: Array, n: int, viewer: int, r: Ranker, e: Entries) -> None:
-    """The features of following."""
-    for i in range(count):
-        for f in range(ANY + 1 - LIFT):
-            e.features[i, f] = 0
-    followed = 0
+def _look_up(rows: Array, c: Array, n: int, r: Ranker, e: Entries) -> int:
+    """Find the followers of the newest liked plays that are candidates. How many plays were looked up."""
+    followed, found = 0, 0
     for i in range(n):
         if followed == FOLLOWED:
             break
         if c[i] <= 0:
             continue
-        slot, fading = r.slots[followed], r.fading[followed]
         for at in range(r.starts[rows[i]], r.starts[rows[i] + 1]):
-            if e.marks[r.items[at]] == -2 - viewer:
-                place = e.places[r.items[at]]
-                e.features[place, slot] += float(r.lift[at])
-                e.features[place, ANY - LIFT] += fading * float(r.share[at])
+            slot = e.slots[r.items[at]]
+            e.hit_slots[found], e.hits[found] = slot, at
+            found += slot < ROOM
+        e.hit_ends[followed], e.followed[followed] = found, i
         followed += 1
-    for i in range(count):
-        if e.features[i, ANY - LIFT] > 0:
-            e.features[i, ANY - LIFT] = np.log1p(e.features[i, ANY - LIFT] / LEAST_SHARE)
+    return followed
 
 
 @jit
-def take_best(count: int, e: Entries) -> int:
-    """The best ENTRIES_KEPT candidates into `rows`, `scores` and `sources`; ties to the lower row. How many."""
-    kept = 0
+def _add_up(count: int, followed: int, r: Ranker, e: Entries) -> None:
+    """Weighted lifts and faded shares of every candidate."""
     for i in range(count):
-        score, row = e.blended[i], e.candidates[i]
-        if kept == ENTRIES_KEPT:
-            last = e.scores[kept - 1]
-            if score < last or (score == last and row > e.rows[kept - 1]):
-                continue
-            kept -= 1
-        at = kept
-        while at > 0 and (e.scores[at - 1] < score or (e.scores[at - 1] == score and e.rows[at - 1] > row)):
-            e.scores[at], e.rows[at], e.sources[at] = e.scores[at - 1], e.rows[at - 1], e.sources[at - 1]
+        e.lifts[i] = e.shares[i] = 0
+    begin = 0
+    for play in range(followed):
+        of_lift, fading = r.of_lift[play], r.fading[play]
+        for hit in range(begin, e.hit_ends[play]):
+            slot, at = e.hit_slots[hit], e.hits[hit]
+            e.lifts[slot] += of_lift * r.lift[at]
+            e.shares[slot] += fading * r.share[at]
+        begin = e.hit_ends[play]
+
+
+@jit
+def origin(i: int, e: Entries) -> int:
+    """Which source lifts candidate i most above the mean candidate."""
+    best, most = -1, 0.0
+    for source in range(4):
+        lift = e.parts[i, source] - e.means[source]
+        if e.parts[i, source] != 0 and (best < 0 or lift > most):
+            best, most = source, lift
+    return POPULAR if best < 0 else best
+
+
+@jit
+def take_best(count: int, by_parts: bool, e: Entries) -> int:
+    """The best ENTRIES_KEPT candidates into `rows`, `scores` and `sources`; ties to the lower row. How many."""
+    floor, found, best = -np.inf, 0, e.best
+    if count > ENTRIES_KEPT:
+        floor = reached(e.blended, count, ENTRIES_KEPT)
+    for i in range(count):
+        best[found] = i
+        found += e.blended[i] >= floor
+    for i in range(1, found):
+        one, at = best[i], i
+        score, row = e.blended[one], e.candidates[one]
+        while at > 0 and (
+            e.blended[best[at - 1]] < score or (e.blended[best[at - 1]] == score and e.candidates[best[at - 1]] > row)
+        ):
+            best[at] = best[at - 1]
             at -= 1
-        e.scores[at], e.rows[at], e.sources[at] = score, row, e.origins[i]
-        kept += 1
+        best[at] = one
+    kept = min(found, ENTRIES_KEPT)
+    for place in range(kept):
+        i = best[place]
+        e.rows[place], e.scores[place] = e.candidates[i], e.blended[i]
+        e.sources[place] = origin(i, e) if by_parts else e.origins[i]
     return kept
 
 
 @jit
-def follow(rows: Array, c: Array, n: int, entry: int, r: Ranker, e: Entries, contributions: Array) -> None:
-    """What each folded play adds to the score of an entry by being followed by it, into its column of the contributions."""
-    total, followed, row = 0.0, 0, e.rows[entry]
-    for i in range(n):
-        contributions[i, entry] = 0
-        if c[i] <= 0 or followed == FOLLOWED:
-            continue
-        e.found[0, followed] = e.found[1, followed] = 0
-        for at in range(r.starts[rows[i]], r.starts[rows[i] + 1]):
-            if r.items[at] == row:
-                e.found[0, followed], e.found[1, followed] = r.lift[at], r.fading[followed] * float(r.share[at])
-                break
-        total += e.found[1, followed]
-        followed += 1
-    if total <= 0:
-        return
-    together, followed = r.weights[ANY] * np.log1p(total / LEAST_SHARE) / total, 0
-    for i in range(n):
-        if c[i] <= 0 or followed == FOLLOWED:
-            continue
-        own = r.weights[LIFT + r.slots[followed]] * e.found[0, followed]
-        contributions[i, entry] = own + together * e.found[1, followed]
-        followed += 1
+def follow(count: int, n: int, with_reasons: int, plays: int, r: Ranker, e: Entries, contributions: Array) -> None:
+    """What each of the n folded plays adds to the score of the first entries by being followed by them, for those that come from
+    following. `count`: candidates. `plays`: that were looked up. `contributions`: (LANES, ≥ n) float64, by entry and folded item.
+    """
+    for i in range(count):
+        e.entry_of[i] = -1
+    for entry in range(with_reasons):
+        if e.sources[entry] == COWATCH:
+            place = e.best[entry]
+            share = e.shares[place]
+            e.entry_of[place] = entry
+            e.together[entry] = r.weights[ANY] * math.log(1.0 + share / LEAST_SHARE) / share if share > 0 else 0.0
+            for i in range(n):
+                contributions[entry, i] = 0
+    begin = 0
+    for play in range(plays):
+        for hit in range(begin, e.hit_ends[play]):
+            entry, at = e.entry_of[e.hit_slots[hit]], e.hits[hit]
+            if entry >= 0:
+                own = r.of_lift[play] * r.lift[at]
+                contributions[entry, e.followed[play]] = own + e.together[entry] * r.fading[play] * r.share[at]
+        begin = e.hit_ends[play]
 
 
 @jit
 def take_reasons(contributions: Array, rows: Array, n: int, weight: float, count: int, e: Entries) -> None:
     """The strongest positive contributions to each of the first `count` entries; of equal ones the newer signal's.
 
-    `contributions`: (≥ n, LANES) float64, by folded item and entry: to y·x, which counts `weight` times; to the score itself where the
+    `contributions`: (LANES, ≥ n) float64, by entry and folded item: to y·x, which counts `weight` times; to the score itself where the
     entry comes from following. `rows`: (≥ n,) int32, the folded items.
     """
     for entry in range(count):
         found, scale = 0, 1.0 if e.sources[entry] == COWATCH else weight
         for i in range(n):
-            value = contributions[i, entry] * scale
+            value = contributions[entry, i] * scale
             if value <= 0 or (found == REASONS_PER_ENTRY and value <= e.reason_values[entry, found - 1]):
                 continue
             at = min(found, REASONS_PER_ENTRY - 1)

@@ -17,7 +17,7 @@ from embeddings.compiled import frozen
 from embeddings.generation import NEVER_MS, Generation
 from embeddings.tables import HALF_LIVES_DAYS, Cowatch, Tables
 from ranking import kernel_rows as ranking
-from ranking.features import FADING, FOLLOWED, SLOTS, prior_parts
+from ranking.features import prior_parts
 from ranking.rows import SOURCES, available
 from viewers import kernel_row as rows
 from viewers import kernel_signals as signals
@@ -180,8 +180,7 @@ def _ranker(generation: Generation | None) -> ranking.Ranker:
         frozen(c.items),
         frozen(c.share),
         frozen(c.lift),
-        frozen(np.array(SLOTS, np.int64)),
-        frozen(FADING ** np.arange(FOLLOWED, dtype=np.float64)),
+        *map(frozen, ranking.of_each_play(tables.weights)),
     )
 
 
@@ -219,9 +218,11 @@ class _Room:
         found, wide, tile = limits.max_plays + limits.max_registers, int(foldin.padded(k)), min(TILE, viewers)
         self.columns = state.make_columns(plays, limits.max_registers, limits.max_seen, 2 * largest + 256)
         self.signals = signals.make_signals(plays + limits.max_registers)
-        self.search, self.entries = topk.make_search(tile, n_items, k), ranking.make_entries(n_items)
+        self.search, self.entries = (
+            topk.make_search(tile, n_items, k),
+            ranking.make_entries(model.allowed, int(np.diff(model.ranker.starts).max(initial=0))),
+        )
         self.scratch = rows.make_scratch()
-        most = max(wide, found)
         self.tile = Tile(
             rows=np.empty((tile, found), np.int32),
             c=np.empty((tile, found)),
@@ -231,12 +232,8 @@ class _Room:
             n_excluded=np.empty(tile, np.int64),
             X=np.empty((tile, k), np.float32),
             L=np.zeros((tile, wide, wide)),
-            K=np.empty((max(k, 4), k)),
-            z=np.empty(most),
-            w=np.empty(most),
-            Z=np.empty((most, foldin.LANES)),
-            C=np.empty((found, foldin.LANES)),
-            items=np.empty(foldin.LANES, np.int32),
+            fold=foldin.make_scratch(k),
+            C=np.empty((foldin.LANES, found)),
             x=np.empty(k),
         )
         self.states = np.empty(4 * total + 512 * viewers, np.uint8)

@@ -63,12 +63,8 @@ class Tile(NamedTuple):
     n_excluded: Array  # (T,) int64
     X: Array  # (T, k) float32
     L: Array  # (T, padded k, padded k) float64: factors
-    K: Array  # (k, k) float64 scratch
-    z: Array  # (≥ k, S) float64 scratch
-    w: Array
-    Z: Array  # (≥ k, S; LANES) float64 scratch
-    C: Array  # (S, LANES) float64: contributions
-    items: Array  # (LANES,) int32
+    fold: foldin.Scratch
+    C: Array  # (LANES, S) float64: contributions
     x: Array  # (k,) float64
 
 
@@ -104,7 +100,7 @@ def rewrite_batch(
             if t.n[i] >= 0:
                 begin = state_ends[v - 1] if v > 0 else np.int64(0)
                 row_id = kb.digest(frame.origin, out_states, begin, state_ends[v], np.int64(8), s.words)
-                count = _rank(model, shelf, search, e, t, i, v)
+                count = _rank(model, shelf, search, e, t, i)
                 for m in range(len(t.x)):
                     row_at = kb.write_u16(out_rows, row_at, kb.half(t.x[m]))
                 row_at = rows.write_row(out_rows, row_at, frame, row_id, event_ms[v], catalogue, count, e, scratch)
@@ -151,15 +147,13 @@ def _fold(
     t.n[i], t.weights[i] = n, 0.0
     if n > 0:
         t.weights[i] = evidence * evidence / (evidence * evidence + HALF_EVIDENCE * HALF_EVIDENCE)
-        foldin.fold(model.Y, model.YP, model.A0, t.rows[i], t.c[i], n, t.L[i], t.K, t.z, t.w, t.X[i])
+        foldin.fold(model.Y, model.YP, model.A0, t.rows[i], t.c[i], n, t.L[i], t.fold, t.X[i])
 
 
 @jit
-def _rank(
-    model: Model, shelf: topk.Shelf, search: topk.Search, e: ranking.Entries, t: Tile, i: int, viewer: int
-) -> int:
+def _rank(model: Model, shelf: topk.Shelf, search: topk.Search, e: ranking.Entries, t: Tile, i: int) -> int:
     """Second phase: the entries of one viewer, and their reasons. How many."""
-    n, weight, taste = t.n[i], t.weights[i], np.int64(0)
+    n, weight, taste, plays = t.n[i], t.weights[i], np.int64(0), np.int64(0)
     for m in range(len(t.x)):
         t.x[m] = t.X[i, m]
     if weight > 0:
@@ -176,25 +170,22 @@ def _rank(
             e.als,
         )
     rows, c, ranker = t.rows[i], t.c[i], model.ranker
-    count = ranking.gather(taste, t.excluded[i], t.n_excluded[i], viewer, model.allowed, model.popularity, e)
+    count = ranking.gather(taste, t.excluded[i], t.n_excluded[i], model.popularity, e)
     if len(ranker.weights):
-        count = ranking.gather_further(rows, c, n, viewer, model.allowed, ranker, count, e)
+        count = ranking.gather_further(rows, c, n, ranker, count, e)
     topk.score_rows(model.Y, t.x, e.candidates, taste, count, e.als)
     if len(ranker.weights):
-        ranking.rank_by_features(count, weight, rows, c, n, viewer, ranker, e)
+        plays = ranking.rank_by_features(count, weight, rows, c, n, ranker, e)
         weight = ranker.weights[TASTE] + weight * ranker.weights[TASTE + 1]
     else:
         ranking.blend(count, weight, model.popularity, e)
-    count = ranking.take_best(count, e)
-    with_reasons = min(count, ENTRIES_WITH_REASONS)
+    ranking.scatter(count, t.excluded[i], t.n_excluded[i], model.allowed, e)
+    kept = ranking.take_best(count, len(ranker.weights) > 0, e)
+    with_reasons = min(kept, ENTRIES_WITH_REASONS)
     for place in range(ENTRIES_WITH_REASONS):
         e.reason_counts[place] = 0
     if n > 0 and with_reasons > 0:
-        for lane in range(foldin.LANES):
-            t.items[lane] = e.rows[min(lane, with_reasons - 1)]
-        foldin.contributions(model.Y, model.YP, rows, c, n, t.L[i], t.items, with_reasons, t.Z, t.C)
-        for place in range(with_reasons):
-            if e.sources[place] == ranking.COWATCH:
-                ranking.follow(rows, c, n, place, ranker, e, t.C)
+        foldin.contributions(model.Y, model.YP, rows, c, n, t.L[i], e.rows, with_reasons, t.fold, t.C)
+        ranking.follow(count, n, with_reasons, plays, ranker, e, t.C)
         ranking.take_reasons(t.C, rows, n, weight, with_reasons, e)
-    return count
+    return kept

@@ -178,15 +178,15 @@ def test_vectors_and_contributions_are_those_of_the_twin(k: int) -> None:
         c[rng.random(n) < 0.2] *= -1
         c[rng.random(n) < 0.1] = 1.0
         c[0] = 5.0
-        room = max(wide, n)
         L, x = rng.normal(size=(wide, wide)), np.empty(k, np.float32)
-        kernel_foldin.fold(Y, YP, A0, rows, c, n, L, np.empty((max(k, 4), k)), np.empty(room), np.empty(room), x)
+        scratch = kernel_foldin.make_scratch(k)
+        kernel_foldin.fold(Y, YP, A0, rows, c, n, L, scratch, x)
         expected = fold_in(generation, rows.astype(np.int64), c)
         assert np.linalg.norm(x - expected.x) <= 2e-6 * np.linalg.norm(expected.x)
-        items, out = rng.choice(400, kernel_foldin.LANES).astype(np.int32), np.empty((room, kernel_foldin.LANES))
-        kernel_foldin.contributions(Y, YP, rows, c, n, L, items, 10, np.empty((room, kernel_foldin.LANES)), out)
-        assert pytest.approx(expected.contributions(Y[items[:10]]), abs=1e-5) == out[:n, :10].T
-        assert out[:n, :10].sum(axis=0) == pytest.approx(Y[items[:10]] @ x, rel=1e-4, abs=1e-5)
+        items, out = rng.choice(400, kernel_foldin.LANES).astype(np.int32), np.empty((kernel_foldin.LANES, n))
+        kernel_foldin.contributions(Y, YP, rows, c, n, L, items, 10, scratch, out)
+        assert pytest.approx(expected.contributions(Y[items[:10]]), abs=1e-5) == out[:10]
+        assert out[:10].sum(axis=1) == pytest.approx(Y[items[:10]] @ x, rel=1e-4, abs=1e-5)
 
 
 def found_by_search(
