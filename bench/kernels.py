@@ -22,7 +22,7 @@ class FoldIn:
 
     def __init__(self, generation: Generation, rows: NDArray[np.int64], c: F64) -> None:
         """`rows`: (viewers, n) item rows, `c`: (viewers, n) confidences."""
-        k, n = generation.k, rows.shape[1]
+        k = generation.k
         wide = int(kernel_foldin.padded(k))
         self.X: F32 = np.empty((len(rows), k), np.float32)
         self._arguments = (

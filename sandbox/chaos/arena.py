@@ -16,6 +16,7 @@ from pathlib import Path
 
 import redis.asyncio as redis
 import structlog
+from pydantic import SecretStr
 
 from batch.activation import activate
 from contracts.codec import Codec
@@ -53,6 +54,8 @@ GENERATIONS = {f"made-up-{i}": (120 + 4 * i, i) for i in range(1, 6)}
 FACTORS = 16
 SESSION_MS = 2_000
 """A dead updater keeps its partitions this long."""
+PATIENCE_S = 10.0
+"""For a connection of the harness's own, and for a call: on a machine that does much else, its loop stands still for a while."""
 TRY_AGAIN_STATUS = 4
 BAD_FORMAT = "Bad file format reading the append only file"
 FLOOD = "could not be applied"
@@ -167,8 +170,9 @@ class Arena:
 
     @contextlib.asynccontextmanager
     async def store(self) -> AsyncIterator[RedisStore]:
-        """A connection of the harness's own, past the proxy."""
-        config = self.settings.store.model_copy(update={"url": type(self.settings.store.url)(self.valkey.url)})
+        """A connection of the harness's own, past the proxy, with more patience than the product's."""
+        changes = {"url": SecretStr(self.valkey.url), "connect_timeout_s": PATIENCE_S, "command_timeout_s": PATIENCE_S}
+        config = self.settings.store.model_copy(update=changes)
         store = open_store(config, self.settings.keys)
         try:
             await store.connect()
