@@ -26,9 +26,10 @@ from runtime.settings import Settings
 from sandbox.processes import Service, environment_of
 from sandbox.topics import ensure_topics
 from sandbox.valkey_server import ValkeyServer
+from viewers.kernel import Rewritten
 from viewers.packing import unpack
 from viewers.redis_store import RedisStore, open_store
-from viewers.rewrite import Rewriter, Rewritten
+from viewers.rewrite import Rewriter
 from viewers.state import Limits, ViewerState, merge, state_of
 
 DISTINCT = 1_000

@@ -258,15 +258,29 @@ def _fold_many(Y: Array, A0: Array, rows: Array, c: Array, n: int, L: Array, t: 
 
 @jit_sums
 def contributions(
-    Y: Array, YP: Array, rows: Array, c: Array, n: int, L: Array, items: Array, count: int, t: Scratch, out: Array
+    Y: Array,
+    YP: Array,
+    rows: Array,
+    c: Array,
+    n: int,
+    L: Array,
+    items: Array,
+    places: Array,
+    count: int,
+    t: Scratch,
+    out: Array,
 ) -> None:
-    """What each folded item adds to the scores of `count` ≤ LANES item rows: into `out` (LANES, ≥ n); a row sums to y·x.
+    """What each folded item adds to the scores of `count` ≤ LANES item rows, items[places[…]]: into the rows `places` of `out`
+    (any, ≥ n) float64; each sums to y·x.
 
-    `L`: as `fold` left it. `items`: (≥ count,) int32. Disliked items add nothing: they act through A.
+    `L`: as `fold` left it. `items`: int32. `places`: (≥ count,) int64. Disliked items add nothing: they act through A.
     """
     k, w, Z = Y.shape[1], t.w, t.Z
     size = n if n < k else k
-    gather(Y, items, count, t.U)
+    for e in range(count):
+        y, copy = Y[items[places[e]]], t.U[e]
+        for m in range(k):
+            copy[m] = y[m]
     if n < k:
         gather(YP, rows, n, t.V)
         products(t.U, count, t.V, n, t.G)
@@ -289,12 +303,12 @@ def contributions(
     for e in range(0, count, 2):
         solve(L, t.inverse, size, Z[e], Z[e + 1])
     for e in range(count):
-        if n < k:
-            for i in range(n):
-                out[e, i] = max(c[i], 0.0) / w[i] * Z[e, i]
-        else:
-            for i in range(n):
-                y, total, solved = Y[rows[i]], 0.0, Z[e]
+        solved, found = Z[e], out[places[e]]
+        for i in range(n):
+            if n < k:
+                found[i] = max(c[i], 0.0) / w[i] * solved[i]
+            else:
+                y, total = Y[rows[i]], 0.0
                 for m in range(k):
                     total += y[m] * solved[m]
-                out[e, i] = max(c[i], 0.0) * total
+                found[i] = max(c[i], 0.0) * total

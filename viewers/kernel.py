@@ -27,9 +27,13 @@ from viewers.kernel_state import REFERENCE
 from viewers.signals import STRENGTH_TABLE
 from viewers.state import Limits
 
-__all__ = ["REFERENCE", "REWRITTEN", "UNCHANGED", "Done", "Kernel", "Todo"]
+__all__ = ["REFERENCE", "REWRITTEN", "UNCHANGED", "Kernel", "Rewritten", "Todo"]
 
 Array = NDArray[Any]
+
+HEADER_BYTES = 5
+"""Of an encoded row before its body."""
+ROW_ID_CHARACTERS = 16
 
 _STEP = 65_536
 """Items multiplied at once when a generation is prepared: 32 MB of float64."""
@@ -44,13 +48,18 @@ class Todo(NamedTuple):
     event_time_ms: int | None
 
 
-class Done(NamedTuple):
-    """`status`: UNCHANGED, REWRITTEN or REFERENCE; the bytes are those of a rewritten viewer."""
+class Rewritten(NamedTuple):
+    """A viewer's new content, ready to be written. `status`: REWRITTEN; UNCHANGED and REFERENCE have no bytes."""
 
     status: int
-    state: bytes = b""
-    vector: bytes = b""
-    row: bytes = b""
+    state_bytes: bytes = b""
+    vector_bytes: bytes = b""
+    row_bytes: bytes = b""
+
+    @property
+    def row_id(self) -> str:
+        """From where it stands in the encoded row; empty if there is none."""
+        return self.row_bytes[HEADER_BYTES + 1 : HEADER_BYTES + 1 + ROW_ID_CHARACTERS].decode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +87,7 @@ class Kernel:
         self._sources = _sources(generation)
         self._valid_from_ms, self._valid_until_ms = 0, 0  # of `allowed`: nothing yet
 
-    def rewrite(self, batch: Sequence[Todo], framing: Framing) -> list[Done]:
+    def rewrite(self, batch: Sequence[Todo], framing: Framing) -> list[Rewritten]:
         """Each result is the same as if computed alone."""
         if not batch:
             return []
@@ -218,10 +227,8 @@ class _Room:
         found, wide, tile = limits.max_plays + limits.max_registers, int(foldin.padded(k)), min(TILE, viewers)
         self.columns = state.make_columns(plays, limits.max_registers, limits.max_seen, 2 * largest + 256)
         self.signals = signals.make_signals(plays + limits.max_registers)
-        self.search, self.entries = (
-            topk.make_search(tile, n_items, k),
-            ranking.make_entries(model.allowed, int(np.diff(model.ranker.starts).max(initial=0))),
-        )
+        longest = int(np.diff(model.ranker.starts).max(initial=0))
+        self.search, self.entries = topk.make_search(tile, n_items, k), ranking.make_entries(model.allowed, longest)
         self.scratch = rows.make_scratch()
         self.tile = Tile(
             rows=np.empty((tile, found), np.int32),
@@ -233,6 +240,7 @@ class _Room:
             X=np.empty((tile, k), np.float32),
             L=np.zeros((tile, wide, wide)),
             fold=foldin.make_scratch(k),
+            places=np.empty(foldin.LANES, np.int64),
             C=np.empty((foldin.LANES, found)),
             x=np.empty(k),
         )
@@ -242,11 +250,11 @@ class _Room:
         self.status = np.empty(viewers, np.int64)
         self._vector = 2 * k
 
-    def results(self) -> list[Done]:
+    def results(self) -> list[Rewritten]:
         states, rows_ = self.states[: self.state_ends[-1]].tobytes(), self.rows[: self.row_ends[-1]].tobytes()
         state_bounds, row_bounds = pairwise([0, *self.state_ends.tolist()]), pairwise([0, *self.row_ends.tolist()])
         results = []
         for status, (a, b), (c, d) in zip(self.status.tolist(), state_bounds, row_bounds, strict=True):
             row = min(c + self._vector, d)
-            results.append(Done(status, states[a:b], rows_[c:row], rows_[row:d]))
+            results.append(Rewritten(status, states[a:b], rows_[c:row], rows_[row:d]))
         return results

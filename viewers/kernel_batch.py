@@ -64,6 +64,7 @@ class Tile(NamedTuple):
     X: Array  # (T, k) float32
     L: Array  # (T, padded k, padded k) float64: factors
     fold: foldin.Scratch
+    places: Array  # (LANES,) int64
     C: Array  # (LANES, S) float64: contributions
     x: Array  # (k,) float64
 
@@ -185,7 +186,12 @@ def _rank(model: Model, shelf: topk.Shelf, search: topk.Search, e: ranking.Entri
     for place in range(ENTRIES_WITH_REASONS):
         e.reason_counts[place] = 0
     if n > 0 and with_reasons > 0:
-        foldin.contributions(model.Y, model.YP, rows, c, n, t.L[i], e.rows, with_reasons, t.fold, t.C)
+        by_taste = 0
+        for place in range(with_reasons):  # for the others `follow` says why
+            t.places[by_taste] = place
+            by_taste += e.sources[place] != ranking.COWATCH
+        if by_taste:
+            foldin.contributions(model.Y, model.YP, rows, c, n, t.L[i], e.rows, t.places, by_taste, t.fold, t.C)
         ranking.follow(count, n, with_reasons, plays, ranker, e, t.C)
         ranking.take_reasons(t.C, rows, n, weight, with_reasons, e)
     return kept

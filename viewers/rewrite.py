@@ -30,7 +30,17 @@ from embeddings.compiled import one_at_a_time
 from embeddings.generation import Generation
 from ranking.rows import Ranked, RankingInput, popular_entries, rank
 from viewers import packing
-from viewers.kernel import REFERENCE, UNCHANGED, Framing, Kernel, Todo
+from viewers.kernel import (
+    HEADER_BYTES,
+    REFERENCE,
+    REWRITTEN,
+    ROW_ID_CHARACTERS,
+    UNCHANGED,
+    Framing,
+    Kernel,
+    Rewritten,
+    Todo,
+)
 from viewers.packing import pack, unpack
 from viewers.signals import hidden_items, item_signals, played_items
 from viewers.state import EMPTY, Limits, ViewerState, merge
@@ -38,10 +48,6 @@ from viewers.store import Conflict, Stale, Store, StoredViewer, ViewerWrite, Wri
 
 NO_TRENDS = "-"
 """Trends snapshot of a row that used none."""
-
-HEADER_BYTES = 5
-"""Of an encoded row before its body."""
-ROW_ID_CHARACTERS = 16
 
 MAX_ATTEMPTS = 20
 """Compare-and-set rounds before giving up; each lost round means that somebody else's write held."""
@@ -69,15 +75,6 @@ class RewriteJob(NamedTuple):
     def parts(self) -> tuple[bytes, ...]:
         """All facts, packed."""
         return self.packed if self.facts is EMPTY else (*self.packed, packing.pack(self.facts))
-
-
-class Rewritten(NamedTuple):
-    """A viewer's new content, ready to be written."""
-
-    state_bytes: bytes
-    vector_bytes: bytes
-    row_bytes: bytes
-    row_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,10 +145,7 @@ class Rewriter:
             raise packing.BadState(
                 "what the reference packs, the kernel does not read: the two disagree; please report this"
             )
-        return [
-            None if one.status == UNCHANGED else Rewritten(one.state, one.vector, one.row, _row_id(one.row))
-            for one in done
-        ]
+        return [None if one.status == UNCHANGED else one for one in done]
 
     def _merge_by_reference(self, todo: Todo) -> Todo:
         """The same with its facts merged in."""
@@ -188,7 +182,7 @@ class Rewriter:
         (ranked,) = self.rank([state], computed_at_ms=computed_at_ms)
         state_bytes = pack(state)
         if ranked is None or self.generation is None:
-            return Rewritten(state_bytes, b"", b"", "")
+            return Rewritten(REWRITTEN, state_bytes)
         generation_id = self.generation.generation_id
         origin = f"{generation_id}|{self.activation}|{NO_TRENDS}|{computed_at_ms}|".encode()
         row_id = hashlib.blake2b(origin + state_bytes, digest_size=8).hexdigest()
@@ -196,7 +190,7 @@ class Rewriter:
             row_id, generation_id, self.activation, NO_TRENDS, computed_at_ms, todo.event_time_ms, ranked.entries
         )
         vector = ranked.folded.x.clip(-GREATEST_HALF, GREATEST_HALF).astype("<f2").tobytes()
-        return Rewritten(state_bytes, vector, self._encode_row(row), row_id)
+        return Rewritten(REWRITTEN, state_bytes, vector, self._encode_row(row))
 
     def default_row(
         self,
@@ -231,11 +225,6 @@ def prepared(generation: Generation | None, limits: Limits) -> Kernel:
     if generation is not None:
         _prepared[generation] = (limits, kernel)
     return kernel
-
-
-def _row_id(row: bytes) -> str:
-    """An encoded row's id, from where it stands."""
-    return row[HEADER_BYTES + 1 : HEADER_BYTES + 1 + ROW_ID_CHARACTERS].decode()
 
 
 def ranking_input(state: ViewerState) -> RankingInput:
@@ -283,8 +272,7 @@ async def rewrite_viewers(
     results: list[RewriteResult | None] = [None] * len(jobs)
     pending = list(range(len(jobs)))
     stored = await store.read_viewers([job.viewer for job in jobs])
-    if turn is not None:
-        supposed = await turn.to_compute()
+    if turn is not None and (supposed := await turn.to_compute()):
         stored = [supposed.get(job.viewer, one) for job, one in zip(jobs, stored, strict=True)]
     for _ in range(MAX_ATTEMPTS):
         computed_at_ms = now_ms()
@@ -336,8 +324,9 @@ async def _take_turn(
     turn: Turn, jobs: Sequence[RewriteJob], stored: Sequence[StoredViewer], writes: Sequence[ViewerWrite]
 ) -> None:
     """Say what is about to be written, and wait until the batch before has written all of its."""
-    supposed = {job.viewer: one for job, one in zip(jobs, stored, strict=True)}
-    supposed |= {write.viewer: StoredViewer(write.new_token, write.activation, write.state) for write in writes}
+    supposed = dict(zip([job.viewer for job in jobs], stored, strict=True))
+    for write in writes:
+        supposed[write.viewer] = StoredViewer(write.new_token, write.activation, write.state)
     turn.computed(supposed)
     await turn.to_write()
 

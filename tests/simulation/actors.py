@@ -36,8 +36,8 @@ from tests.simulation.model_kafka import KafkaModel, SimConsumer, SimProducer
 from tests.simulation.model_store import Cluster, SimStore
 from updater.consumer import Updater
 from viewers import packing
-from viewers.kernel import Todo
-from viewers.rewrite import Rewriter, Rewritten
+from viewers.kernel import REWRITTEN, Rewritten, Todo
+from viewers.rewrite import Rewriter
 from viewers.state import Limits, ViewerState
 
 TOPIC = "playback"
@@ -82,9 +82,9 @@ class SimRewriter(Rewriter):
     def _tiny(self, state: ViewerState) -> Rewritten:
         packed = packing.pack(state)
         if self.generation is None or state.is_empty:
-            return Rewritten(packed, b"", b"", "")
+            return Rewritten(REWRITTEN, packed)
         row = row_of(packed, self.activation, self.generation.generation_id)
-        return Rewritten(packed, b"", row, row.decode())
+        return Rewritten(REWRITTEN, packed, b"", row)
 
     def default_row(self, **who: object) -> bytes:
         return b"default"

@@ -184,7 +184,7 @@ def test_vectors_and_contributions_are_those_of_the_twin(k: int) -> None:
         expected = fold_in(generation, rows.astype(np.int64), c)
         assert np.linalg.norm(x - expected.x) <= 2e-6 * np.linalg.norm(expected.x)
         items, out = rng.choice(400, kernel_foldin.LANES).astype(np.int32), np.empty((kernel_foldin.LANES, n))
-        kernel_foldin.contributions(Y, YP, rows, c, n, L, items, 10, scratch, out)
+        kernel_foldin.contributions(Y, YP, rows, c, n, L, items, np.arange(10), 10, scratch, out)
         assert pytest.approx(expected.contributions(Y[items[:10]]), abs=1e-5) == out[:10]
         assert out[:10].sum(axis=1) == pytest.approx(Y[items[:10]] @ x, rel=1e-4, abs=1e-5)
 
