@@ -79,18 +79,24 @@ def doctor(json_output: Json = False) -> None:
 
 
 @app.command()
-def settings(json_output: Json = False) -> None:
-    """Print the settings in force, secrets hidden.
+def settings(
+    json_output: Json = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="print the reference page of every key instead")] = False,
+) -> None:
+    """Print every setting in force and where its value came from, secrets hidden.
 
     Example: nearline settings --json
     """
-    values = read_settings().model_dump(mode="json")
-    if json_output:
-        print_json(values)
+    from runtime.settings_view import render_reference, render_settings, settings_in_force
+
+    if markdown:
+        typer.echo(render_reference(), nl=False)
         return
-    for name, value in values.items():
-        for key, inner in value.items() if isinstance(value, dict) else [(None, value)]:
-            typer.echo(f"NEARLINE_{name}{'__' + key if key else ''}".upper() + f"={'' if inner is None else inner}")
+    found = settings_in_force()
+    if json_output:
+        print_json({one.key: {"value": one.value, "source": one.source} for one in found})
+    else:
+        typer.echo(render_settings(found))
 
 
 @app.command()

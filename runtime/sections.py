@@ -21,7 +21,7 @@ class Section(BaseModel):
 class HttpSettings(Section):
     """Where a process listens; loopback unless told otherwise."""
 
-    host: str = "127.0.0.1"
+    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 is every one of the machine")
     port: int = Field(0, ge=0, le=65_535, description="0 takes a free port")
 
     @property
@@ -38,13 +38,13 @@ class HttpSettings(Section):
 class HealthSettings(HttpSettings):
     """Health and metrics of the updater."""
 
-    port: int = Field(9100, ge=0, le=65_535)
+    port: int = Field(9100, ge=0, le=65_535, description="0 takes a free one")
 
 
 class HomepageSettings(HttpSettings):
     """The home-page service."""
 
-    port: int = Field(8080, ge=0, le=65_535)
+    port: int = Field(8080, ge=0, le=65_535, description="0 takes a free one")
     territory: str = Field("*", description="default row for viewers whose territory is not told")
     auth: Literal["auto", "token", "none"] = Field(
         "auto",
