@@ -1,10 +1,12 @@
-"""Settings of what listens: the home page, health and metrics. Loopback unless told otherwise."""
+"""Settings of what listens (the home page, health and metrics; loopback unless told otherwise), and of the schedule."""
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Literal, Self
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
@@ -35,8 +37,25 @@ class HttpSettings(Section):
             return False
 
 
+class NightlySettings(Section):
+    """The schedule of `nearline nightly --at`."""
+
+    time_zone: str = Field("UTC", description="whose clock --at is read from, e.g. Europe/London")
+
+    @field_validator("time_zone")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        try:
+            ZoneInfo(value)
+        except (ZoneInfoNotFoundError, ValueError, OSError):
+            near = get_close_matches(value, available_timezones(), n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"{value!r} is no time zone, e.g. UTC or Europe/London{hint}") from None
+        return value
+
+
 class HealthSettings(HttpSettings):
-    """Health and metrics of the updater."""
+    """Health and metrics of the updater, and of the scheduler."""
 
     port: int = Field(9100, ge=0, le=65_535, description="0 takes a free one")
 

@@ -17,7 +17,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from contracts.errors import SettingsError
 from contracts.keys import Keys
-from runtime.sections import HealthSettings, HomepageSettings, HttpSettings, Section
+from runtime.sections import HealthSettings, HomepageSettings, HttpSettings, NightlySettings, Section
 from runtime.sources import PREFIX, known_keys, nearest, open_layers
 from runtime.tls import make_context
 
@@ -234,7 +234,7 @@ class StateSettings(Section):
 
 
 class TrainSettings(Section):
-    """The nightly job."""
+    """What the nightly job trains, and when it publishes."""
 
     factors: int = Field(64, ge=1, le=512, description="k, length of an embedding")
     regularization: float = Field(1.0, gt=0, description="λ")
@@ -275,6 +275,7 @@ class Settings(BaseSettings):
     store: StoreSettings = StoreSettings()
     state: StateSettings = StateSettings()
     train: TrainSettings = TrainSettings()
+    nightly: NightlySettings = NightlySettings()
     homepage: HomepageSettings = HomepageSettings()
     health: HealthSettings = HealthSettings()
     generations_path: str = Field(".nearline/generations", description="folder or URL of the generations")
