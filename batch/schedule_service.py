@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
-import sys
 from collections.abc import Callable
 
 import structlog
@@ -19,6 +17,7 @@ from batch.report import NightlyReport
 from batch.schedule import Daily, Night, NightMetrics, Scheduler, schedule_lock
 from runtime.http import serve
 from runtime.settings import Settings
+from runtime.tasks import leave
 
 log = structlog.get_logger()
 
@@ -42,8 +41,7 @@ def run_schedule(
 ) -> None:
     """Run nights until SIGTERM or Ctrl-C. Errors: `LakeInUse` if another scheduler has this lake; `HaltError`; `SettingsError`.
 
-    A night that is cut short by a signal ends the process at once, with the status that shells give to one that was killed by it: a
-    thread that trains cannot be told to stop, and nothing of a night needs it to (`batch/nightly.py` says what a crash leaves behind).
+    A night that is cut short by a signal ends the process at once (`batch/nightly.py` says what a crash leaves behind).
     """
 
     async def main() -> None:
@@ -70,8 +68,6 @@ def run_schedule(
                 interrupted = await scheduler.run(stop)
         log.info("scheduler_stopped")
         if interrupted:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(128 + caught[0])
+            leave(caught[0])
 
     asyncio.run(main())

@@ -13,6 +13,7 @@ import typer
 
 from contracts.errors import UserError
 from runtime.console import Json, print_json, read_settings
+from runtime.tasks import run_until_signalled
 
 if TYPE_CHECKING:
     from batch.report import NightlyReport
@@ -37,8 +38,8 @@ async def with_connected(settings: Settings, work: Callable[[Settings, RedisStor
 
 
 def with_store(work: Callable[[Settings, RedisStore], Awaitable[T]]) -> T:
-    """Run something with the settings and a connected store."""
-    return asyncio.run(with_connected(read_settings(), work))
+    """Run something with the settings and a connected store; SIGTERM and Ctrl-C end it at once."""
+    return run_until_signalled(with_connected(read_settings(), work))
 
 
 def nightly(

@@ -105,17 +105,24 @@ async def test_a_missed_night_is_caught_up_and_a_second_scheduler_is_refused(
     assert process.wait(10) == 0
 
 
+@pytest.mark.parametrize("arguments", [("--at", "22:00"), ()])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_signal_during_a_night_ends_it_at_once_and_frees_the_lake(
-    settings: Settings, environment: dict[str, str], start: Start, tmp_path: Path, number: signal.Signals
+    settings: Settings,
+    environment: dict[str, str],
+    start: Start,
+    tmp_path: Path,
+    number: signal.Signals,
+    arguments: tuple[str, ...],
 ) -> None:
     await send(settings, history())
     environment["NEARLINE_TRAIN__ITERATIONS"] = "100000000"  # for ever
-    process = start("--at", "22:00")
+    process = start(*arguments)
     log = tmp_path / "log"
     until(lambda: "train without the held-out plays" in log.read_text(), "it trains")
     process.send_signal(number)
     assert process.wait(10) == 128 + number
-    assert "night_interrupted" in log.read_text()
+    assert ("night_interrupted" in log.read_text()) == bool(arguments)
+    assert "Traceback" not in log.read_text()
     with lake_lock(settings.lake_path):
         assert json.loads((Path(settings.lake_path) / "night.json").read_text())["finished"] == 0
