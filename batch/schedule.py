@@ -23,7 +23,7 @@ from zoneinfo import ZoneInfo
 
 import structlog
 from cronsim import CronSim
-from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector
 
 from batch.lock import LakeInUse, lake_lock
 from batch.night_note import NightNote
@@ -84,6 +84,7 @@ class NightMetrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
         self.nights = Counter("nearline_nights_total", "Nights by outcome", ["outcome"], registry=self.registry)
         for outcome in OUTCOMES:
             self.nights.labels(outcome)  # from 0 on, so that the first one is seen as an increase
