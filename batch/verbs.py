@@ -159,9 +159,25 @@ def generations_list(json_output: Json = False) -> None:
         typer.echo("no generation yet; make one: nearline nightly")
 
 
+def _known_generations(incomplete: str) -> list[str]:
+    """For the shell's completion; nothing rather than an error."""
+    from batch.activation import list_generations
+    from contracts.errors import NearlineError
+    from runtime.settings import load_settings
+
+    try:
+        return [
+            one.generation_id for one in list_generations(load_settings()) if one.generation_id.startswith(incomplete)
+        ]
+    except NearlineError:
+        return []
+
+
 @generations_app.command("activate")
 def generations_activate(
-    generation_id: Annotated[str, typer.Argument(help="as `nearline generations list` prints it")],
+    generation_id: Annotated[
+        str, typer.Argument(help="as `nearline generations list` prints it", autocompletion=_known_generations)
+    ],
     json_output: Json = False,
 ) -> None:
     """Put a published generation in force, under a new activation, and rebuild every row.
