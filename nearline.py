@@ -1,8 +1,4 @@
-"""The command line: one verb, one function. Heavy imports happen inside the verbs, so that `--help` is instant.
-
-Exit status: 0 done; 1 the answer is no (a check failed, a generation was held back); 2 what was asked cannot be done as asked;
-3 halted, a person decides; 4 a server did not answer in time.
-"""
+"""The command line: one verb, one function. Heavy imports happen inside the verbs, so that `--help` is instant."""
 
 from __future__ import annotations
 
@@ -30,7 +26,13 @@ T = TypeVar("T")
 
 HELP = "Home pages that know what was just watched: a nightly job plus an event-driven updater on Kafka and Redis."
 
-app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, help=HELP)
+EXIT_STATUSES = """Exit status: 0 done. 1 the answer is no: a check failed, something is to be mended, a generation was held back.
+2 it cannot be done as asked: a setting, an argument, a file. 3 the stream is halted: a person decides. 4 a server did not answer in
+time. 130, 143: Ctrl-C, SIGTERM."""
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, help=HELP, epilog=EXIT_STATUSES
+)
 contracts_app = typer.Typer(no_args_is_help=True, help="Check and register Avro schemas.")
 app.add_typer(generations_app, name="generations")
 app.add_typer(contracts_app, name="contracts")
@@ -66,6 +68,8 @@ def homepage() -> None:
 def doctor(json_output: Json = False) -> None:
     """Check every dependency, server and setting, and say how to mend what is wrong.
 
+    Exit status: 1 if there is something to mend.
+
     Example: nearline doctor
     """
     from runtime import doctor as checks
@@ -79,18 +83,24 @@ def doctor(json_output: Json = False) -> None:
 
 
 @app.command()
-def settings(json_output: Json = False) -> None:
-    """Print the settings in force, secrets hidden.
+def settings(
+    json_output: Json = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="print the reference page of every key instead")] = False,
+) -> None:
+    """Print every setting in force and where its value came from, secrets hidden.
 
     Example: nearline settings --json
     """
-    values = read_settings().model_dump(mode="json")
-    if json_output:
-        print_json(values)
+    from runtime.settings_view import render_reference, render_settings, settings_in_force
+
+    if markdown:
+        typer.echo(render_reference(), nl=False)
         return
-    for name, value in values.items():
-        for key, inner in value.items() if isinstance(value, dict) else [(None, value)]:
-            typer.echo(f"NEARLINE_{name}{'__' + key if key else ''}".upper() + f"={'' if inner is None else inner}")
+    found = settings_in_force()
+    if json_output:
+        print_json({one.key: {"value": one.value, "source": one.source} for one in found})
+    else:
+        typer.echo(render_settings(found))
 
 
 @app.command()
@@ -157,6 +167,8 @@ def contracts_check(
 ) -> None:
     """Can yesterday's readers and writers live with these schemas?
 
+    Exit status: 1 if they cannot.
+
     Example: nearline contracts check --schemas contracts/schemas
     """
     from contracts.check import check
@@ -179,6 +191,7 @@ def contracts_register(
     registry: Annotated[
         Path | None, typer.Option(help="folder of the registry (default: the one in the settings)")
     ] = None,
+    json_output: Json = False,
 ) -> None:
     """Add a compatible schema to the registry.
 
@@ -189,12 +202,16 @@ def contracts_register(
 
     path = registry or read_settings().registry_path
     known = Registry.load() if path is None else open_or_create(path)
-    typer.echo(f"registered in {register(schema, known).path}")
+    registered = str(register(schema, known).path)
+    if json_output:
+        print_json({"registered_in": registered})
+    else:
+        typer.echo(f"registered in {registered}")
 
 
 def main() -> None:
     """The command line."""
-    run_verb(lambda: app(standalone_mode=True))
+    run_verb(lambda: app(prog_name="nearline"))
 
 
 def run_verb(verb: Callable[[], None]) -> None:

@@ -16,9 +16,12 @@ class LakeInUse(UserError):
 
 
 @contextmanager
-def lake_lock(lake_path: str | Path) -> Iterator[None]:
-    """Hold the lake. Errors: `LakeInUse` naming the process that does, `DataError` if the folder cannot be written."""
-    file = Path(lake_path) / "nightly.lock"
+def lake_lock(lake_path: str | Path, *, name: str = "nightly", what: str = "job works") -> Iterator[None]:
+    """Hold the lake, or with another `name` something else that there is one of for a lake.
+
+    Errors: `LakeInUse` naming the process that does, `DataError` if the folder cannot be written.
+    """
+    file = Path(lake_path) / f"{name}.lock"
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         lock = file.open("a+", encoding="ascii")
@@ -31,7 +34,7 @@ def lake_lock(lake_path: str | Path) -> Iterator[None]:
             lock.seek(0)
             holder = lock.read().strip() or "unknown"
             raise LakeInUse(
-                f"{lake_path}: another job works on this lake (pid {holder}): wait until it has ended"
+                f"{lake_path}: another {what} on this lake (pid {holder}): wait until it has ended"
             ) from error
         lock.truncate(0)
         lock.write(str(os.getpid()))

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -31,8 +30,9 @@ from batch.copy import copy_records
 from batch.evaluate import Evaluation, choose_holdout, decide, evaluate, make_generation, read_cases
 from batch.forget import scrub, scrub_dead_letters
 from batch.interactions import Interactions, read_interactions, remove_leftovers, states_from_lake
-from batch.lake import ScrubReport, open_lake, write_atomically
+from batch.lake import ScrubReport, open_lake
 from batch.lock import lake_lock
+from batch.night_note import NightNote
 from batch.plans import CopyPlan, CopyReport, Plans
 from batch.publish import TRAINING, find_published, inputs_digest, publish
 from batch.ranking import train_ranking
@@ -53,8 +53,6 @@ from viewers.store import Store
 
 log = structlog.get_logger()
 
-RESUME_WITHIN_MS = 12 * 3_600_000
-"""An interrupted night that is older is given up: copying anew is then worth more than its plan."""
 ATTEMPTS = 6
 WAIT_MAX_S = 20.0
 
@@ -105,6 +103,7 @@ class _Nightly:
         self._progress = progress
         self._now_ms = now_ms
         self._lake = open_lake(settings)
+        self._note = NightNote(self._lake.path)
         self._folder = GenerationsFolder(settings.generations_path)
         self._limits = Limits(**settings.state.model_dump())
         self._activator = Activator(settings, store, progress, now_ms=now_ms, updaters_deadline_s=deadline_s)
@@ -128,7 +127,7 @@ class _Nightly:
                     )
                     if why:
                         await self._timed("rebuild", self._seed_in_force(plan))
-                    self._finish_night()
+                    self._note.complete(int(self._now_ms()))
                     return self._told(decision=decision.verdict, reason=decision.reason)
                 decision = Decision("forced", decision.reason)
             manifest = await self._timed("publish", self._publish(plan, inputs, decision, metrics))  # 3
@@ -141,7 +140,7 @@ class _Nightly:
         self._told(activation=current.activation)
         await self._timed("rebuild", self._rebuild(current, plan, bool(why)))  # 5
         pruned = await asyncio.to_thread(self._folder.prune, self._settings.train.keep_generations)  # 6
-        self._finish_night()
+        self._note.complete(int(self._now_ms()))
         return self._told(pruned=tuple(pruned))
 
     # 0
@@ -168,7 +167,7 @@ class _Nightly:
 
     def give_up(self) -> None:
         """The next night begins with a plan of its own."""
-        self._finish_night()
+        self._note.give_up(int(self._now_ms()))
 
     # 1
 
@@ -177,7 +176,7 @@ class _Nightly:
 
         A plan that copied nothing is not worth resuming: there may be something by now."""
         plans = Plans(self._lake)
-        begun = self._read_night()
+        begun = self._note.plan_to_resume(int(self._now_ms()))
         plan = plans.last()
         report = plans.report(plan) if plan is not None else None
         if begun is None or plan is None or report is None or begun != plan.number or not plan.records:
@@ -185,7 +184,7 @@ class _Nightly:
                 report = await self._retried(lambda: self._copy_once(step.set))
             plan = plans.last()
             assert plan is not None
-            self._begin_night(plan.number)
+            self._note.begin(plan.number, int(self._now_ms()))
         scrubbed = await asyncio.to_thread(self._scrub)
         await scrub_dead_letters(self._settings, self._lake, now_ms=int(self._now_ms()))
         self._told(
@@ -325,26 +324,7 @@ class _Nightly:
         )
         self._told(rebuilt=rebuilt)
 
-    # The night's own state, and small things
-
-    def _read_night(self) -> int | None:
-        """The plan of an interrupted night that is worth resuming."""
-        try:
-            content = json.loads((self._lake.path / "night.json").read_text())
-            if not content["finished"] and self._now_ms() - content["started_at_ms"] < RESUME_WITHIN_MS:
-                return int(content["plan"])
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
-            return None  # none, or unreadable: then the night begins anew, which is always right
-        return None
-
-    def _begin_night(self, plan: int) -> None:
-        self._write_night({"plan": plan, "started_at_ms": int(self._now_ms()), "finished": False})
-
-    def _finish_night(self) -> None:
-        self._write_night({"plan": 0, "started_at_ms": int(self._now_ms()), "finished": True})
-
-    def _write_night(self, content: Mapping[str, object]) -> None:
-        write_atomically(self._lake.path / "night.json", json.dumps(content).encode())
+    # Small things
 
     def _told(self, **changes: Any) -> NightlyReport:
         self._report = dataclasses.replace(self._report, **changes, seconds=dict(self._seconds))

@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from contracts.errors import UserError
 from runtime.console import Json, print_json, read_settings
+from runtime.tasks import run_until_signalled
 
 if TYPE_CHECKING:
+    from batch.report import NightlyReport
     from runtime.settings import Settings
     from viewers.redis_store import RedisStore
 
@@ -22,21 +25,21 @@ T = TypeVar("T")
 generations_app = typer.Typer(no_args_is_help=True, help="List, activate and roll back generations.")
 
 
-def with_store(work: Callable[[Settings, RedisStore], Awaitable[T]]) -> T:
-    """Run something with the settings and a connected store."""
+async def with_connected(settings: Settings, work: Callable[[Settings, RedisStore], Awaitable[T]]) -> T:
+    """Run something with a connected store."""
     from viewers.redis_store import open_store
 
-    settings = read_settings()
+    store = open_store(settings.store, settings.keys)
+    try:
+        await store.connect()
+        return await work(settings, store)
+    finally:
+        await store.close()
 
-    async def connected() -> T:
-        store = open_store(settings.store, settings.keys)
-        try:
-            await store.connect()
-            return await work(settings, store)
-        finally:
-            await store.close()
 
-    return asyncio.run(connected())
+def with_store(work: Callable[[Settings, RedisStore], Awaitable[T]]) -> T:
+    """Run something with the settings and a connected store; SIGTERM and Ctrl-C end it at once."""
+    return run_until_signalled(with_connected(read_settings(), work))
 
 
 def nightly(
@@ -50,13 +53,27 @@ def nightly(
     seed: Annotated[
         bool, typer.Option("--seed", help="also fold every play of the lake into the viewers' states")
     ] = False,
+    at: Annotated[
+        str | None,
+        typer.Option(help="stay, and run a night every day at this time of NEARLINE_NIGHTLY__TIME_ZONE, e.g. 22:00"),
+    ] = None,
 ) -> None:
     """Copy new records to the lake, train, evaluate, publish, activate, rebuild every row.
 
-    Example: nearline nightly --json
+    With --at it stays until SIGTERM or Ctrl-C; a night that was missed is caught up at once.
+
+    Exit status: 1 if the generation was held back, 2 if another job or scheduler works on this lake, 3 if the stream is halted, 4 if a
+    server stayed away.
+
+    Example: nearline nightly --at 22:00
     """
     from batch.nightly import run_nightly
 
+    if at is not None:
+        if force or seed:
+            raise UserError(f"--at {at}: every night by itself; run the one that needs --force or --seed by hand")
+        _stay(at, json_output, skip_evaluation)
+        return
     report = with_store(
         lambda settings, store: run_nightly(settings, store, force=force, skip_evaluation=skip_evaluation, seed=seed)
     )
@@ -66,6 +83,22 @@ def nightly(
         typer.echo(report.summary())
     if not report.published:
         raise SystemExit(1)
+
+
+def _stay(at: str, json_output: bool, skip_evaluation: bool) -> None:
+    from batch.nightly import run_nightly
+    from batch.schedule import Daily
+    from batch.schedule_service import run_schedule
+
+    settings = read_settings()
+    daily = Daily.parse(at, settings.nightly.time_zone)
+
+    async def night() -> NightlyReport:
+        return await with_connected(
+            settings, lambda settings, store: run_nightly(settings, store, skip_evaluation=skip_evaluation)
+        )
+
+    run_schedule(settings, daily, night, on_report=print_json if json_output else None)
 
 
 def evaluate(
@@ -126,9 +159,25 @@ def generations_list(json_output: Json = False) -> None:
         typer.echo("no generation yet; make one: nearline nightly")
 
 
+def _known_generations(incomplete: str) -> list[str]:
+    """For the shell's completion; nothing rather than an error."""
+    from batch.activation import list_generations
+    from contracts.errors import NearlineError
+    from runtime.settings import load_settings
+
+    try:
+        return [
+            one.generation_id for one in list_generations(load_settings()) if one.generation_id.startswith(incomplete)
+        ]
+    except NearlineError:
+        return []
+
+
 @generations_app.command("activate")
 def generations_activate(
-    generation_id: Annotated[str, typer.Argument(help="as `nearline generations list` prints it")],
+    generation_id: Annotated[
+        str, typer.Argument(help="as `nearline generations list` prints it", autocompletion=_known_generations)
+    ],
     json_output: Json = False,
 ) -> None:
     """Put a published generation in force, under a new activation, and rebuild every row.

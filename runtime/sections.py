@@ -1,10 +1,12 @@
-"""Settings of what listens: the home page, health and metrics. Loopback unless told otherwise."""
+"""Settings of what listens (the home page, health and metrics; loopback unless told otherwise), and of the schedule."""
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Literal, Self
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
@@ -21,7 +23,7 @@ class Section(BaseModel):
 class HttpSettings(Section):
     """Where a process listens; loopback unless told otherwise."""
 
-    host: str = "127.0.0.1"
+    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 is every one of the machine")
     port: int = Field(0, ge=0, le=65_535, description="0 takes a free port")
 
     @property
@@ -35,16 +37,33 @@ class HttpSettings(Section):
             return False
 
 
-class HealthSettings(HttpSettings):
-    """Health and metrics of the updater."""
+class NightlySettings(Section):
+    """The schedule of `nearline nightly --at`."""
 
-    port: int = Field(9100, ge=0, le=65_535)
+    time_zone: str = Field("UTC", description="whose clock --at is read from, e.g. Europe/London")
+
+    @field_validator("time_zone")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        try:
+            ZoneInfo(value)
+        except (ZoneInfoNotFoundError, ValueError, OSError):
+            near = get_close_matches(value, available_timezones(), n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"{value!r} is no time zone, e.g. UTC or Europe/London{hint}") from None
+        return value
+
+
+class HealthSettings(HttpSettings):
+    """Health and metrics of the updater, and of the scheduler."""
+
+    port: int = Field(9100, ge=0, le=65_535, description="0 takes a free one")
 
 
 class HomepageSettings(HttpSettings):
     """The home-page service."""
 
-    port: int = Field(8080, ge=0, le=65_535)
+    port: int = Field(8080, ge=0, le=65_535, description="0 takes a free one")
     territory: str = Field("*", description="default row for viewers whose territory is not told")
     auth: Literal["auto", "token", "none"] = Field(
         "auto",

@@ -1,25 +1,24 @@
 """Settings: one frozen object, read once, validated at start; the same keys from the sandbox to Kubernetes.
 
-Sources, strongest first: arguments, environment (`NEARLINE_KAFKA__BOOTSTRAP_SERVERS`), `.env`, secret files
-(`NEARLINE_KAFKA__SASL_PASSWORD_FILE=/run/secrets/x`), defaults.
+`runtime/sources.py` says where they come from: arguments, environment, `.env`, a TOML file, defaults, and files for secrets.
 """
 
 from __future__ import annotations
 
-import difflib
-import os
+import re
 from collections.abc import Mapping
 from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, Field, SecretStr, StringConstraints, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import Field, SecretStr, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from contracts.errors import SettingsError
 from contracts.keys import Keys
-from runtime.sections import HealthSettings, HomepageSettings, HttpSettings, Section
+from runtime.sections import HealthSettings, HomepageSettings, HttpSettings, NightlySettings, Section
+from runtime.sources import PREFIX, known_keys, nearest, open_layers
 from runtime.tls import make_context
 
 __all__ = [
@@ -32,7 +31,6 @@ __all__ = [
     "load_settings",
 ]
 
-PREFIX = "NEARLINE_"
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,200}$")]
 
 
@@ -71,13 +69,17 @@ class KafkaSettings(Section):
         1, ge=1, description="raise by one when the topic was recreated (its offsets restart at 0)"
     )
     group_id: Name = Field("nearline-updater", description="consumer group of the updaters")
-    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
-    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "PLAIN"
-    sasl_username: str | None = None
-    sasl_password: SecretStr | None = None
-    ssl_ca_file: Path | None = None
-    ssl_cert_file: Path | None = None
-    ssl_key_file: Path | None = None
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        "PLAINTEXT", description="SSL encrypts, SASL asks who connects"
+    )
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
+        "PLAIN", description="how the password is proven"
+    )
+    sasl_username: str | None = Field(None, description="user of SASL")
+    sasl_password: SecretStr | None = Field(None, description="password of SASL")
+    ssl_ca_file: Path | None = Field(None, description="authority of the brokers' certificates; the machine's if unset")
+    ssl_cert_file: Path | None = Field(None, description="our own certificate, for brokers that ask for one")
+    ssl_key_file: Path | None = Field(None, description="the key of our own certificate")
     session_timeout_ms: int = Field(
         10_000, ge=1_000, description="a silent updater loses its partitions after this, ms"
     )
@@ -156,11 +158,11 @@ class StoreSettings(Section):
     )
     ssl_ca_file: Path | None = Field(None, description="authority of the server's certificate; the machine's if unset")
     ssl_cert_file: Path | None = Field(None, description="our own certificate, for a server that asks for one")
-    ssl_key_file: Path | None = None
+    ssl_key_file: Path | None = Field(None, description="the key of our own certificate")
     namespace: Name = Field("nl", description="prefix of every key")
-    connect_timeout_s: float = Field(0.5, gt=0)
+    connect_timeout_s: float = Field(0.5, gt=0, description="deadline of one connection, seconds")
     command_timeout_s: float = Field(3.0, gt=0, description="total deadline of one pipeline, seconds")
-    max_connections: int = Field(16, ge=1)
+    max_connections: int = Field(16, ge=1, description="connections of one process at most")
 
     @field_validator("url")
     @classmethod
@@ -232,13 +234,13 @@ class StateSettings(Section):
 
 
 class TrainSettings(Section):
-    """The nightly job."""
+    """What the nightly job trains, and when it publishes."""
 
     factors: int = Field(64, ge=1, le=512, description="k, length of an embedding")
     regularization: float = Field(1.0, gt=0, description="λ")
     alpha: float = Field(10.0, gt=0, description="α: confidence of a full signal")
-    iterations: int = Field(12, ge=1)
-    seed: int = 20
+    iterations: int = Field(12, ge=1, description="rounds of training")
+    seed: int = Field(20, description="seed of everything that is drawn: equal inputs give equal generations")
     decay_floor: float = Field(0.0, ge=0, le=1, description="b₀ of the rank decay")
     decay_half_life: float = Field(2.0, gt=0, description="h of the rank decay, in distinct items")
     decay_gain: float = Field(2.0, gt=0, description="g of the rank decay")
@@ -273,6 +275,7 @@ class Settings(BaseSettings):
     store: StoreSettings = StoreSettings()
     state: StateSettings = StateSettings()
     train: TrainSettings = TrainSettings()
+    nightly: NightlySettings = NightlySettings()
     homepage: HomepageSettings = HomepageSettings()
     health: HealthSettings = HealthSettings()
     generations_path: str = Field(".nearline/generations", description="folder or URL of the generations")
@@ -283,8 +286,10 @@ class Settings(BaseSettings):
     registry_path: str | None = Field(
         None, description="folder of the schema registry; the schemas in contracts/ if unset"
     )
-    log_format: Literal["auto", "json", "console"] = "auto"
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["auto", "json", "console"] = Field(
+        "auto", description="auto: JSON unless standard error is a terminal"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="the least that is logged")
 
     @property
     def keys(self) -> Keys:
@@ -299,83 +304,34 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, _Environment(settings_cls), dotenv_settings
-
-
-class _Environment(EnvSettingsSource):
-    """The environment without the `…_FILE` variables, which `load_settings` reads itself."""
-
-    def _load_env_vars(self) -> Mapping[str, str | None]:
-        known = _known_keys()
-        return {
-            name: value
-            for name, value in super()._load_env_vars().items()
-            if not (name.upper().endswith("_FILE") and name.upper() not in known)
-        }
-
-
-# Read by tests and by ./run, not settings of a service.
-NOT_SETTINGS = ("NEARLINE_REQUIRE", "NEARLINE_FULL", "NEARLINE_VENV", "NEARLINE_CACHE_DIR", "NEARLINE_TEST_")
-
-
-def _known_keys() -> list[str]:
-    keys = []
-    for name, field in Settings.model_fields.items():
-        section = field.annotation
-        if isinstance(section, type) and issubclass(section, BaseModel):
-            keys += [f"{PREFIX}{name}__{inner}".upper() for inner in section.model_fields]
-        else:
-            keys.append(f"{PREFIX}{name}".upper())
-    return keys
-
-
-def _secret_files(environ: Mapping[str, str], known: list[str]) -> dict[str, str]:
-    """Values of `…_FILE` variables whose stem is a known key: the file's text, last newline cut."""
-    values = {}
-    for name, path in environ.items():
-        stem = name.upper().removesuffix("_FILE")
-        if name.upper() != stem and stem in known and name.upper() not in known:
-            try:
-                values[stem] = Path(path).read_text().rstrip("\n")
-            except OSError as error:
-                raise SettingsError(f"{name}={path}: cannot read the secret file ({error.strerror})") from error
-    return values
+        return init_settings, *(layer.source for layer in open_layers(settings_cls))
 
 
 def load_settings(**overrides: Any) -> Settings:
-    """Read the settings; raise `SettingsError` naming the key, what is wrong, and the nearest right key."""
-    known = _known_keys()
-    secrets = _secret_files(os.environ, known)
-    for name in os.environ:
-        upper = name.upper()
-        if not upper.startswith(PREFIX) or upper.startswith(NOT_SETTINGS) or upper in known:
-            continue
-        if upper.removesuffix("_FILE") in secrets:
-            continue
-        near = difflib.get_close_matches(upper, known, n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise SettingsError(f"{name}: no such setting{hint} (nearline settings lists them)")
-    for key, value in secrets.items():
-        _put(overrides, key.removeprefix(PREFIX).lower().split("__"), value)
+    """Read the settings; raise `SettingsError` naming the key, what is wrong, and the nearest right key or value."""
+    return read_with_origins(**overrides)[0]
+
+
+def read_with_origins(**overrides: Any) -> tuple[Settings, dict[str, str]]:
+    """The settings, and for every key that is not at its default where its value came from. Errors: as `load_settings`."""
+    origins: dict[str, str] = {}
+    for layer in reversed(open_layers(Settings)):
+        origins |= layer.origins()
     try:
-        return Settings(**overrides)
+        return Settings(**overrides), origins
     except ValidationError as error:
-        lines = []
-        for problem in error.errors():
-            key = PREFIX + "__".join(str(part) for part in problem["loc"]).upper()
-            near = (
-                difflib.get_close_matches(key, known, n=1, cutoff=0.5) if problem["type"] == "extra_forbidden" else []
-            )
-            message = (
-                "no such setting"
-                if problem["type"] == "extra_forbidden"
-                else problem["msg"].removeprefix("Value error, ")
-            )
-            lines.append(f"{key}: {message}" + (f"; did you mean {near[0]}?" if near else ""))
-        raise SettingsError("\n".join(lines)) from None
+        known = known_keys(Settings)
+        raise SettingsError("\n".join(_explain(dict(one), known, origins) for one in error.errors())) from None
 
 
-def _put(tree: dict[str, Any], path: list[str], value: str) -> None:
-    for part in path[:-1]:
-        tree = tree.setdefault(part, {})
-    tree.setdefault(path[-1], value)
+def _explain(problem: dict[str, Any], known: list[str], origins: Mapping[str, str]) -> str:
+    """One line: the key, what is wrong, the nearest right one, and where it came from."""
+    key = PREFIX + "__".join(str(part) for part in problem["loc"]).upper()
+    message, kind = problem["msg"].removeprefix("Value error, "), problem["type"]
+    if kind == "extra_forbidden":
+        message = "no such setting" + nearest(key, known)
+    elif kind == "literal_error":  # a word among some is no secret
+        words = [word.strip("'") for word in re.split(r", | or ", problem["ctx"]["expected"])]
+        message += nearest(str(problem["input"]), words)
+    origin = origins.get(key, "environment")
+    return f"{key}: {message}" + ("" if origin == "environment" else f" [from {origin}]")

@@ -1,9 +1,15 @@
-"""Ending background tasks and clients."""
+"""Ending background tasks, clients and whole verbs."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Protocol
+import os
+import signal
+import sys
+from collections.abc import Coroutine
+from typing import Any, NoReturn, Protocol, TypeVar
+
+T = TypeVar("T")
 
 CANCEL_AGAIN_S = 1.0
 """A client that is connecting can swallow a cancellation (seen with the store's); a task that loops for ever must hear another."""
@@ -34,3 +40,32 @@ async def stop_client(client: Client) -> None:
         task = asyncio.current_task()
         if task is None or task.cancelling():
             raise
+
+
+def run_until_signalled(work: Coroutine[Any, Any, T]) -> T:
+    """`asyncio.run`, which SIGTERM and Ctrl-C end at once: the work is cancelled, cleans up, and the process ends as `leave` says."""
+
+    async def main() -> T:
+        task, caught, ending = asyncio.ensure_future(work), [0], set()
+
+        def heard(number: int) -> None:
+            caught[0] = number
+            ending.add(asyncio.ensure_future(cancel_all(task)))
+
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, heard, number)
+        await asyncio.wait({task})
+        if caught[0]:
+            leave(caught[0])
+        return task.result()
+
+    return asyncio.run(main())
+
+
+def leave(signal_number: int) -> NoReturn:
+    """End the process now, with the status that shells give to one that this signal killed. For work that a crash may cut short
+    anywhere: the interpreter's own way out waits for threads, and one that trains cannot be told to stop."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(128 + signal_number)

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
-from runtime.settings import NOT_SETTINGS, PREFIX
+from runtime.sources import NOT_SETTINGS, PREFIX
 
 
 def write_environment(path: Path, environ: Mapping[str, str]) -> None:

@@ -26,6 +26,8 @@ def demo(
 ) -> None:
     """Start everything on this machine: Kafka, Valkey, a simulated streaming service, the nightly job, live updates, a page.
 
+    Exit status: 1 unless every event is accounted for.
+
     Example: nearline demo --for 30 --json
     """
     from sandbox.demo import DemoOptions, run_demo
@@ -71,6 +73,8 @@ def chaos(
     json_output: Json = False,
 ) -> None:
     """Break a real Kafka, a real store and real updaters under a live stream, and prove that no play was lost or counted twice.
+
+    Exit status: 1 unless nothing was lost, doubled, wrong, leaked or unaccounted.
 
     Example: nearline chaos --faults 24 --seed 7 --json
     """

@@ -64,6 +64,8 @@ def dlq_replay(
 ) -> None:
     """Send dead letters to their topic again, after their cause was mended. Each is sent once, however often this is run.
 
+    Exit status: 1 if some were not sent, as the updater would refuse them again.
+
     Example: nearline dlq replay --cause "schema id" --dry-run
     """
     from updater.dlq import parse_offset, refusals_by_cause, replay
