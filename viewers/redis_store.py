@@ -1,4 +1,4 @@
-"""The store on a Redis ≥ 7.0 or a Valkey. With `row_reads.py` the only module that imports the client.
+"""The store on a Redis ≥ 7.0 or a Valkey. With `row_reads.py` the only module that imports the client: its connections, pool and errors.
 
 Every call maps the client's errors once: no answer, out of memory, loading, read-only → `StoreUnavailable`; another server
 behind the address, or scripts gone → `StoreChanged`.
@@ -124,7 +124,6 @@ class RedisStore:
         self._pool: redis.BlockingConnectionPool = redis.BlockingConnectionPool(
             **(arguments | dict(parsed) | dict(more or {}))
         )
-        self._redis: redis.Redis = redis.Redis(connection_pool=self._pool)
         self._row_reads = RowReads(
             lambda: self._pool.connection_class(**self._pool.connection_kwargs), command_timeout_s
         )
@@ -135,12 +134,10 @@ class RedisStore:
         await self._pool.disconnect()
         await self._row_reads.disconnect()
 
-        async def load() -> str:
-            for script in _SHA:
-                await self._redis.script_load(script)
-            return str((await self._execute("EVALSHA", _SHA[scripts.READ_IDENTITY], 0)).decode())
-
-        self._identity = await self._call(load)
+        *_, identity = await self._pipeline(
+            [*(("SCRIPT", "LOAD", script) for script in _SHA), ("EVALSHA", _SHA[scripts.READ_IDENTITY], 0)]
+        )
+        self._identity = identity.decode()
         return self._identity
 
     async def check_identity(self) -> None:
@@ -148,7 +145,6 @@ class RedisStore:
 
     async def close(self) -> None:
         await self._row_reads.disconnect()
-        await self._redis.aclose()
         await self._pool.disconnect()
 
     async def read_viewers(self, viewers: Sequence[str]) -> list[StoredViewer]:
@@ -286,13 +282,13 @@ class RedisStore:
         await self._transaction([("DEL", key), ("HSET", key, *pairs)])
 
     async def _hgetall(self, key: str) -> dict[bytes, bytes]:
-        return await self._call(lambda: self._redis.hgetall(key))  # type: ignore[arg-type,return-value]
+        pairs = await self._command("HGETALL", key)
+        return dict(zip(pairs[::2], pairs[1::2], strict=True))
 
     async def _command(self, *command: Any) -> Any:
-        return await self._call(lambda: self._execute(*command))
-
-    async def _execute(self, *command: Any) -> Any:
-        return await self._redis.execute_command(*command)  # type: ignore[no-untyped-call]
+        """One command's answer, as the server gave it."""
+        (answer,) = await self._pipeline([command])
+        return answer
 
     async def _transaction(self, commands: Sequence[tuple[Any, ...]]) -> None:
         """All or none, unless one of them fails only when it is run: then the others hold, and it is told."""

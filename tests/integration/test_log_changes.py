@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 import pytest
+import redis.asyncio as redis
 from aiokafka.admin import NewPartitions
 
 from batch.copy import copy_records
@@ -138,19 +139,23 @@ async def contents(stage: Stage) -> list[object]:
     return [await stage.markers(), *[await stage.store.read_viewer(f"v{v}") for v in range(9)]]
 
 
+def client_of(stage: Stage) -> redis.Redis:
+    return redis.Redis.from_url(stage.settings.store.url.get_secret_value(), protocol=2)
+
+
 async def dumped(stage: Stage) -> dict[bytes, bytes]:
     """Everything that the store holds under this namespace. No updater runs."""
-    redis = stage.store._redis
-    return {key: await redis.dump(key) async for key in redis.scan_iter(match=f"{stage.store.keys.namespace}:*")}
+    async with client_of(stage) as client:
+        return {key: await client.dump(key) async for key in client.scan_iter(match=f"{stage.store.keys.namespace}:*")}
 
 
 async def restore(stage: Stage, older: dict[bytes, bytes]) -> None:
     """The store comes back as it was then."""
-    redis = stage.store._redis
-    for key in await dumped(stage):
-        await redis.delete(key)
-    for key, value in older.items():
-        await redis.restore(key, 0, value)
+    async with client_of(stage) as client:
+        for key in await dumped(stage):
+            await client.delete(key)
+        for key, value in older.items():
+            await client.restore(key, 0, value)
 
 
 @pytest.mark.parametrize("again", [30, 400], ids=["shorter", "grown past the markers"])
