@@ -2,7 +2,7 @@
 
 A kernel is Python in numba's subset, compiled to machine code that runs without the interpreter's lock. Its entry points (the few
 functions that Python calls) are marked `entry`; their machine code is kept in a folder of the user's cache whose name is a digest of
-every kernel's source and of the compiler's version: a change anywhere makes a new folder, so stale code cannot be run. Where
+every kernel's source, of where it lies and of the compiler's version: a change anywhere makes a new folder, so stale code cannot be run. Where
 no folder can be written everything works, and each process compiles for itself.
 
 Compiling takes some twenty seconds, once a machine; `python -m viewers.precompile` does it ahead of time.
@@ -87,7 +87,7 @@ _folder: list[Path | None] = []
 
 
 def _make_folder() -> Path | None:
-    digest = hashlib.blake2b(digest_size=8)
+    digest = hashlib.blake2b(str(ROOT).encode(), digest_size=8)  # numba finds code by its source's path: another checkout's is no use
     for pattern in KERNELS:
         for path in sorted(ROOT.glob(pattern)):
             digest.update(path.read_bytes())
