@@ -2,10 +2,10 @@
 
 A kernel is Python in numba's subset, compiled to machine code that runs without the interpreter's lock. Its entry points (the few
 functions that Python calls) are marked `entry`; their machine code is kept in a folder of the user's cache whose name is a digest of
-every kernel's source, of where it lies and of the compiler's version: a change anywhere makes a new folder, so stale code cannot be run. Where
-no folder can be written everything works, and each process compiles for itself.
+every kernel's source, of where it lies and of the compiler's version: a change anywhere makes a new folder, so stale code cannot be
+run. Where no folder can be written everything works, and each process compiles for itself.
 
-Compiling takes some twenty seconds, once a machine; `python -m viewers.precompile` does it ahead of time.
+Compiling takes most of a minute, once a machine; `python -m viewers.precompile` does it ahead of time.
 """
 
 from __future__ import annotations
