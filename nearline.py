@@ -54,6 +54,17 @@ def updater() -> None:
 
 
 @app.command()
+def trends() -> None:
+    """Count what is watched now, for the updaters and the default rows, until SIGTERM or Ctrl-C. A second one stands by.
+
+    Example: NEARLINE_KAFKA__BOOTSTRAP_SERVERS=kafka:9092 NEARLINE_STORE__URL=redis://redis:6379/0 nearline trends
+    """
+    from trends.service import run_trends
+
+    asyncio.run(run_trends(read_settings()))
+
+
+@app.command()
 def homepage() -> None:
     """Serve GET /v1/home/{viewer}, until SIGTERM or Ctrl-C.
 

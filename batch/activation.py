@@ -6,22 +6,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import structlog
-from numpy.typing import NDArray
 
 from batch.lake import open_lake
 from batch.rebuild import Rebuild, Rebuilt
-from contracts.catalogue import CatalogueItem
 from contracts.codec import Codec
 from contracts.errors import UserError
 from contracts.manifest import Manifest
 from embeddings.files import Current, GenerationsFolder, load_generation, load_items
 from runtime.progress import ProgressReporter, make_progress
 from runtime.settings import Settings
+from viewers.default_rows import titles_by_territory
 from viewers.rewrite import Rewriter
 from viewers.state import Limits, ViewerState
 from viewers.store import Store
@@ -142,15 +140,6 @@ class Activator:
         reports = await self._store.read_updaters()
         oldest_ms = self._now_ms() - UPDATER_SILENT_MS
         return sorted(name for name, (serves, at_ms) in reports.items() if serves < activation and at_ms >= oldest_ms)
-
-
-def titles_by_territory(items: Sequence[CatalogueItem]) -> dict[str, NDArray[np.bool_]]:
-    """Territory → (n_items,) bool: what may be shown there. Titles that name no territory may be shown everywhere."""
-    named = sorted({territory for item in items for territory in item.territories})
-    return {
-        territory: np.array([not item.territories or territory in item.territories for item in items])
-        for territory in named
-    }
 
 
 def list_generations(settings: Settings) -> list[GenerationInfo]:

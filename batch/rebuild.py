@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contracts.errors import StaleActivation, StoreUnavailable, UserError
+from viewers.default_rows import default_rows
 from viewers.rewrite import Outcome, RewriteJob, Rewriter, rewrite_viewers
 from viewers.state import EMPTY, ViewerState
 from viewers.store import Store
@@ -30,9 +31,6 @@ BATCH = 256
 CONCURRENT = 4
 """Batches under way at once: one computes while others wait for the store."""
 MAX_SWEEPS = 20
-DEFAULT_AGES = tuple(range(22))
-"""A default row for every age that a maturity level may name, and one for everybody."""
-EVERY_AGE = 99
 
 T = TypeVar("T")
 
@@ -98,14 +96,8 @@ class Rebuild:
 
     async def write_default_rows(self) -> None:
         """`territory:maturity` → row; nothing before the first generation."""
-        now_ms = int(self._now_ms())
-        rows = {}
-        for territory, only in {"*": None, **self._territories}.items():
-            for age, name in (*((age, str(age)) for age in DEFAULT_AGES), (EVERY_AGE, "*")):
-                rows[f"{territory}:{name}"] = self._rewriter.default_row(
-                    computed_at_ms=now_ms, maturity=age, territory=territory, only=only
-                )
-        if all(rows.values()):
+        rows = default_rows(self._rewriter, self._territories, int(self._now_ms()))
+        if rows:
             await self._store.write_default_rows(rows)
 
     async def sweep(self) -> None:

@@ -88,7 +88,7 @@ class Counts:
         there = np.flatnonzero(rows < n_rows)
         trending: F32 = np.zeros((n_rows, len(HALF_LIVES_DAYS)), np.float32)
         trending[rows[there]] = self._trending[there] * faded
-        return Tables(trending, self._cowatch(rows, n_rows), weights)
+        return Tables(trending, self._cowatch(rows, n_rows), weights, at_ms)
 
     def _cowatch(self, rows: I64, n_rows: int) -> Cowatch:
         pairs = self._pairs

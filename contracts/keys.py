@@ -67,3 +67,20 @@ class Keys:
     def default_row(self) -> str:
         """Hash: `territory:maturity` (`*:*` for everybody) → Avro home row."""
         return f"{self.namespace}:default"
+
+    def trends_checkpoint(self, generation_id: str, partition: int) -> str:
+        """Hash: what a partition's log says since the generation's cut-off (`trends/checkpoints.py`); kept for two days."""
+        return f"{self.namespace}:trends:counts:{self.stream}:{generation_id}:{partition}"
+
+    def trends_pointer(self, generation_id: str) -> str:
+        """String: `name:unix_ms`, the generation's newest trends snapshot and when that was last said; expires after an hour."""
+        return f"{self.namespace}:trends:newest:{self.stream}:{generation_id}"
+
+    def trends_snapshot(self, name: str) -> str:
+        """String: a trends snapshot (`trends/snapshots.py`), named by its content; expires an hour after it was last in use."""
+        return f"{self.namespace}:trends:snapshot:{name}"
+
+    @property
+    def trends_owner(self) -> str:
+        """String: which process counts trends; expires seconds after its last word."""
+        return f"{self.namespace}:trends:owner:{self.stream}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -82,6 +83,14 @@ class Generation:
         order = np.argsort(self.item_digests, kind="stable")
         set_(self, "digest_order", order)
         set_(self, "sorted_digests", self.item_digests[order])
+
+    def with_tables(self, tables: Tables | None) -> Generation:
+        """The same with other tables; everything else is shared. Errors: `GenerationError` for tables that do not fit."""
+        if tables is not None:
+            check_tables(tables, self.n_items, f"generation {self.generation_id}")
+        changed = copy.copy(self)
+        object.__setattr__(changed, "tables", tables)
+        return changed
 
     @property
     def n_items(self) -> int:

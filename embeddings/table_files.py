@@ -40,7 +40,8 @@ def table_bytes(tables: Tables) -> dict[str, bytes]:
     starts = pa.array(c.starts.astype(np.int32), pa.int32())
     columns = [pa.ListArray.from_arrays(starts, pa.array(values)) for values in (c.items, c.share, c.lift)]
     pq.write_table(pa.Table.from_arrays(columns, schema=_SCHEMA), cowatch, compression="zstd")
-    ranker = {"rule": RULE, "weights": dict(zip(FEATURES, tables.weights.tolist(), strict=True))}
+    weights = dict(zip(FEATURES, tables.weights.tolist(), strict=True))
+    ranker = {"rule": RULE, "trends_at_ms": tables.at_ms, "weights": weights}
     return {
         TRENDING: trending.getvalue(),
         COWATCH: cowatch.getvalue(),
@@ -50,7 +51,8 @@ def table_bytes(tables: Tables) -> dict[str, bytes]:
 
 def parse_tables(trending: Any, cowatch: bytes, ranker: bytes, n_items: int, where: str) -> Tables:
     """`trending`: (n_items, half-lives) float32, parsed as the factors are. Errors: `GenerationError`."""
-    tables = Tables(trending, _parse_cowatch(cowatch, n_items, where), _parse_weights(ranker, where))
+    weights, at_ms = _parse_ranker(ranker, where)
+    tables = Tables(trending, _parse_cowatch(cowatch, n_items, where), weights, at_ms)
     check_tables(tables, n_items, where)
     return tables
 
@@ -72,16 +74,17 @@ def _parse_cowatch(data: bytes, n_items: int, where: str) -> Cowatch:
     return Cowatch(starts.astype(np.int64), *values)
 
 
-def _parse_weights(data: bytes, where: str) -> Any:
+def _parse_ranker(data: bytes, where: str) -> tuple[Any, int]:
+    """The weights, and the time of the trends (0 where an older program has not written it)."""
     try:
         content = json.loads(data)
-        if not isinstance(content, Mapping) or content.keys() != {"rule", "weights"}:
+        if not isinstance(content, Mapping) or content.keys() - {"trends_at_ms"} != {"rule", "weights"}:
             raise ValueError("rule and weights are wanted")
         if content["rule"] != RULE:
             raise ValueError(f"rule {str(content['rule'])[:40]!r}: this program ranks by {RULE}")
         weights = content["weights"]
         if not isinstance(weights, Mapping) or weights.keys() != set(FEATURES):
             raise ValueError(f"weights of other features than those of {RULE}")
-        return np.array([float(weights[name]) for name in FEATURES])
+        return np.array([float(weights[name]) for name in FEATURES]), int(content.get("trends_at_ms", 0))
     except (*FOREIGN, AttributeError, RecursionError) as error:
         raise GenerationError(f"{where}/{RANKER}: {error}; publish the generation again") from error

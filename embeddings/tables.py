@@ -2,8 +2,7 @@
 
 All three are made from the lake's plays up to the cut-off and published with the generation, so that a row stays a function of the
 viewer's state, the generation and the time. A generation has all of them or none (an older one, or one made from too few plays:
-its rows are blended as `ranking/rows.py` says). A trends snapshot with fresher numbers would replace `trending` and `cowatch`, row
-by row of the same shapes.
+its rows are blended as `ranking/rows.py` says). A trends snapshot (`trends/`) replaces `trending` by fresher numbers, row by row.
 """
 
 from __future__ import annotations
@@ -60,11 +59,13 @@ class Cowatch:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Tables:
-    """`trending`: (n_items, half-lives) float32 ≥ 0, decayed plays at the cut-off. `weights`: (features,) float64, of the ranker."""
+    """`trending`: (n_items, half-lives) float32 ≥ 0, decayed plays. `weights`: (features,) float64, of the ranker. `at_ms`: the time that
+    `trending` is as of, at which its newest play started; 0: not known (an older program's), and nothing can be added to it."""
 
     trending: F32
     cowatch: Cowatch
     weights: F64
+    at_ms: int = 0
 
     trends: F32 = field(init=False, repr=False)  # (n_items, half-lives), log-scaled: the features
     trending_orders: I64 = field(init=False, repr=False)  # (2, n_items): rows by falling trend of a day, of a week
@@ -81,6 +82,7 @@ def check_tables(tables: Tables, n_items: int, where: str) -> None:
     trending, c, weights = tables.trending, tables.cowatch, tables.weights
     entries = len(c.items)
     problems = {
+        "trending is of no time": tables.at_ms < 0,
         "trending has another shape": trending.shape != (n_items, len(HALF_LIVES_DAYS)),
         "trending holds NaN, infinity or a negative number": not np.isfinite(trending).all() or (trending < 0).any(),
         "weights are not one finite number a feature": weights.shape != (len(FEATURES),) or not np.isfinite(weights).all(),

@@ -23,12 +23,14 @@ from homepage.catalogue import LiveCatalogue
 from homepage.render import iso_ms
 from ranking.rows import Ranked
 from runtime.settings import Settings
+from trends.follow import with_snapshot
 from viewers.packing import unpack
-from viewers.rewrite import Rewriter
+from viewers.rewrite import NO_TRENDS, Rewriter
 from viewers.signals import item_signals, play_strength
 from viewers.state import COMPLETED, SKIPPED, STOPPED, Limits, ViewerState
 from viewers.store import Store, StoredViewer
 
+LOST = "its trends snapshot {} is not kept any more (an hour after it was last in use), so trends here are the generation's own; "
 _FLAGS = {COMPLETED: "completed", STOPPED: "stopped", SKIPPED: "skipped"}
 
 
@@ -101,7 +103,7 @@ async def show_viewer(settings: Settings, store: Store, codec: Codec, viewer: st
 async def explain_viewer(settings: Settings, store: Store, codec: Codec, viewer: str) -> View:
     """Recompute the row; for every entry, every play's contribution. Errors: `UserError`, `GenerationError`."""
     stored, state, catalogue = await _read(settings, store, viewer)
-    row, rewriter, ranked, contributions, played = await _recompute(settings, codec, viewer, stored, state)
+    row, rewriter, ranked, contributions, played = await _recompute(settings, store, codec, viewer, stored, state)
     generation = rewriter.generation
     assert generation is not None  # _recompute ranked with it
     again = rewriter.rewrite(state, computed_at_ms=row.computed_at_ms, event_time_ms=row.event_time_ms)
@@ -135,6 +137,8 @@ async def explain_viewer(settings: Settings, store: Store, codec: Codec, viewer:
         "viewer": viewer,
         "generation_id": row.generation_id,
         "activation": row.activation,
+        "trends_snapshot": _snapshot_name(row),
+        "trends_snapshot_kept": rewriter.trends_snapshot == row.trends_snapshot,
         "computed_at": iso_ms(row.computed_at_ms),
         "stored_row_is_recomputed_row": again.row_bytes == stored.row,
         "weight_of_own_plays": ranked.weight,
@@ -161,15 +165,16 @@ async def explain_viewer(settings: Settings, store: Store, codec: Codec, viewer:
         )
         for e in entries
     ]
+    lost = "" if rewriter.trends_snapshot == row.trends_snapshot else LOST.format(row.trends_snapshot)
     return View(
-        f"{viewer}: {row.generation_id}; taste counts {ranked.weight:.2f} times, other sources the rest of the score",
+        f"{viewer}: {row.generation_id}; {lost}taste counts {ranked.weight:.2f} times, other sources the rest of the score",
         data,
         (("entries", ("#", "title", "score", "source", "of it taste", "strongest plays"), rows),),
     )
 
 
 async def _recompute(
-    settings: Settings, codec: Codec, viewer: str, stored: StoredViewer, state: ViewerState
+    settings: Settings, store: Store, codec: Codec, viewer: str, stored: StoredViewer, state: ViewerState
 ) -> tuple[HomeRow, Rewriter, Ranked, F64, list[str]]:
     """The stored row, and the same ranked again: contributions (m entries, n plays), and which items the plays are of."""
     if not stored.row:
@@ -178,7 +183,8 @@ async def _recompute(
         )
     row = codec.decode_row(stored.row)
     generation = await asyncio.to_thread(load_generation, settings.generations_path, row.generation_id)
-    rewriter = Rewriter(generation, stored.activation, codec.encode_row, Limits(**settings.state.model_dump()))
+    own = Rewriter(generation, stored.activation, codec.encode_row, Limits(**settings.state.model_dump()))
+    rewriter = await with_snapshot(store.trends, own, row.trends_snapshot) or own
     (ranked,) = rewriter.rank([state], computed_at_ms=row.computed_at_ms)
     if ranked is None:
         raise GenerationError(f"{viewer}: a row is stored but the state holds nothing; run: nearline nightly")
@@ -206,6 +212,11 @@ async def _read(settings: Settings, store: Store, viewer: str) -> tuple[StoredVi
     return stored, unpack(stored.state), catalogue
 
 
+def _snapshot_name(row: HomeRow) -> str | None:
+    """None: the row was made from the generation's own trends."""
+    return None if row.trends_snapshot == NO_TRENDS else row.trends_snapshot
+
+
 def _title(catalogue: LiveCatalogue, item_id: str) -> str:
     item = catalogue.get(item_id)
     return item.title if item else item_id
@@ -216,6 +227,7 @@ def _row_facts(row: HomeRow, catalogue: LiveCatalogue) -> dict[str, Any]:
         "row_id": row.row_id,
         "generation_id": row.generation_id,
         "activation": row.activation,
+        "trends_snapshot": _snapshot_name(row),
         "computed_at": iso_ms(row.computed_at_ms),
         "freshness_ms": None if row.event_time_ms is None else row.computed_at_ms - row.event_time_ms,
         "entries": [

@@ -43,11 +43,13 @@ MAX_MEMORY_SHARE = 0.8
 
 @dataclass(frozen=True, slots=True)
 class StoreFacts:
-    """`info` as INFO gives it; `clock_difference_s` is the store's clock minus ours; `shebang` whether `#!lua` runs."""
+    """`info` as INFO gives it; `clock_difference_s` is the store's clock minus ours; `shebang` whether `#!lua` runs; `counts_trends`
+    whether some process does."""
 
     info: Mapping[str, Any]
     clock_difference_s: float
     shebang: bool
+    counts_trends: bool = False
 
 
 async def diagnose(settings: Settings) -> list[Finding]:
@@ -133,7 +135,8 @@ async def _probe_store(settings: Settings) -> StoreFacts:
             shebang = await client.eval("#!lua flags=no-writes\nreturn 1", 0) == 1
         except RedisError:
             shebang = False
-        return StoreFacts(info, difference_s, shebang)
+        counts_trends = await client.get(settings.keys.trends_owner) is not None
+        return StoreFacts(info, difference_s, shebang, counts_trends)
     finally:
         await client.aclose()
 
@@ -174,6 +177,12 @@ def judge_store(where: str, facts: StoreFacts) -> list[Finding]:
     findings.append(
         _judge_memory(int(info["used_memory"]), int(info.get("maxmemory", 0)), int(info.get("total_system_memory", 0)))
     )
+
+    if facts.counts_trends:
+        findings.append(Finding("trends", True, "an aggregator counts"))
+    else:
+        remedy = "start ./run nearline trends (beside the updaters); without it trends are as old as the generation"
+        findings.append(Finding("trends", None, "nobody counts them", remedy))
 
     difference_s = facts.clock_difference_s
     if abs(difference_s) <= MAX_CLOCK_DIFFERENCE_S:

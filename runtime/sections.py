@@ -55,7 +55,7 @@ class NightlySettings(Section):
 
 
 class HealthSettings(HttpSettings):
-    """Health and metrics of the updater, and of the scheduler."""
+    """Health and metrics of the updater, of the aggregator of trends, and of the scheduler."""
 
     port: int = Field(9100, ge=0, le=65_535, description="0 takes a free one")
 

@@ -258,6 +258,23 @@ class TrainSettings(Section):
     keep_generations: int = Field(5, ge=2, description="newest generations kept for rollback")
 
 
+class TrendsSettings(Section):
+    """The aggregator of live trends."""
+
+    interval_s: float = Field(2.0, ge=0.2, description="between two snapshots at least, seconds")
+    snapshots_mb: float = Field(
+        64.0,
+        gt=0,
+        description="what an hour's snapshots may take in the store, MB: larger ones are published less often",
+    )
+    remembered_plays: int = Field(
+        100_000,
+        ge=1_000,
+        description="plays of a partition that are remembered, so that none counts twice: twelve bytes each in the store; with more "
+        "in six hours, plays are counted only if they are reported on sooner",
+    )
+
+
 class Settings(BaseSettings):
     """Everything a process may be told."""
 
@@ -276,6 +293,7 @@ class Settings(BaseSettings):
     state: StateSettings = StateSettings()
     train: TrainSettings = TrainSettings()
     nightly: NightlySettings = NightlySettings()
+    trends: TrendsSettings = TrendsSettings()
     homepage: HomepageSettings = HomepageSettings()
     health: HealthSettings = HealthSettings()
     generations_path: str = Field(".nearline/generations", description="folder or URL of the generations")

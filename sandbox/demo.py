@@ -2,7 +2,8 @@
 
 1. Kafka and Valkey start while the simulated service writes three weeks of history.
 2. The history goes through the real topic; the nightly job copies it to the lake, trains, publishes, rebuilds every row.
-3. An updater and a home-page service start, as processes of their own, with the settings an operator would give them.
+3. An updater, an aggregator of trends and a home-page service start, as processes of their own, with the settings an operator would
+   give them.
 4. Viewers watch, rows move, and a page shows one of them.
 5. At the end: nothing may be left behind, nothing unaccounted.
 """
@@ -124,7 +125,7 @@ class _Demo:
 
     def _clear_folder(self) -> None:
         """A fresh start each time. Errors: `SandboxError`, with nothing removed, if a running demo holds any part of the folder."""
-        claimed = ("kafka", "valkey", "updater", "homepage", "nightly")
+        claimed = ("kafka", "valkey", "updater", "trends", "homepage", "nightly")
         for name in claimed:
             _require_free(self.folder / name, name)
         for name in ("generations", "lake", *claimed):
@@ -172,14 +173,15 @@ class _Demo:
     @contextlib.asynccontextmanager
     async def _services(self, environment: dict[str, str]) -> AsyncIterator[tuple[Service, Service]]:
         updater = Service("updater", environment, self.folder, port_setting="NEARLINE_HEALTH__PORT")
+        trends = Service("trends", environment, self.folder, port_setting="NEARLINE_HEALTH__PORT")
         homepage = Service("homepage", environment, self.folder, port_setting="NEARLINE_HOMEPAGE__PORT")
         try:
-            updater.start()
-            homepage.start()
-            await asyncio.gather(updater.wait_ready(), homepage.wait_ready())
+            for service in (updater, homepage, trends):
+                service.start()
+            await asyncio.gather(updater.wait_ready(), homepage.wait_ready())  # trends may follow
             yield updater, homepage
         finally:
-            for service in (homepage, updater):
+            for service in (homepage, trends, updater):
                 await asyncio.to_thread(service.stop)
 
     async def _live(

@@ -17,7 +17,15 @@ from sandbox.servers import KafkaServer
 from tests.certificates import Certificates, documented
 
 PASSWORD = "hunter2 of kafka"
-USERS = ("players", "nearline-updater", "nearline-homepage", "nearline-nightly", "nearline-operator", "stranger")
+USERS = (
+    "players",
+    "nearline-updater",
+    "nearline-trends",
+    "nearline-homepage",
+    "nearline-nightly",
+    "nearline-operator",
+    "stranger",
+)
 RESOURCES = {"--topic": 2, "--group": 3}
 OPERATIONS = {"Read": 3, "Write": 4, "Create": 5, "Delete": 6, "Describe": 8, "DescribeConfigs": 10}
 ALLOW, LITERAL, SCRAM_SHA_512, ITERATIONS = 3, 3, 2, 4096

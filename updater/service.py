@@ -113,6 +113,9 @@ class Watch:
         metrics.swaps.set(swap.swaps)
         metrics.refusals.set(swap.refusals)
         metrics.generation_age.set(max(0.0, updater.now_ms() / 1000 - swap.created_at_s) if swap.created_at_s else 0.0)
+        metrics.trends_live.set(swap.trends.in_force is not None)
+        metrics.trends_age.set(self._trends_age_s or 0.0)
+        metrics.trends_refused.set(swap.trends.refused)
         if checkpoint is None or consumer is None:
             return
         self.lag_records = 0
@@ -130,6 +133,12 @@ class Watch:
                 found = 0 if stored is None else stored.unaccounted
                 metrics.unaccounted.labels(*labels).set(found)
                 self._tell_unaccounted(partition, found)
+
+    @property
+    def _trends_age_s(self) -> float | None:
+        """Since the aggregator's last word on the trends that serve; None: the generation's own do."""
+        seen_at_ms = self._updater.swap.trends.seen_at_ms
+        return max(0.0, (self._updater.now_ms() - seen_at_ms) / 1000) if seen_at_ms else None
 
     def _tell_unaccounted(self, partition: int, found: int) -> None:
         """Log a sum that does not come out, once a change."""
@@ -188,6 +197,8 @@ class Watch:
             "ready": updater.ready,
             "generation_id": updater.swap.generation_id,
             "activation": updater.swap.rewriter.activation,
+            "trends_snapshot": updater.swap.rewriter.trends_snapshot,
+            "trends_age_s": self._trends_age_s,
             "partitions": sorted(progress),
             "lag_records": self.lag_records,
             "unaccounted": self.unaccounted,

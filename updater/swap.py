@@ -1,4 +1,4 @@
-"""Taking up a new generation while running: loaded beside the old one, swapped between two batches."""
+"""Taking up a new generation, or fresher trends for it, while running: made ready beside what serves, swapped between two batches."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from contracts.errors import GenerationError, NearlineError
 from contracts.rows import HomeRow
 from embeddings.compiled import is_compiled
 from embeddings.files import GenerationsFolder, load_generation
+from trends.follow import Follower
 from viewers.rewrite import Rewriter
 from viewers.state import Limits
 from viewers.store import Store
@@ -47,7 +48,8 @@ class Swap:
         self._executor = executor
         self._instance = instance
         self._refused: int | None = None
-        self.rewriter = Rewriter(None, 0, encode_row, limits)
+        self.trends = Follower()
+        self._own = self.rewriter = Rewriter(None, 0, encode_row, limits)  # `_own`: with the generation's own trends
         self.created_at_s = 0.0  # when the generation in force was made, UTC seconds
         self.swaps = 0
         self.refusals = 0
@@ -73,7 +75,7 @@ class Swap:
             return False
         started = time.monotonic()
         try:
-            generation = self.rewriter.generation
+            generation = self._own.generation
             if generation is None or current.generation_id != generation.generation_id:
                 generation = await self._off_loop(load_generation, self._path, current.generation_id)
             self.created_at_s = await self._off_loop(self._folder.created_at_s, current.generation_id)
@@ -82,7 +84,8 @@ class Swap:
             return False
         rewriter = Rewriter(generation, current.activation, self._encode_row, self._limits)
         await self._prepare(rewriter)
-        self.rewriter = rewriter
+        self._own = self.rewriter = rewriter
+        self.trends.forget()
         self.swaps += 1
         log.info(
             "generation_swapped",
@@ -91,6 +94,15 @@ class Swap:
             load_s=round(time.monotonic() - started, 3),
         )
         return True
+
+    async def follow_trends(self, store: Store) -> None:
+        """Have the newest trends serve, without rewriting any row: each viewer's next one is made from them. Errors: `StoreUnavailable`."""
+        own = self._own
+        rewriter = await self.trends.look(store.trends, own, self._off_loop)
+        if self._own is not own:  # a generation was swapped meanwhile
+            self.trends.forget()
+        elif rewriter is not None:
+            self.rewriter = rewriter
 
     async def _prepare(self, rewriter: Rewriter) -> None:
         """What would otherwise hold up the first batch."""
@@ -121,6 +133,7 @@ class Swap:
                 await store.report_updater(self._instance, self.rewriter.activation, int(now_ms()))
                 if poll % FORGET_EVERY_POLLS == 0:
                     await forget_crashed(store, int(now_ms()))
+                await self.follow_trends(store)
             except NearlineError as error:
                 log.warning("generation_watch_failed", error=str(error))
             await asyncio.sleep(POLL_S)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -86,6 +87,13 @@ class Kernel:
         self._bounds_ms = _bounds_ms(generation)
         self._sources = _sources(generation)
         self._valid_from_ms, self._valid_until_ms = 0, 0  # of `allowed`: nothing yet
+
+    def with_tables_of(self, generation: Generation) -> Kernel:
+        """For the same generation with other tables; what is prepared of all else is shared."""
+        changed = copy.copy(self)
+        changed._generation = generation
+        changed._model = self._model._replace(ranker=_ranker(generation))
+        return changed
 
     def rewrite(self, batch: Sequence[Todo], framing: Framing) -> list[Rewritten]:
         """Each result is the same as if computed alone."""

@@ -9,6 +9,7 @@ import copy
 from collections.abc import AsyncIterator, Mapping, Sequence
 
 from contracts.errors import StoreChanged
+from viewers.memory_trends import MemoryTrends, MemoryTrendsContent
 from viewers.store import Conflict, Marker, MarkerWrite, Stale, StoredViewer, ViewerWrite, WriteResult, Written
 
 
@@ -25,6 +26,7 @@ class MemoryServer:
         self.updaters: dict[str, tuple[int, int]] = {}
         self.rebuilt: set[int] = set()
         self.default_rows: dict[str, bytes] = {}
+        self.trends = MemoryTrendsContent()
 
     @property
     def identity(self) -> str:
@@ -47,6 +49,10 @@ class MemoryStore:
     def __init__(self, server: MemoryServer | None = None) -> None:
         self.server = server or MemoryServer()
         self._identity = ""
+
+    @property
+    def trends(self) -> MemoryTrends:
+        return MemoryTrends(self.server.trends, self.server)
 
     async def connect(self) -> str:
         self._identity = self.server.identity

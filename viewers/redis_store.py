@@ -26,6 +26,7 @@ from contracts.keys import TOKEN_BYTES, Keys
 from runtime.redis_errors import explain, explain_timeout
 from viewers import scripts
 from viewers.packing import BadState
+from viewers.redis_trends import RedisTrends
 from viewers.row_reads import RowReads
 from viewers.store import Conflict, Marker, MarkerWrite, Stale, StoredViewer, ViewerWrite, WriteResult, Written
 
@@ -46,13 +47,7 @@ def _sha(script: str) -> str:
     return hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
 
 
-_SHA = {
-    script: _sha(script)
-    for script in (
-        *(scripts.WRITE_VIEWER, scripts.READ_IDENTITY, scripts.WRITE_MARKER, scripts.WRITE_RECORD),
-        scripts.RAISE_TO,
-    )
-}
+_SHA = {script: _sha(script) for script in scripts.ALL}
 
 _WRITTEN = Written()
 _READ_IDENTITY = _pack(("EVALSHA", _SHA[scripts.READ_IDENTITY], 0))
@@ -106,6 +101,7 @@ class RedisStore:
         more: Mapping[str, Any] | None = None,
     ) -> None:
         self.keys = keys
+        self.trends = RedisTrends(self._command, _SHA, lambda: self.keys)
         self._timeout_s = command_timeout_s
         self._identity = ""
         arguments: dict[str, Any] = {

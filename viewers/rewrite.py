@@ -28,6 +28,7 @@ from contracts.row_columns import GREATEST_HALF
 from contracts.rows import HomeRow
 from embeddings.compiled import one_at_a_time
 from embeddings.generation import Generation
+from embeddings.tables import Tables
 from ranking.rows import Ranked, RankingInput, popular_entries, rank
 from viewers import packing
 from viewers.kernel import (
@@ -100,11 +101,18 @@ class Rewriter:
     """
 
     def __init__(
-        self, generation: Generation | None, activation: int, encode_row: Callable[[HomeRow], bytes], limits: Limits
+        self,
+        generation: Generation | None,
+        activation: int,
+        encode_row: Callable[[HomeRow], bytes],
+        limits: Limits,
+        trends_snapshot: str = NO_TRENDS,
     ) -> None:
+        """`trends_snapshot`: names the snapshot that the generation's trends were replaced by."""
         self.generation = generation
         self.activation = activation
         self.limits = limits
+        self.trends_snapshot = trends_snapshot
         self._encode_row = encode_row
         self._kernel: Kernel | None = None
 
@@ -120,6 +128,15 @@ class Rewriter:
             with one_at_a_time():
                 kernel.rewrite([Todo(b"", (), True, None)], Framing(0, b"-", b"-", b"-"))
             self._kernel = kernel
+
+    def with_trends(self, tables: Tables, trends_snapshot: str) -> Rewriter:
+        """The same with the trends of a snapshot, prepared if this one is. Errors: `GenerationError` if they do not fit."""
+        assert self.generation is not None  # whose rows would these be?
+        generation = self.generation.with_tables(tables)
+        changed = Rewriter(generation, self.activation, self._encode_row, self.limits, trends_snapshot)
+        if self._kernel is not None:
+            changed._kernel = self._kernel.with_tables_of(generation)
+        return changed
 
     def rewrite(self, state: ViewerState, *, computed_at_ms: int, event_time_ms: int | None = None) -> Rewritten:
         """Rewrite one viewer: `f(state, generation, trends snapshot, computed_at)`."""
@@ -161,10 +178,10 @@ class Rewriter:
         if self.generation is None:
             return Framing(computed_at_ms, b"-", b"-", b"-")
         generation_id = self.generation.generation_id
-        empty = HomeRow("", generation_id, self.activation, NO_TRENDS, computed_at_ms, None, ())
+        empty = HomeRow("", generation_id, self.activation, self.trends_snapshot, computed_at_ms, None, ())
         encoded, columns = self._encode_row(empty), 17
         shared = encoded[HEADER_BYTES + 1 : -columns]
-        origin = f"{generation_id}|{self.activation}|{NO_TRENDS}|{computed_at_ms}|".encode()
+        origin = f"{generation_id}|{self.activation}|{self.trends_snapshot}|{computed_at_ms}|".encode()
         return Framing(computed_at_ms, origin, encoded[:HEADER_BYTES] + bytes([2 * ROW_ID_CHARACTERS]), shared)
 
     def rank(self, states: Sequence[ViewerState], *, computed_at_ms: int) -> list[Ranked | None]:
@@ -184,10 +201,16 @@ class Rewriter:
         if ranked is None or self.generation is None:
             return Rewritten(REWRITTEN, state_bytes)
         generation_id = self.generation.generation_id
-        origin = f"{generation_id}|{self.activation}|{NO_TRENDS}|{computed_at_ms}|".encode()
+        origin = f"{generation_id}|{self.activation}|{self.trends_snapshot}|{computed_at_ms}|".encode()
         row_id = hashlib.blake2b(origin + state_bytes, digest_size=8).hexdigest()
         row = HomeRow(
-            row_id, generation_id, self.activation, NO_TRENDS, computed_at_ms, todo.event_time_ms, ranked.entries
+            row_id,
+            generation_id,
+            self.activation,
+            self.trends_snapshot,
+            computed_at_ms,
+            todo.event_time_ms,
+            ranked.entries,
         )
         vector = ranked.folded.x.clip(-GREATEST_HALF, GREATEST_HALF).astype("<f2").tobytes()
         return Rewritten(REWRITTEN, state_bytes, vector, self._encode_row(row))
@@ -207,9 +230,18 @@ class Rewriter:
         if self.generation is None:
             return b""
         entries = popular_entries(self.generation, computed_at_ms, maturity=maturity, only=only)
-        row_id = f"default-{self.generation.generation_id}-{territory}-{maturity}"
+        named = "" if self.trends_snapshot == NO_TRENDS else f"-{self.trends_snapshot}"
+        row_id = f"default-{self.generation.generation_id}{named}-{territory}-{maturity}"
         return self._encode_row(
-            HomeRow(row_id, self.generation.generation_id, self.activation, NO_TRENDS, computed_at_ms, None, entries)
+            HomeRow(
+                row_id,
+                self.generation.generation_id,
+                self.activation,
+                self.trends_snapshot,
+                computed_at_ms,
+                None,
+                entries,
+            )
         )
 
 

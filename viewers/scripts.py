@@ -75,3 +75,42 @@ if tonumber(ARGV[1]) > value then
 end
 return value
 """
+
+HOLD = """#!lua
+-- KEYS[1] who counts trends. ARGV: instance, for how long (ms). Returns 1 if it is this instance now.
+-- Only spares work: what is counted is guarded by WRITE_CHECKPOINT.
+local owner = redis.call('GET', KEYS[1])
+if owner and owner ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return 1
+"""
+
+WRITE_CHECKPOINT = """#!lua
+-- KEYS[1] one partition's counts. ARGV: expected next offset ('' for none yet), seconds kept, then fields and values, 'n' among them.
+-- Counts, next offset and the plays that are remembered move together: what is read again cannot count twice.
+-- Returns '' when written, else what was found instead.
+local found = redis.call('HGET', KEYS[1], 'n') or ''
+if found ~= ARGV[1] then return 'found offset ' .. (found ~= '' and found or 'none') end
+redis.call('HSET', KEYS[1], unpack(ARGV, 3))
+redis.call('EXPIRE', KEYS[1], ARGV[2])
+return ''
+"""
+
+POINT = """#!lua
+-- KEYS[1] pointer to the newest snapshot, KEYS[2] who counts. ARGV: instance, value, seconds kept. Returns 1 if written.
+if redis.call('GET', KEYS[2]) ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[2], 'EX', ARGV[3])
+return 1
+"""
+
+WRITE_DEFAULT_ROWS = """#!lua
+-- KEYS[1] default rows, KEYS[2] the highest activation announced. ARGV: activation, then names and rows. Returns 1 if written.
+if redis.call('GET', KEYS[2]) ~= ARGV[1] then return 0 end
+redis.call('HSET', KEYS[1], unpack(ARGV, 2))
+return 1
+"""
+
+ALL = (
+    *(WRITE_VIEWER, READ_IDENTITY, WRITE_MARKER, WRITE_RECORD, RAISE_TO),
+    *(HOLD, WRITE_CHECKPOINT, POINT, WRITE_DEFAULT_ROWS),
+)

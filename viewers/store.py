@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from contracts.anchors import Anchor
+from viewers.trend_store import TrendStore
 
 
 class StoredViewer(NamedTuple):
@@ -139,6 +140,10 @@ class MarkerWrite:
 class Store(Protocol):
     """Errors: `StoreUnavailable` (retry), `StoreChanged` (the server's identity is not the one seen at `connect`, or a
     marker is not what this process last wrote: drop everything cached, rewind)."""
+
+    @property
+    def trends(self) -> TrendStore:
+        """What is kept of trends, in the same store."""
 
     async def connect(self) -> str:
         """Connect (again), load the scripts, remember and return the server's identity (`run_id:replid`)."""

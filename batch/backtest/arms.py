@@ -7,12 +7,13 @@ is left out by taking its input away from the generation, so that the very same 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 
 import numpy as np
 
 from batch.backtest.counters import popular, trending
+from batch.backtest.live import LiveTrends
 from batch.backtest.plays import Plays
 from batch.backtest.refits import Refit
 from batch.backtest.replay import Answer, Ask, MakeArm
@@ -50,19 +51,24 @@ def without_cowatch(generation: Generation) -> Generation:
     """Nothing follows anything."""
     if generation.tables is None:
         return generation
-    return replace(generation, tables=replace(generation.tables, cowatch=Cowatch.empty(generation.n_items)))
+    return generation.with_tables(replace(generation.tables, cowatch=Cowatch.empty(generation.n_items)))
 
 
 def without_trending(generation: Generation) -> Generation:
     """Nothing is watched more lately."""
     if generation.tables is None:
         return generation
-    return replace(generation, tables=replace(generation.tables, trending=np.zeros_like(generation.tables.trending)))
+    return generation.with_tables(replace(generation.tables, trending=np.zeros_like(generation.tables.trending)))
 
 
 def without_ranker(generation: Generation) -> Generation:
     """Taste and popularity, blended by evidence; no other source."""
-    return replace(generation, tables=None)
+    return generation.with_tables(None)
+
+
+def without_live(generation: Generation) -> Generation:
+    """Trends are as old as the last refit: `Incremental` does not follow them."""
+    return generation
 
 
 WITHOUT: dict[str, Change] = {
@@ -72,63 +78,131 @@ WITHOUT: dict[str, Change] = {
     "cowatch": without_cowatch,
     "trending": without_trending,
     "ranker": without_ranker,
+    "live": without_live,
 }
 """Part → the generation without it. The ranker's weights stay those that were trained with it."""
+NOT_LIVE = {"trending", "ranker", "live"}
+"""Parts without which there are no trends of now."""
 
 
 class RowMaker:
-    """Rows from one night's generation, by the code that serves."""
+    """Rows from one night's generation, by the code that serves. `generation`: the night's, or what a part was taken from."""
 
-    def __init__(self, refit: Refit, limits: Limits, change: Change) -> None:
+    def __init__(self, refit: Refit, limits: Limits, generation: Generation) -> None:
         self._index = refit.generation.index
         self._at_ms = refit.night.at_ms
-        self._rewriter = Rewriter(change(refit.generation), 1, _no_bytes, limits)
-        default = popular_entries(change(refit.generation), self._at_ms, maturity=EVERY_AGE)
-        self._default = self._row(default)
+        self._rewriter = Rewriter(generation, 1, _no_bytes, limits)
+        self._generation = generation
 
     def rows(self, states: Sequence[ViewerState]) -> list[tuple[list[int], list[float]]]:
         """(items, scores) for each state; the default row for who has done nothing."""
         ranked = self._rewriter.rank(states, computed_at_ms=self._at_ms)
-        return [self._default if one is None else self._row(one.entries) for one in ranked]
+        return [self.default if one is None else self._row(one.entries) for one in ranked]
+
+    @cached_property
+    def default(self) -> tuple[list[int], list[float]]:
+        """The row of who has done nothing."""
+        return self._row(popular_entries(self._generation, self._at_ms, maturity=EVERY_AGE))
 
     def _row(self, entries: Sequence[Entry]) -> tuple[list[int], list[float]]:
         return [self._index[entry.item_id] for entry in entries], [entry.score for entry in entries]
 
 
-class Incremental:
-    """The product: the row follows every play.
+@dataclass(eq=False, slots=True)
+class _Row:
+    """A viewer's row: what it is made of until it is made. `asks`: who waits for it."""
 
-    The row shown is the one computed at the viewer's last play, or at the last refit if that is later. It depends on the state
-    and the generation alone, so it is computed when asked for.
+    state: ViewerState
+    maker: RowMaker
+    asks: list[int] = field(default_factory=list)
+    made: tuple[list[int], list[float]] | None = None
+
+
+class Incremental:
+    """The product: the row follows every play, and the default row the trends.
+
+    The row shown is the one made at the viewer's last play, from the trends of that moment, or at the last refit if that is later, from
+    the refit's. `live` False: trends stay those of the refit.
     """
 
     def __init__(
-        self, past: Plays, n_items: int, limits: Limits, answer: Answer, change: Change = lambda generation: generation
+        self,
+        past: Plays,
+        n_items: int,
+        limits: Limits,
+        answer: Answer,
+        change: Change = lambda generation: generation,
+        live: bool = True,
     ) -> None:
         self._limits = limits
         self._answer = answer
         self._change = change
-        self._maker: RowMaker | None = None
-        self._open: list[Ask] = []
+        self._follows = live
+        self._refit: Refit | None = None
+        self._generation: Generation | None = None
+        self._live: LiveTrends | None = None
+        self._rebuilt: RowMaker | None = None  # of the refit
+        self._now: RowMaker | None = None  # with the trends of now
+        self._rows: dict[int, _Row] = {}  # since the refit, by viewer
+        self._open: list[_Row] = []
 
     def refit(self, refit: Refit) -> None:
         """Everybody's row is rebuilt."""
-        self._maker = RowMaker(refit, self._limits, self._change)
+        self.flush()
+        self._rows.clear()
+        self._refit, self._generation = refit, self._change(refit.generation)
+        own = self._generation.tables
+        self._live = LiveTrends(refit, own) if self._follows and own is not None else None
+        self._rebuilt = self._now = RowMaker(refit, self._limits, self._generation)
 
     def ask(self, ask: Ask) -> None:
-        """Answered with others, from the state of this moment."""
-        self._open.append(ask)
+        """Answered with others, from what is known at this moment."""
+        now = self._maker_at(ask.time_ms)
+        if ask.state.is_empty:
+            self._answer(ask.number, *now.default)
+            return
+        row = self._rows.get(ask.viewer)
+        if row is None:
+            assert self._rebuilt is not None  # a replay begins with a refit
+            row = self._add(ask.viewer, ask.state, self._rebuilt)
+        if row.made is None:
+            row.asks.append(ask.number)
+        else:
+            self._answer(ask.number, *row.made)
+
+    def watch(self, viewer: int, item: int, time_ms: int, state: ViewerState) -> None:
+        """The viewer's row is made; the next snapshot counts the play."""
+        self._add(viewer, state, self._maker_at(time_ms))
+        if self._live is not None:
+            self._live.watch(viewer, item, time_ms)
+
+    def _maker_at(self, time_ms: int) -> RowMaker:
+        """The one with the newest snapshot's trends."""
+        newer = None if self._live is None else self._live.newer(time_ms)
+        if newer is not None:
+            self.flush()  # so that no more than two are held
+            assert self._refit is not None  # what is live began with it
+            assert self._generation is not None
+            self._now = RowMaker(self._refit, self._limits, self._generation.with_tables(newer))
+        assert self._now is not None  # a replay begins with a refit
+        return self._now
+
+    def _add(self, viewer: int, state: ViewerState, maker: RowMaker) -> _Row:
+        row = self._rows[viewer] = _Row(state, maker)
+        self._open.append(row)
         if len(self._open) >= BATCH:
             self.flush()
-
-    def watch(self, viewer: int, item: int, time_ms: int) -> None:
-        """The next ask brings the state with it."""
+        return row
 
     def flush(self) -> None:
         """Make the open rows."""
-        assert self._maker is not None  # a replay begins with a refit
-        for ask, row in zip(self._open, self._maker.rows([ask.state for ask in self._open]), strict=True):
-            self._answer(ask.number, *row)
+        for maker in {id(row.maker): row.maker for row in self._open}.values():
+            mine = [row for row in self._open if row.maker is maker]
+            for row, made in zip(mine, maker.rows([row.state for row in mine]), strict=True):
+                row.made = made
+                for number in row.asks:
+                    self._answer(number, *made)
+                row.asks.clear()
         self._open.clear()
 
 
@@ -150,7 +224,7 @@ class Nightly:
 
     def refit(self, refit: Refit) -> None:
         """Everybody's row is rebuilt and stays."""
-        self._maker = RowMaker(refit, self._limits, lambda generation: generation)
+        self._maker = RowMaker(refit, self._limits, refit.generation)
         self._states, self._rows, self._since = {}, {}, {}
 
     def ask(self, ask: Ask) -> None:
@@ -160,7 +234,7 @@ class Nightly:
         if len(self._open) >= BATCH:
             self.flush()
 
-    def watch(self, viewer: int, item: int, time_ms: int) -> None:
+    def watch(self, viewer: int, item: int, time_ms: int, state: ViewerState) -> None:
         """Changes nothing but what may be dropped when the row is read."""
         if self._drop_seen:
             self._since[viewer] = (*self._since.get(viewer, ()), item)
@@ -185,7 +259,10 @@ ARMS: dict[str, MakeArm] = {
     "nightly": Nightly,
     "nightly-unseen": partial(Nightly, drop_seen=True),
     PRODUCT: Incremental,
-    **{f"{PRODUCT}-{part}": partial(Incremental, change=change) for part, change in WITHOUT.items()},
+    **{
+        f"{PRODUCT}-{part}": partial(Incremental, change=change, live=part not in NOT_LIVE)
+        for part, change in WITHOUT.items()
+    },
 }
 """Name → how it is made. `incremental-x`: the product without x."""
 

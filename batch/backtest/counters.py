@@ -16,7 +16,7 @@ from batch.backtest.refits import Refit
 from batch.backtest.replay import TOP, Answer, Ask
 from batch.tables import DAY_MS
 from contracts.rows import ENTRIES_KEPT
-from viewers.state import Limits
+from viewers.state import EMPTY, Limits, ViewerState
 
 HALF_LIVES_DAYS = (0.5, 1.0, 3.0, 7.0, 30.0)
 RESCALE_AT = 512.0
@@ -69,7 +69,7 @@ class CounterArm:
             self._seen.setdefault(viewer, []).append(item)
         newest = (past.viewer[begin:].tolist(), past.item[begin:].tolist(), past.time_ms[begin:].tolist())
         for play in zip(*newest, strict=True):
-            self.watch(*play)
+            self.watch(*play, EMPTY)
 
     @property
     def _judging(self) -> bool:
@@ -86,7 +86,7 @@ class CounterArm:
         rows = _highest(unseen, ENTRIES_KEPT)
         self._answer(ask.number, rows.tolist(), unseen[rows].tolist())
 
-    def watch(self, viewer: int, item: int, time_ms: int) -> None:
+    def watch(self, viewer: int, item: int, time_ms: int, state: ViewerState) -> None:
         """Judge, then count."""
         seen = self._seen.setdefault(viewer, [])
         if self._judging and item not in seen:

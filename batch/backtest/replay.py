@@ -48,8 +48,8 @@ class Arm(Protocol):
     def ask(self, ask: Ask) -> None:
         """Which row would the viewer see now?"""
 
-    def watch(self, viewer: int, item: int, time_ms: int) -> None:
-        """Somebody watched something."""
+    def watch(self, viewer: int, item: int, time_ms: int, state: ViewerState) -> None:
+        """Somebody watched something. `state`: all that the viewer has done, with it."""
 
     def flush(self) -> None:
         """Answer what is still open."""
@@ -120,9 +120,11 @@ class Audience:
             known = self._states[viewer] = merge((facts,), self._limits) if rows else EMPTY
         return known
 
-    def watch(self, row: int, viewer: int) -> None:
-        """Merge one play."""
-        self._states[viewer] = merge((self.state(viewer), ViewerState(plays=(self._play(row),))), self._limits)
+    def watch(self, row: int, viewer: int) -> ViewerState:
+        """Merge one play; the state that it leaves."""
+        merged = merge((self.state(viewer), ViewerState(plays=(self._play(row),))), self._limits)
+        self._states[viewer] = merged
+        return merged
 
     def _play(self, row: int) -> Play:
         item_id = self._plays.item_ids[int(self._plays.item[row])]
@@ -165,9 +167,9 @@ def _one_period(
         ask = Ask(row - first, viewer, audience.state(viewer), time_ms)
         for arm in arms:  # 1
             arm.ask(ask)
-        audience.watch(row, viewer)
+        state = audience.watch(row, viewer)
         for arm in arms:  # 2
-            arm.watch(viewer, item, time_ms)
+            arm.watch(viewer, item, time_ms, state)
         if row - night.start - told >= TELL_EVERY:
             told += TELL_EVERY
             advance(TELL_EVERY)

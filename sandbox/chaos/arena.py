@@ -32,12 +32,13 @@ from sandbox.chaos.aof import cut_at_nonsense, newest_log
 from sandbox.chaos.crew import Crew
 from sandbox.chaos.proxy import Proxy
 from sandbox.chaos.sender import Sender
+from sandbox.chaos.snapshots import Snapshots
 from sandbox.chaos.stream import SECRET, Audience
 from sandbox.chaos.truth import Truth, partitions_of
 from sandbox.chaos.waiting import GIVE_UP_S, Stuck, wait_until
 from sandbox.children import SandboxError, find_free_port
 from sandbox.kafka_server import KafkaServer
-from sandbox.made_up import T0, make_generation, write_generation_folder
+from sandbox.made_up import T0, make_generation, make_tables, write_generation_folder
 from sandbox.processes import ROOT, environment_of
 from sandbox.topics import ensure_topics
 from sandbox.valkey_server import ValkeyServer
@@ -78,6 +79,7 @@ class Arena:
         self.truth = Truth(self.settings, self.codec.decode_event)
         self.audience = Audience(self.truth, self.codec, random.Random(seed))
         self.generations: dict[str, Generation] = {}
+        self.snapshots = Snapshots(self)
         self.limits = Limits()
         self.copies: list[Path] = []
         self.secrets = {SECRET}
@@ -107,9 +109,14 @@ class Arena:
         await ensure_topics(self.settings, PARTITIONS)
         for generation_id, (titles, seed) in GENERATIONS.items():
             made = make_generation(titles, FACTORS, seed, generation_id=generation_id)
+            made = made.with_tables(replace(make_tables(titles, seed), at_ms=T0 + seed))
             write_generation_folder(self.settings.generations_path, made, created_at_ms=T0 + seed)
         self.folder_of_generations.activate(next(iter(GENERATIONS)), floor=0)
-        self._tasks = [asyncio.create_task(self.crew.supervise()), asyncio.create_task(self._stream())]
+        self._tasks = [
+            asyncio.create_task(self.crew.supervise()),
+            asyncio.create_task(self._stream()),
+            asyncio.create_task(self.snapshots.gather()),
+        ]
         for task in self._tasks:
             task.add_done_callback(self._note_failure)
         self._flowing.set()
@@ -133,6 +140,7 @@ class Arena:
             store={"url": f"redis://127.0.0.1:{self.proxy.port}/0"},
             state={"max_plays": 20, "max_registers": 12, "max_plays_per_item": 2},
             train={"factors": FACTORS, "keep_generations": 1_000},
+            trends={"interval_s": 0.5, "remembered_plays": 10_000_000},
             generations_path=str(self.folder / "generations"),
             lake_path=str(self.folder / "lake"),
             registry_path=str(self.folder / "registry"),
@@ -363,11 +371,13 @@ class Arena:
         raise Stuck(f"{what}: after {GIVE_UP_S:g} s partitions are behind (at, end): {behind}{halted}")
 
     async def drain(self) -> None:
-        """Pause the stream, read the truth, wait until everything is finished. Errors: `Stuck`."""
+        """Pause the stream, read the truth, wait until everything is finished, and counted. Errors: `Stuck`."""
         self.pause_stream()
         async with self.sender.sending:
             pass
-        await self.reach(await self.read_truth(), "draining")
+        ends = await self.read_truth()
+        await self.reach(ends, "draining")
+        await self.snapshots.until_counted(ends)
 
     async def read_truth(self) -> Mapping[int, int]:
         """The log, read to its end; waits for a broker that is away."""

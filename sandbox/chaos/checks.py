@@ -13,13 +13,17 @@ import pyarrow.parquet as pq
 import redis.asyncio as redis
 
 from contracts.errors import NearlineError
+from embeddings.files import load_manifest
 from runtime.deadletters import ERASED, Coordinates, Mark, parse
 from runtime.kafka import ConsumerRecord, TopicPartition, make_consumer
 from sandbox.chaos.arena import Arena
 from sandbox.chaos.stream import SECRET
+from sandbox.chaos.trends_truth import plays_counted
 from sandbox.chaos.truth import Fate
 from sandbox.chaos.waiting import Stuck, wait_until
+from trends.checkpoints import counts_of
 from viewers.packing import unpack
+from viewers.redis_store import RedisStore
 from viewers.rewrite import Rewriter
 from viewers.state import ViewerState
 from viewers.store import StoredViewer
@@ -68,6 +72,7 @@ class Checks:
     async def run(self) -> Findings:
         """Everything, after `Arena.drain`."""
         found = Findings()
+        await self._trends(found)
         await self._viewers(found)
         await self._accounts(found)
         await self._dead_letters(found)
@@ -85,15 +90,36 @@ class Checks:
             if behind:  # rows of an older activation may be there; each must still be right for its own
                 async for batch in store.scan_viewers():
                     for viewer in batch:
-                        self._viewer(viewer, await store.read_viewer(viewer), None, found)
+                        await self._viewer(viewer, await store.read_viewer(viewer), None, found)
                 await arena.activate(current.generation_id)  # what the next night would do first
                 current = arena.folder_of_generations.read_current()
                 assert current is not None
             stored = {viewer async for batch in store.scan_viewers() for viewer in batch}
             for viewer in sorted(stored | arena.truth.histories.keys()):
-                self._viewer(viewer, await store.read_viewer(viewer), current.activation, found)
+                await self._viewer(viewer, await store.read_viewer(viewer), current.activation, found)
+            await self._default_row(store, found)
 
-    def _viewer(self, viewer: str, stored: StoredViewer, activation: int | None, found: Findings) -> None:
+    async def _default_row(self, store: RedisStore, found: Findings) -> None:
+        """What viewers without a row see follows from the generation and the snapshot that it names, too."""
+        arena = self._arena
+        stored = (await store.read_default_rows()).get("*:*", b"")
+        if not stored:
+            return  # before the first rebuild, or in a store that has lost it
+        row = arena.codec.decode_row(stored)
+        try:
+            own = Rewriter(arena.generation(row.generation_id), row.activation, arena.codec.encode_row, arena.limits)
+            again = (await arena.snapshots.rewriter(own, row.trends_snapshot)).default_row(
+                computed_at_ms=row.computed_at_ms
+            )
+        except NearlineError as error:
+            again, why = b"", str(error)
+        else:
+            why = f"it differs; of activation {row.activation}, snapshot {row.trends_snapshot}"
+        if again != stored:
+            found.rows_wrong += 1
+            found.say(f"the default row: {why}")
+
+    async def _viewer(self, viewer: str, stored: StoredViewer, activation: int | None, found: Findings) -> None:
         arena = self._arena
         history = arena.truth.histories.get(viewer)
         expected = history.state(arena.limits) if history is not None else ViewerState()
@@ -108,9 +134,8 @@ class Checks:
             return
         try:
             row = arena.codec.decode_row(stored.row)
-            rewriter = Rewriter(
-                arena.generation(row.generation_id), row.activation, arena.codec.encode_row, arena.limits
-            )
+            own = Rewriter(arena.generation(row.generation_id), row.activation, arena.codec.encode_row, arena.limits)
+            rewriter = await arena.snapshots.rewriter(own, row.trends_snapshot)
             again = rewriter.rewrite(actual, computed_at_ms=row.computed_at_ms, event_time_ms=row.event_time_ms)
         except NearlineError as error:
             found.rows_wrong += 1
@@ -146,6 +171,36 @@ class Checks:
         if leaked:
             found.private_leaks += len(leaked)
             found.say(f"state or row of {viewer} holds {leaked[:3]}")
+
+    async def _trends(self, found: Findings) -> None:
+        """What was counted for the generation in force is what the log says, each play once."""
+        arena = self._arena
+        generation = arena.snapshots.followed()
+        if generation is None or generation.tables is None:
+            return
+        manifest = load_manifest(arena.settings.generations_path, generation.generation_id)
+        cutoffs = manifest.cutoffs if manifest.stream == arena.settings.kafka.stream else {}
+        now = arena.truth.now
+        async with arena.store() as store:
+            for partition in now.ends:
+                where = f"{generation.generation_id}[{partition}]"
+                next_offset, fields = await store.trends.read_checkpoint(generation.generation_id, partition)
+                if next_offset is None:
+                    continue  # `drain` waits for it where there is anything to count
+                counts = counts_of(next_offset, fields, where)
+                actual = Counter({row: int(sums[0]) for row, sums in counts.sums.items()})
+                cutoff = cutoffs.get(partition, 0)
+                starts = {max(cutoff, begin) for begin in (0, *now.begins[partition])}  # as it was when counting began
+                expected = [
+                    plays_counted(now.said[partition], generation.index, generation.tables.at_ms, start)
+                    for start in sorted(starts)
+                ]
+                if actual in expected:
+                    continue
+                lost, more = (expected[0] - actual).total(), (actual - expected[0]).total()
+                found.lost += lost
+                found.doubled += more
+                found.say(f"trends of {where} at {next_offset}: {lost} plays missing, {more} too many")
 
     # I3 and I5
 
@@ -261,7 +316,7 @@ class Checks:
         """What the updaters tell of themselves."""
         pages = {}
         async with httpx.AsyncClient(timeout=2) as client:
-            for slot in self._arena.crew.slots:
+            for slot in self._arena.crew.all:
                 for path in ("/metrics", "/stats"):
                     if slot.service is not None and slot.service.running:
                         try:

@@ -1,4 +1,4 @@
-"""The updater processes, and what an orchestrator does with them."""
+"""The updater processes, those that count trends, and what an orchestrator does with them."""
 
 from __future__ import annotations
 
@@ -23,13 +23,16 @@ log = structlog.get_logger()
 RESTART_S = 0.3
 """What an orchestrator takes to start a process that has ended."""
 HALTED_STATUS = 3
+AGGREGATORS = 2
+"""One counts, one stands by."""
 
 
 @dataclass(slots=True)
 class Slot:
-    """A place for one updater process. `spared`: no fault may end it (a soak watches its memory)."""
+    """A place for one process. `verb`: what it runs. `spared`: no fault may end it (a soak watches its memory)."""
 
     name: str
+    verb: str = "updater"
     service: Service | None = None
     wanted: bool = True
     spared: bool = False
@@ -74,6 +77,7 @@ class Crew:
 
     def __init__(self, folder: Path, settings: Callable[[], Settings], count: int, *, spare: bool) -> None:
         self.slots = [Slot(f"updater-{i}", spared=spare and i == 0) for i in range(count)]
+        self.aggregators = [Slot(f"trends-{i}", "trends") for i in range(AGGREGATORS)]
         self.surprises: list[str] = []
         self._folder = folder
         self._settings = settings
@@ -90,8 +94,13 @@ class Crew:
         await wait_until(lambda: self.victims, "an updater that runs")
         return rng.choice(self.victims)
 
+    @property
+    def all(self) -> list[Slot]:
+        """Updaters and aggregators."""
+        return [*self.slots, *self.aggregators]
+
     def fuse(self, slot: Slot) -> Path:
-        """The file that says where this updater has to die."""
+        """The file that says where this process has to die."""
         return self._folder / f"{slot.name}.fuse"
 
     async def scale(self, count: int) -> None:
@@ -112,7 +121,7 @@ class Crew:
     async def stop(self, *, kill: bool = False) -> None:
         """All of them, and wait."""
         async with self._managing:
-            for slot in self.slots:
+            for slot in self.all:
                 slot.wanted = False
                 if slot.service is not None:
                     await asyncio.to_thread(slot.service.stop, kill=kill)
@@ -120,13 +129,13 @@ class Crew:
 
     def start(self) -> None:
         """As many as usual; the supervisor starts them."""
-        for slot in self.slots[: self._usual]:
+        for slot in (*self.slots[: self._usual], *self.aggregators):
             slot.wanted = True
 
     async def supervise(self) -> None:
         """Start what is wanted and does not run: what an orchestrator does."""
         while True:
-            for slot in self.slots:
+            for slot in self.all:
                 async with self._managing:
                     if slot.service is not None and not slot.service.running:
                         self._note_end(slot)
@@ -146,7 +155,7 @@ class Crew:
             {**environment_of(self._settings()), "CHAOS_FUSE": str(self.fuse(slot))},
             self._folder,
             port_setting="NEARLINE_HEALTH__PORT",
-            program=("-m", "sandbox.chaos.wired"),
+            program=("-m", "sandbox.chaos.wired", slot.verb),
         )
 
     def _note_end(self, slot: Slot) -> None:

@@ -15,6 +15,7 @@ from enum import Enum
 from contracts.events import PlaybackEvent
 from runtime.kafka import ConsumerRecord, TopicPartition, count_partitions, kafka_errors, make_consumer
 from runtime.settings import Settings
+from sandbox.chaos.trends_truth import Said
 from viewers.state import Limits, Play, Register, ViewerState, item_digest, state_of
 
 INTENT = "intent"
@@ -39,12 +40,15 @@ class Intent:
 
 @dataclass(slots=True)
 class Incarnation:
-    """One life of the topic. `fates[p][o]`: of the record at an offset; `gone[p]`: offsets deleted before anybody applied them."""
+    """One life of the topic. `fates[p][o]`: of the record at an offset; `gone[p]`: offsets deleted before anybody applied them. `said[p]`:
+    its events, but for those; `begins[p]`: where the log has begun, at one time or another."""
 
     epoch: int
     fates: dict[int, dict[int, Fate]] = field(default_factory=lambda: defaultdict(dict))
     gone: dict[int, set[int]] = field(default_factory=lambda: defaultdict(set))
     ends: dict[int, int] = field(default_factory=dict)
+    said: dict[int, list[Said]] = field(default_factory=lambda: defaultdict(list))
+    begins: dict[int, set[int]] = field(default_factory=lambda: defaultdict(set))
 
     def counts(self, partition: int) -> Counter[str]:
         """What the partition's counters must say: event, private, dead, absent."""
@@ -147,6 +151,7 @@ class Truth:
                 begins = await consumer.beginning_offsets(assigned)
                 behind = {tp for tp in assigned if self._read_to(tp.partition) < ends[tp]}
                 for tp in assigned:
+                    self.now.begins[tp.partition].add(begins[tp])
                     consumer.seek(tp, max(self._read_to(tp.partition), begins[tp]))
                 while behind:
                     for tp, records in (await consumer.getmany(timeout_ms=200, max_records=10_000)).items():
@@ -176,6 +181,7 @@ class Truth:
                     self._kept_back.append((intent.event, record.timestamp))
                 else:
                     self.histories[intent.event.viewer].add(intent.event, record.timestamp)
+                    self.now.said[partition].append(Said(record.offset, record.timestamp, intent.event))
             self.now.ends[partition] = record.offset + 1
 
 

@@ -1,7 +1,9 @@
-"""The updater with fuses: it gets a signal at a named moment between two effects. Run as `python -m sandbox.chaos.wired`.
+"""The updater or the aggregator with fuses: it gets a signal at a named moment between two effects. Run as
+`python -m sandbox.chaos.wired updater`, or `trends`.
 
 The shipped code knows nothing of it: methods are wrapped here before the updater starts. A fuse is a file, named by
-`CHAOS_FUSE`, that says `point|n|KILL`: the signal comes when the point is reached for the n-th time. `POINTS`: in the order of effects.
+`CHAOS_FUSE`, that says `point|n|KILL`: the signal comes when the point is reached for the n-th time. `POINTS`, `TRENDS_POINTS`: in the
+order of effects.
 """
 
 from __future__ import annotations
@@ -9,14 +11,17 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from viewers.store import MarkerWrite, ViewerWrite, WriteResult, Written
+from viewers.trend_store import CheckpointWrite
 
 POINTS = ("computed", "dead letters", "some hashes", "hashes", "marker", "about to commit", "commit")
+TRENDS_POINTS = ("counted", "checkpoint", "snapshot", "default rows")
 
 
 class Fuse:
@@ -81,6 +86,38 @@ def wire(fuse: Fuse) -> None:
     RedisStore.write_markers = wired_markers  # type: ignore[method-assign]
 
 
+def wire_trends(fuse: Fuse) -> None:
+    """The same for the aggregator."""
+    from viewers.redis_trends import RedisTrends
+
+    write_checkpoints, publish, write_default_rows = (
+        RedisTrends.write_checkpoints,
+        RedisTrends.publish,
+        RedisTrends.write_default_rows,
+    )
+
+    async def wired_checkpoints(self: RedisTrends, generation_id: str, writes: Sequence[CheckpointWrite]) -> None:
+        if writes:
+            fuse.reached("counted")
+        await write_checkpoints(self, generation_id, writes)
+        if writes:
+            fuse.reached("checkpoint")
+
+    async def wired_publish(self: RedisTrends, *arguments: Any) -> bool:
+        published = await publish(self, *arguments)
+        fuse.reached("snapshot")
+        return published
+
+    async def wired_rows(self: RedisTrends, *arguments: Any) -> bool:
+        written = await write_default_rows(self, *arguments)
+        fuse.reached("default rows")
+        return written
+
+    RedisTrends.write_checkpoints = wired_checkpoints  # type: ignore[method-assign]
+    RedisTrends.publish = wired_publish  # type: ignore[method-assign,assignment]
+    RedisTrends.write_default_rows = wired_rows  # type: ignore[method-assign,assignment]
+
+
 def no_compare_and_set() -> None:
     """A bug to be seen: writes go over whatever somebody else has written meanwhile."""
     from viewers.redis_store import RedisStore
@@ -142,25 +179,46 @@ def damage_accepted() -> None:
     files.checked_bytes = unchecked
 
 
+def plays_forgotten() -> None:
+    """A bug to be seen: checkpoints hold counts and offset, but not which plays have counted."""
+    from viewers.redis_trends import RedisTrends
+
+    write_checkpoints = RedisTrends.write_checkpoints
+
+    async def without_plays(self: RedisTrends, generation_id: str, writes: Sequence[CheckpointWrite]) -> None:
+        kept = [{name: value for name, value in write.fields.items() if name[0] != "r"} for write in writes]
+        forgetful = [write._replace(fields=fields) for write, fields in zip(writes, kept, strict=True)]
+        await write_checkpoints(self, generation_id, forgetful)
+
+    RedisTrends.write_checkpoints = without_plays  # type: ignore[method-assign]
+
+
 BUGS = {
     "no compare-and-set": no_compare_and_set,
     "marker before the hashes": marker_before_hashes,
     "start at the committed offset": start_at_committed,
     "damage accepted": damage_accepted,
+    "plays forgotten": plays_forgotten,
 }
 """Switched on by `CHAOS_BUG`, to show that the harness sees them."""
 
 
 def main() -> None:
-    """The verb `updater`, wired; same messages and exit statuses."""
+    """The verb `updater` or `trends`, wired; same messages and exit statuses."""
     import nearline
     from runtime.console import read_settings
+    from trends.service import run_trends
     from updater.service import run_updater
 
     if bug := os.environ.get("CHAOS_BUG"):
         BUGS[bug]()
-    wire(Fuse(Path(os.environ["CHAOS_FUSE"])))
-    nearline.run_verb(lambda: asyncio.run(run_updater(read_settings())))
+    fuse = Fuse(Path(os.environ["CHAOS_FUSE"]))
+    if sys.argv[1:] == ["trends"]:
+        wire_trends(fuse)
+        nearline.run_verb(lambda: asyncio.run(run_trends(read_settings())))
+    else:
+        wire(fuse)
+        nearline.run_verb(lambda: asyncio.run(run_updater(read_settings())))
 
 
 if __name__ == "__main__":

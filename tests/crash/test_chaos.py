@@ -50,6 +50,7 @@ BUGS: dict[str, dict[str, Any]] = {
     "marker before the hashes": {"replayed": struck("killed_between_effects", ANY_MOMENT)},
     "start at the committed offset": {"only": ("store_from_older_copy",)},
     "damage accepted": {"only": ("generation_corrupt",)},
+    "plays forgotten": {"only": ("aggregator_lost",)},
 }
 """Each with the faults that show it, struck at the moment at which it does harm."""
 

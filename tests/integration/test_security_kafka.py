@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import gc
 import re
 import time
@@ -22,6 +23,7 @@ from batch.nightly import run_nightly
 from contracts.codec import Codec
 from contracts.errors import KafkaUnavailable, UserError
 from contracts.events import PlaybackEvent
+from embeddings.files import GenerationsFolder
 from homepage.server import run_homepage
 from runtime.doctor_kafka import check_kafka
 from runtime.kafka import kafka_errors, make_admin, make_consumer, make_producer
@@ -33,7 +35,8 @@ from tests.certificates import Certificates
 from tests.conftest import require_or_skip
 from tests.integration.test_nightly import catalogue, history, send
 from tests.secure_kafka import OPERATIONS, PASSWORD, RESOURCES, allow, deny, make_users, rights, secure_kafka
-from tests.worlds import T0, play_event, wait_until
+from tests.worlds import T0, make_generation, make_tables, play_event, wait_until, write_generation_folder
+from trends.aggregator import Aggregator
 from updater.consumer import Updater
 from updater.dlq import list_letters, replay
 from viewers.memory_store import MemoryStore
@@ -242,9 +245,8 @@ async def test_each_process_runs_with_the_rights_that_the_page_lists_and_uses_ev
     secure: SecureKafka, base: Settings
 ) -> None:
     """From the players to the lake, to everybody's row, to an evening with poison, to dead letters and an erasure."""
-    await give(
-        secure, base, "players", "nearline-updater", "nearline-homepage", "nearline-nightly", "nearline-operator"
-    )
+    services = ("updater", "trends", "homepage", "nightly", "operator")
+    await give(secure, base, "players", *(f"nearline-{service}" for service in services))
     players, nightly, operator = (
         as_user(base, secure, one) for one in ("players", "nearline-nightly", "nearline-operator")
     )
@@ -282,8 +284,25 @@ async def test_each_process_runs_with_the_rights_that_the_page_lists_and_uses_ev
     await run_nightly(nightly, store, skip_evaluation=True, progress=SilentProgress())
     after = await list_letters(operator)
     assert (after.waiting, after.unquotable) == (0, 1)
+    await count_trends(as_user(base, secure, "nearline-trends"))
     await store.close()
     assert used(secure, base) == set(rights(base.kafka.topic, base.kafka.group_id))
+
+
+async def count_trends(settings: Settings) -> None:
+    """The aggregator, for a generation that trends can be added to (the night's few plays make none)."""
+    tables = dataclasses.replace(make_tables(60), at_ms=T0)
+    write_generation_folder(
+        settings.generations_path, make_generation(60, 4, generation_id="trendy").with_tables(tables)
+    )
+    GenerationsFolder(settings.generations_path).activate("trendy", floor=0)
+    store = open_store(settings.store, settings.keys)
+    aggregator = Aggregator(settings, store, CODEC, instance="a1")
+    task = asyncio.create_task(aggregator.run())
+    await wait_until(lambda: aggregator.figures.plays, "plays are counted")
+    aggregator.stop()
+    await asyncio.wait_for(task, 30)
+    await store.close()
 
 
 def used(secure: SecureKafka, base: Settings) -> set[tuple[str, int, str, int]]:

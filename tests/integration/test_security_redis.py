@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -19,6 +20,7 @@ from batch.nightly import run_nightly
 from contracts.codec import Codec
 from contracts.errors import StoreUnavailable
 from contracts.keys import Keys
+from embeddings.files import GenerationsFolder
 from homepage import inspect
 from homepage.server import run_homepage
 from runtime import doctor
@@ -30,13 +32,15 @@ from sandbox.valkey_server import find_on_path
 from tests.certificates import Certificate, Certificates, documented
 from tests.conftest import TopicFactory, require_or_skip
 from tests.integration.test_nightly import catalogue, history, send
-from tests.worlds import play_event, wait_until
+from tests.worlds import T0, make_generation, make_tables, play_event, wait_until, write_generation_folder
+from trends.aggregator import Aggregator
 from updater.consumer import Updater
 from viewers.redis_store import RedisStore, open_store
 
 PASSWORD = "a:pass/word@with?everything#"
 ENCODED = "a%3Apass%2Fword%40with%3Feverything%23"
 CODEC = Codec.load()
+TRENDY = "trendy"
 
 
 @dataclass
@@ -262,12 +266,42 @@ async def an_evening(settings: Settings, viewer: str) -> None:
     try:
         await send(settings, [play_event(viewer, 2, 10**6), play_event("new", 4, 10**6)])
         await wait_until(lambda: updater.metrics.rows_written >= 2, "both rows are written")
+        await wait_until(lambda: updater.swap.trends.in_force, "the newest trends serve")
+        await updater.swap.follow_trends(store)  # what serves is kept
     finally:
         updater.stop()
         await asyncio.wait_for(task, 30)
         assert await store.read_viewer(viewer)
         await store.write_halt("only so that the right to say so is used")
         await store.close()
+
+
+async def counting(settings: Settings) -> None:
+    """The aggregator, until its trends are published."""
+    store = open_store(settings.store, settings.keys)
+    aggregator = Aggregator(settings, store, CODEC, instance="a1")
+    task = asyncio.create_task(aggregator.run())
+    try:
+        await wait_until(lambda: aggregator.figures.newest, "a snapshot")
+
+        async def default_row() -> bool:
+            rows = await store.read_default_rows()
+            return CODEC.decode_row(rows["*:*"]).generation_id == TRENDY
+
+        await wait_until(default_row, "default rows made from it")
+    finally:
+        aggregator.stop()
+        await asyncio.wait_for(task, 30)
+        await store.close()
+
+
+def put_in_force_with_trends(settings: Settings, secure: SecureRedis) -> None:
+    """A generation that trends can be added to: the night's few plays make none."""
+    tables = dataclasses.replace(make_tables(60), at_ms=T0)
+    made = make_generation(60, 4, generation_id=TRENDY).with_tables(tables)
+    write_generation_folder(settings.generations_path, made)
+    activation = GenerationsFolder(settings.generations_path).activate(TRENDY, floor=0).activation
+    secure.command("SET", settings.keys.activation, activation)
 
 
 async def ask_homepage(settings: Settings, *viewers: str) -> list[dict[str, Any]]:
@@ -301,9 +335,10 @@ async def test_each_process_runs_with_its_rights_and_needs_every_one_of_them(
         secure = SecureRedis(request.getfixturevalue("fresh_valkey"), 0, None, namespace)
     else:
         secure = request.getfixturevalue("secure")
-    for user in ("updater", "homepage", "nightly", "operator"):
+    for user in ("updater", "homepage", "nightly", "operator", "trends"):
         secure.allow(f"nearline-{user}")
-    secure.command("ACL", "SETUSER", "default", "-@all", "+acl", "+config", "+info", "+ping")  # nobody's else
+    own_words = ("+acl", "+config", "+info", "+ping", "+set")
+    secure.command("ACL", "SETUSER", "default", "-@all", *own_words)  # nobody's else
     await send(base, history(), catalogue())
 
     async def watched(user: str, work: Any) -> Any:
@@ -322,13 +357,15 @@ async def test_each_process_runs_with_its_rights_and_needs_every_one_of_them(
             await activate(nightly, store, generation_id, progress=SilentProgress())
         return generation_id
 
-    generation_id = await watched("nearline-nightly", night_and_again())
+    await watched("nearline-nightly", night_and_again())
+    put_in_force_with_trends(as_user(base, secure, "nearline-nightly"), secure)
+    await watched("nearline-trends", counting(as_user(base, secure, "nearline-trends")))
     await watched("nearline-updater", an_evening(updater, "v00"))
     own, new, unknown = await watched(
         "nearline-homepage", ask_homepage(as_user(base, secure, "nearline-homepage"), "v00", "new", "unknown")
     )
     assert [row["default"] for row in (own, new, unknown)] == [False, False, True]
-    assert {row["generation_id"] for row in (own, new, unknown)} == {generation_id}
+    assert {row["generation_id"] for row in (own, new, unknown)} == {TRENDY}
     assert own["freshness_ms"] is not None
 
     operator = as_user(base, secure, "nearline-operator")

@@ -98,7 +98,7 @@ class Generations:
         self.unreadable = False
 
     def load(self, generation_id: str) -> Any:
-        return SimpleNamespace(generation_id=generation_id)
+        return SimpleNamespace(generation_id=generation_id, tables=None)
 
 
 class SimFolder:

@@ -17,7 +17,9 @@ from typing import Any, TypeVar
 from contracts.errors import StoreChanged, StoreUnavailable
 from tests.simulation.clock import ProcessLoop, Scheduler
 from viewers.memory_store import MemoryServer, MemoryStore
+from viewers.memory_trends import MemoryTrends, MemoryTrendsContent
 from viewers.store import Marker, MarkerWrite, StoredViewer, ViewerWrite, WriteResult
+from viewers.trend_store import TrendStore
 
 TIMEOUT_S = 0.3
 """A client gives up on a pipeline after this."""
@@ -307,6 +309,11 @@ class SimStore:
         return future
 
     # viewers.store.Store
+
+    @property
+    def trends(self) -> TrendStore:
+        """Generations have no tables here, so nobody asks for trends: they are no part of what is simulated."""
+        return MemoryTrends(MemoryTrendsContent(), self.cluster.primary)
 
     async def connect(self) -> str:
         self.cluster.pins[self.client] = self.cluster.primary

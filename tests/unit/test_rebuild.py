@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 
 import pytest
 
-from batch.activation import Activator, titles_by_territory
+from batch.activation import Activator
 from batch.rebuild import BATCH, MAX_SWEEPS, Rebuild
 from contracts.catalogue import CatalogueItem
 from contracts.codec import Codec
@@ -15,6 +15,7 @@ from contracts.errors import StoreUnavailable, UserError
 from runtime.progress import SilentProgress
 from runtime.settings import Settings
 from tests.worlds import T0, make_generation, play_event, write_generation_folder
+from viewers.default_rows import titles_by_territory
 from viewers.memory_store import MemoryServer, MemoryStore
 from viewers.packing import unpack
 from viewers.rewrite import RewriteJob, Rewriter, rewrite_viewers

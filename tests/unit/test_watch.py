@@ -45,7 +45,12 @@ class Stream:
         self.store = MemoryStore()
         self.at = Progress(position, Marker(position, 0, applied=position), 0)
         swap = SimpleNamespace(
-            rewriter=SimpleNamespace(activation=1), swaps=0, refusals=0, created_at_s=0.0, generation_id="g1"
+            rewriter=SimpleNamespace(activation=1),
+            swaps=0,
+            refusals=0,
+            created_at_s=0.0,
+            generation_id="g1",
+            trends=SimpleNamespace(in_force=None, seen_at_ms=0, refused=0),
         )
         self.updater: Any = SimpleNamespace(
             settings=Settings(kafka={"stall_timeout_s": stall_timeout_s}),

@@ -30,6 +30,7 @@ class Fault:
 ALL = (
     Fault("killed_between_effects", updaters.killed_between_effects),
     Fault("frozen_past_session", updaters.frozen_past_session),
+    Fault("aggregator_lost", updaters.aggregator_lost),
     Fault("rebalance_storm", updaters.rebalance_storm),
     Fault("rolling_restart", updaters.rolling_restart),
     Fault("store_killed_log_cut", store.killed_and_cut),

@@ -1,4 +1,4 @@
-"""Faults of the updater processes."""
+"""Faults of the updater processes, and of those that count trends."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from dataclasses import replace
 from sandbox.chaos.arena import SESSION_MS, Arena
 from sandbox.chaos.crew import Slot
 from sandbox.chaos.waiting import wait_until
-from sandbox.chaos.wired import POINTS
+from sandbox.chaos.wired import POINTS, TRENDS_POINTS
+from trends.aggregator import LEASE_MS
 
 ANY_MOMENT = "any moment"
 MOMENTS = (*POINTS, ANY_MOMENT)
@@ -70,3 +71,29 @@ async def rebalance_storm(arena: Arena, rng: random.Random) -> None:
             rng.choice(arena.crew.victims).signal("KILL")
         await asyncio.sleep(rng.uniform(0.2, 1.2))
     await arena.crew.scale(2)
+
+
+async def aggregator_lost(arena: Arena, rng: random.Random) -> None:
+    """Whoever counts trends is killed or frozen between two effects or at any moment; frozen, often until the other has taken over."""
+    moment, word = rng.choice((*TRENDS_POINTS, ANY_MOMENT)), rng.choice(("KILL", "STOP"))
+    slots = [slot for slot in arena.crew.aggregators if slot.running]
+    for slot in slots:  # which of the two counts, its fuse tells
+        arena.crew.fuse(slot).write_text(f"{moment}|{rng.randint(1, 3)}|{word}")
+    struck: list[Slot] = []
+    for _ in range(60 if moment != ANY_MOMENT else 0):
+        struck = [slot for slot in slots if not arena.crew.fuse(slot).exists()]
+        if struck:
+            break
+        await asyncio.sleep(0.05)
+    for slot in slots:
+        arena.crew.fuse(slot).unlink(missing_ok=True)
+    if struck:
+        arena.points[f"trends {moment}: {word}"] += 1
+    else:
+        struck = slots
+        for slot in struck:
+            slot.signal(word)
+    if word == "STOP":
+        await asyncio.sleep(rng.choice((1.0, LEASE_MS / 1000 + 2.0)))
+        for slot in struck:
+            slot.signal("CONT")

@@ -1,0 +1,48 @@
+"""What the aggregator must have counted, from the log, in a way of its own: nothing is forgotten here, nothing is kept in slots."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from contracts.events import FUTURE_TOLERANCE_MS, PLAY_KINDS, Kind, PlaybackEvent
+from trends.counters import REMEMBERED_MS, SLOT_MS
+from viewers.signals import play_strength
+from viewers.state import FLAG_OF_KIND, watched_share
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """An event as the log has it."""
+
+    offset: int
+    timestamp_ms: int
+    event: PlaybackEvent
+
+
+def plays_counted(said: Iterable[Said], index: Mapping[str, int], since_ms: int, from_offset: int) -> Counter[int]:
+    """Row → plays, of one partition's log from an offset on."""
+    clock_ms, erased_s, counted, found = 0, Counter[str](), set(), Counter[int]()
+    for one in said:
+        if one.offset < from_offset:
+            continue
+        event, clock_ms = one.event, max(clock_ms, one.timestamp_ms)
+        if event.kind is Kind.ERASE:
+            through_s = min(event.event_time_ms, one.timestamp_ms) // 1000
+            erased_s[event.viewer] = max(erased_s[event.viewer], through_s)
+        if event.kind not in PLAY_KINDS or event.item_id is None or event.item_id not in index:
+            continue
+        assert event.play_started_at_ms is not None
+        assert event.watched_ms is not None
+        assert event.duration_ms is not None
+        share = watched_share(event.watched_ms, event.duration_ms)
+        forgotten_ms = max(0, (clock_ms - REMEMBERED_MS) // SLOT_MS * SLOT_MS)
+        too_old = event.play_started_at_ms <= max(since_ms, forgotten_ms + FUTURE_TOLERANCE_MS)
+        if too_old or play_strength(share, FLAG_OF_KIND[event.kind]) <= 0:
+            continue
+        play = (event.viewer, event.play_started_at_ms, event.play_id, event.item_id)
+        if event.play_started_at_ms // 1000 > erased_s[event.viewer] and play not in counted:
+            counted.add(play)
+            found[index[event.item_id]] += 1
+    return found

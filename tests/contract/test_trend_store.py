@@ -1,0 +1,111 @@
+"""One suite for what both stores keep of trends."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from contracts.errors import StoreChanged
+from contracts.keys import Keys
+from sandbox.servers import ValkeyServer
+from viewers.memory_store import MemoryServer, MemoryStore
+from viewers.redis_store import RedisStore
+from viewers.redis_trends import ROWS_AT_ONCE
+from viewers.store import Store
+from viewers.trend_store import CHECKPOINT_KEPT_S, SNAPSHOT_KEPT_S, CheckpointWrite, Pointer
+
+
+@pytest.fixture(params=["memory", "valkey"])
+async def stores(request: pytest.FixtureRequest, namespace: str) -> AsyncIterator[tuple[Store, Store]]:
+    """Two clients of one server."""
+    if request.param == "memory":
+        server = MemoryServer()
+        pair: tuple[Store, Store] = (MemoryStore(server), MemoryStore(server))
+    else:
+        valkey: ValkeyServer = request.getfixturevalue("valkey")
+        pair = (RedisStore(valkey.url, Keys(namespace, "t@1")), RedisStore(valkey.url, Keys(namespace, "t@1")))
+    for store in pair:
+        await store.connect()
+    yield pair
+    for store in pair:
+        await store.close()
+
+
+async def test_counts_and_offset_move_together_from_the_expected_offset_alone(stores: tuple[Store, Store]) -> None:
+    mine, theirs = (store.trends for store in stores)
+    assert await mine.read_checkpoint("g1", 0) == (None, {})
+    await mine.write_checkpoints("g1", [CheckpointWrite(0, None, 10, {"h": b"\x00", "i3": b"three"})])
+    await theirs.write_checkpoints("g1", [CheckpointWrite(0, 10, 12, {"h": b"\x01"})])
+    assert await mine.read_checkpoint("g1", 0) == (12, {"h": b"\x01", "i3": b"three"})
+    for expected in (None, 10, 13):
+        with pytest.raises(StoreChanged, match="12"):
+            await mine.write_checkpoints("g1", [CheckpointWrite(0, expected, 20, {"i3": b"lost"})])
+    assert await mine.read_checkpoint("g1", 0) == (12, {"h": b"\x01", "i3": b"three"})
+
+
+async def test_one_partition_that_moved_does_not_keep_the_others(stores: tuple[Store, Store]) -> None:
+    trends = stores[0].trends
+    with pytest.raises(StoreChanged):
+        await trends.write_checkpoints("g1", [CheckpointWrite(0, 5, 6, {}), CheckpointWrite(1, None, 7, {"h": b"x"})])
+    assert await trends.read_checkpoint("g1", 0) == (None, {})
+    assert await trends.read_checkpoint("g1", 1) == (7, {"h": b"x"})
+    assert await trends.read_checkpoint("g2", 1) == (None, {})
+
+
+async def test_a_checkpoint_takes_as_many_fields_as_one_may_have_to_write(stores: tuple[Store, Store]) -> None:
+    fields = {f"i{row}": bytes(44) for row in range(1_000 + 512)} | {f"r{slot}": bytes(8) for slot in range(182)}
+    await stores[0].trends.write_checkpoints("g1", [CheckpointWrite(0, None, 1, fields)])
+    assert await stores[1].trends.read_checkpoint("g1", 0) == (1, fields)
+
+
+async def test_one_counts_and_alone_publishes(stores: tuple[Store, Store]) -> None:
+    mine, theirs = (store.trends for store in stores)
+    assert not await mine.publish("g1", "a", Pointer("n", 1), b"early")
+    assert await mine.hold("a", 60_000)
+    assert await mine.hold("a", 60_000)
+    assert not await theirs.hold("b", 60_000)
+    assert not await theirs.publish("g1", "b", Pointer("theirs", 2), b"2")
+    assert await mine.publish("g1", "a", Pointer("mine", 1), b"\x00\xff")
+    assert await theirs.read_pointer("g1") == Pointer("mine", 1)
+    assert await theirs.read_pointer("g2") is None
+    assert await theirs.read_snapshot("mine") == b"\x00\xff"
+    assert await theirs.read_snapshot("nobody's") == b""
+
+
+async def test_a_snapshot_in_use_is_written_again_where_it_was_lost(stores: tuple[Store, Store]) -> None:
+    trends = stores[0].trends
+    for _ in range(2):
+        await trends.keep_snapshot("name", b"content")
+        assert await trends.read_snapshot("name") == b"content"
+
+
+async def test_default_rows_are_those_of_the_activation_in_force(stores: tuple[Store, Store]) -> None:
+    store = stores[0]
+    await store.write_default_rows({"*:*": b"of the rebuild", "*:12": b"12"})
+    await store.announce_activation(4)
+    for activation in (3, 5):
+        assert not await store.trends.write_default_rows({"*:*": b"other"}, activation)
+    rows = {"*:*": b"fresh"} | {f"GB:{age}": b"gb" for age in range(2 * ROWS_AT_ONCE)}
+    assert await store.trends.write_default_rows(rows, 4)
+    assert await store.read_default_rows() == {"*:12": b"12", **rows}
+
+
+async def test_what_nobody_uses_any_more_expires(valkey: ValkeyServer, namespace: str) -> None:
+    store = RedisStore(valkey.url, Keys(namespace, "t@1"))
+    await store.connect()
+    keys, trends = store.keys, store.trends
+    await trends.hold("a", 60_000)
+    await trends.publish("g1", "a", Pointer("n", 1), b"x")
+    await trends.keep_snapshot("kept", b"x")
+    await trends.write_checkpoints("g1", [CheckpointWrite(0, None, 1, {})])
+    for key, most_s in (
+        (keys.trends_snapshot("n"), SNAPSHOT_KEPT_S),
+        (keys.trends_snapshot("kept"), SNAPSHOT_KEPT_S),
+        (keys.trends_pointer("g1"), SNAPSHOT_KEPT_S),
+        (keys.trends_owner, 60),
+        (keys.trends_checkpoint("g1", 0), CHECKPOINT_KEPT_S),
+    ):
+        assert most_s - 30 <= await store._command("TTL", key) <= most_s, key
+    assert await trends.hold("a", 1)  # gives it back
+    await store.close()

@@ -1,0 +1,394 @@
+"""The aggregator: reads the log from the cut-off of the generation in force, counts, and publishes what it has counted.
+
+One process counts at a time, all partitions; others stand by, and the first that finds its lease run out goes on. (Whoever decodes records
+alone is far ahead of those who fold them in, so sharing partitions would buy nothing, and one process need not read others' counts to
+add them up.) The lease only spares work. What guards the counts is the checkpoint: counts, next offset and the plays remembered move in
+one write, where the stored offset is the expected one.
+
+While it holds the lease, in this order:
+
+1. read records, count them                   nothing is left behind
+2. checkpoint what has changed                a crash before it: read again from the last one, counted once all the same
+3. snapshot, then the pointer to it           a crash before it: the next publisher's snapshot holds these counts too
+4. default rows                               a crash before it: the next ones follow within a minute
+
+One answer to every fault: take up again what the store holds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import structlog
+
+from contracts.codec import Codec
+from contracts.errors import (
+    ContractError,
+    GenerationError,
+    KafkaUnavailable,
+    StoreChanged,
+    TransientError,
+    UnknownSchema,
+)
+from contracts.registry import Registry
+from embeddings.files import Current, GenerationsFolder, load_generation, load_items, load_manifest
+from embeddings.generation import Generation
+from runtime.kafka import (
+    AIOKafkaConsumer,
+    ConsumerRecord,
+    TopicPartition,
+    count_partitions,
+    kafka_errors,
+    make_consumer,
+)
+from runtime.settings import Settings
+from runtime.tasks import stop_client
+from trends.checkpoints import changed_fields, counts_of
+from trends.counters import Counts, Decision, Rules
+from trends.reading import report_of
+from trends.snapshots import decode, encode, merge, name_of, tables_of
+from viewers.default_rows import default_rows, titles_by_territory
+from viewers.rewrite import Rewriter
+from viewers.state import Limits
+from viewers.store import Store
+from viewers.trend_store import SNAPSHOT_KEPT_S, CheckpointWrite, Pointer
+
+log = structlog.get_logger()
+
+LEASE_MS = 10_000
+"""So long after the last word of the process that counts, another goes on."""
+FETCH_WAIT_MS = 200
+FETCH_RECORDS = 4_096
+LOOK_EVERY_S = 1.0
+"""At CURRENT and at the lease."""
+MOST_CHANGED = 1_000
+"""Titles of a partition: a checkpoint takes two arguments for each, and a script some thousands at most."""
+ROWS_SHARE = 0.05
+"""Of a core that default rows may take: with many territories they follow less often."""
+ROWS_AGAIN_S = 60.0
+"""After a rebuild, which writes them from the generation's own trends, they are fresh again within this."""
+BACKOFF_S = 1.0
+
+T = TypeVar("T")
+
+
+def wall_ms() -> int:
+    """UTC milliseconds."""
+    return time.time_ns() // 1_000_000
+
+
+@dataclass(slots=True)
+class Base:
+    """What is counted for: the generation in force. `rewriter`: with its own trends."""
+
+    current: Current
+    rewriter: Rewriter
+    rules: Rules
+    cutoffs: Mapping[int, int]
+    territories: Mapping[str, Any]
+
+    @property
+    def generation(self) -> Generation:
+        generation = self.rewriter.generation
+        assert generation is not None  # it was made with one
+        return generation
+
+
+@dataclass(slots=True)
+class Figures:
+    """What the process tells of itself. `records`: by decision. `lag`: records not read yet."""
+
+    records: Counter[str] = field(default_factory=Counter)
+    snapshots: int = 0
+    snapshot_bytes: int = 0
+    plays: int = 0
+    lag: int = 0
+    counting: bool = False
+    standing_by: bool = False
+    newest: str = ""
+    published_at_ms: int = 0
+
+
+class Aggregator:
+    """One process. `run` ends after `stop`."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        codec: Codec,
+        *,
+        instance: str,
+        now_ms: Callable[[], int] = wall_ms,
+    ) -> None:
+        self.figures = Figures()
+        self._settings = settings
+        self._store = store
+        self._codec = codec
+        self._instance = instance
+        self._now_ms = now_ms
+        self._folder = GenerationsFolder(settings.generations_path)
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="trends")
+        self._base: Base | None = None
+        self._refused: Current | None = None
+        self._told = ""  # why it was
+        self._stopping = asyncio.Event()
+
+    def stop(self) -> None:
+        """Checkpoint what was counted, leave."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Count until `stop`."""
+        await self._until_connected()
+        while not self._stopping.is_set():
+            try:
+                if not await self._store.trends.hold(self._instance, LEASE_MS):
+                    self.figures.counting, self.figures.standing_by = False, True
+                    await self._pause(LOOK_EVERY_S)
+                    continue
+                self.figures.standing_by = False
+                base = await self._off_loop(self._load)
+                if base is None:
+                    await self._pause(LOOK_EVERY_S)
+                    continue
+                await self._count_for(base)
+            except TransientError as error:
+                log.warning("counting_again", cause=type(error).__name__, error=str(error))
+                self.figures.counting = False
+                await self._mend(error)
+                await self._pause(BACKOFF_S)
+        with contextlib.suppress(TransientError):
+            await self._store.trends.hold(self._instance, 1)  # the next one need not wait
+        self._executor.shutdown(wait=False)
+
+    def _load(self) -> Base | None:
+        """What CURRENT names, if trends can be added to it; the one before where it is a bad one."""
+        current: Current | None = None
+        try:
+            current = self._folder.read_current()
+            if current is None:
+                return None
+            if current != self._refused and (self._base is None or self._base.current != current):
+                self._base = self._load_generation(current)
+        except GenerationError as error:  # the updaters refuse it too, and serve the one before
+            if str(error) != self._told:
+                log.error("generation_refused", error=str(error))
+            self._refused, self._told = current, str(error)
+        return self._base
+
+    def _load_generation(self, current: Current) -> Base | None:
+        """None if trends cannot be added to it. Errors: `GenerationError`."""
+        settings = self._settings
+        generation = load_generation(settings.generations_path, current.generation_id)
+        if generation.tables is None or not generation.tables.at_ms:
+            return None  # too few plays, or an older program's: its rows know no trends
+        manifest = load_manifest(settings.generations_path, current.generation_id)
+        rewriter = Rewriter(
+            generation, current.activation, self._codec.encode_row, Limits(**settings.state.model_dump())
+        )
+        rules = Rules(generation.index, generation.tables.at_ms, settings.trends.remembered_plays)
+        cutoffs = manifest.cutoffs if manifest.stream == settings.kafka.stream else {}
+        items = load_items(settings.generations_path, current.generation_id)
+        return Base(current, rewriter, rules, cutoffs, titles_by_territory(items))
+
+    async def _count_for(self, base: Base) -> None:
+        """Until another generation is in force, the lease is another's, partitions were added, or `stop`."""
+        consumer = await make_consumer(self._settings)
+        try:
+            counting = Counting(self, base, consumer)
+            await counting.begin()
+            self.figures.counting = True
+            await counting.go_on()
+        finally:
+            await stop_client(consumer)
+
+    async def is_over(self, base: Base) -> bool:
+        """Whether something else is to be done than counting for this generation."""
+        current = await self._off_loop(self._folder.current_or_none)
+        if current is not None and current not in (base.current, self._refused):
+            return True
+        return self._stopping.is_set() or not await self._store.trends.hold(self._instance, LEASE_MS)
+
+    async def _until_connected(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                await self._store.connect()
+                return
+            except TransientError as error:
+                log.warning("waiting", error=str(error))
+                await self._pause(BACKOFF_S)
+
+    async def _mend(self, error: Exception) -> None:
+        if isinstance(error, StoreChanged):
+            with contextlib.suppress(TransientError):
+                await self._store.connect()
+        elif isinstance(error, UnknownSchema):
+            with contextlib.suppress(ContractError):  # half written: the next try sees it whole
+                self._codec = Codec(Registry.load(self._settings.registry_path))
+
+    async def _pause(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stopping.wait(), seconds)
+
+    async def _off_loop(self, action: Callable[..., T], *arguments: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, action, *arguments)
+
+
+class Counting:
+    """Counting for one generation with one consumer."""
+
+    def __init__(self, aggregator: Aggregator, base: Base, consumer: AIOKafkaConsumer) -> None:
+        self._of = aggregator
+        self._base = base
+        self._consumer = consumer
+        self._topic = aggregator._settings.kafka.topic
+        self._counts: dict[int, Counts] = {}
+        self._stored: dict[int, int | None] = {}  # partition → next offset of its checkpoint
+        self._published = (-1, "", b"")  # plays counted, name and bytes of the newest snapshot
+        self._next_checkpoint_s = 0.0
+        self._next_snapshot_s = 0.0
+        self._next_rows_s = 0.0
+        self._rows_of = ""  # the snapshot that default rows were last made from
+
+    async def begin(self) -> None:
+        """Take up every partition where its checkpoint is, else at the cut-off. Errors: `KafkaUnavailable`, `StoreUnavailable`."""
+        partitions = await count_partitions(self._of._settings, self._topic)
+        if not partitions:
+            raise KafkaUnavailable(f"there is no topic {self._topic}: create it, or set NEARLINE_KAFKA__TOPIC")
+        assigned = [TopicPartition(self._topic, partition) for partition in range(partitions)]
+        with kafka_errors(f"reading the offsets of {self._topic}", self._of._settings):
+            self._consumer.assign(assigned)
+            beginnings = await self._consumer.beginning_offsets(assigned)
+            ends = await self._consumer.end_offsets(assigned)
+        generation_id = self._base.current.generation_id
+        for tp in assigned:
+            found, fields = await self._of._store.trends.read_checkpoint(generation_id, tp.partition)
+            at = self._base.cutoffs.get(tp.partition, 0) if found is None else found
+            if at > ends[tp]:
+                raise KafkaUnavailable(
+                    f"{tp.topic}[{tp.partition}]: counted to offset {at}, but the log ends at {ends[tp]}: the updaters say what to do"
+                )
+            counts = Counts(at) if found is None else counts_of(found, fields, f"{generation_id}[{tp.partition}]")
+            counts.next_offset = max(at, beginnings[tp])
+            self._counts[tp.partition], self._stored[tp.partition] = counts, found
+            self._consumer.seek(tp, counts.next_offset)
+        log.info(
+            "counting_trends",
+            generation_id=generation_id,
+            offsets={str(partition): counts.next_offset for partition, counts in self._counts.items()},
+        )
+
+    async def go_on(self) -> None:
+        """Steps 1 to 4. Errors: any `TransientError`."""
+        looked_s = partitions_s = time.monotonic()
+        while True:
+            with kafka_errors(f"reading {self._topic}", self._of._settings):
+                fetched = await self._consumer.getmany(timeout_ms=FETCH_WAIT_MS, max_records=FETCH_RECORDS)
+            if fetched:  # 1
+                await self._of._off_loop(self._take, fetched)
+                self._of.figures.lag = self._lag()
+            now_s = time.monotonic()
+            if now_s >= self._next_checkpoint_s or self._most_changed() >= MOST_CHANGED:
+                await self._checkpoint()  # 2
+                self._next_checkpoint_s = now_s + self._of._settings.trends.interval_s
+            if now_s >= self._next_snapshot_s:
+                await self._publish()  # 3
+                await self._write_default_rows()  # 4
+            if now_s - looked_s >= LOOK_EVERY_S:
+                looked_s = now_s
+                if await self._of.is_over(self._base):
+                    await self._checkpoint()
+                    return
+            if now_s - partitions_s >= self._of._settings.kafka.metadata_max_age_ms / 1000:
+                partitions_s = now_s
+                if await count_partitions(self._of._settings, self._topic) > len(self._counts):
+                    await self._checkpoint()
+                    return
+
+    def _take(self, fetched: Mapping[TopicPartition, Sequence[ConsumerRecord]]) -> None:
+        """Off the loop. A record whose schema is not known yet ends it with nothing passed."""
+        tally, now_ms, decode = self._of.figures.records, self._of._now_ms(), self._of._codec.decode_event
+        for tp, records in fetched.items():
+            counts = self._counts[tp.partition]
+            for record in records:
+                if record.offset < counts.next_offset:
+                    continue
+                report = report_of(record, decode)
+                decision = Decision.OTHER if report is None else counts.take(report, self._base.rules, now_ms)
+                counts.next_offset = record.offset + 1
+                tally[decision.value] += 1
+
+    def _most_changed(self) -> int:
+        return max(len(counts.changed_rows) for counts in self._counts.values())
+
+    def _lag(self) -> int:
+        marks = {p: self._consumer.highwater(TopicPartition(self._topic, p)) for p in self._counts}
+        return sum(max(0, (mark or 0) - self._counts[p].next_offset) for p, mark in marks.items())
+
+    async def _checkpoint(self) -> None:
+        """Bring the store to what was counted. Errors: `StoreChanged` if it holds something else than this process wrote last."""
+        for partition, counts in self._counts.items():  # offsets that hold no record are passed
+            position = await self._consumer.position(TopicPartition(self._topic, partition))
+            counts.next_offset = max(counts.next_offset, position)
+        moved = {p: counts for p, counts in self._counts.items() if counts.next_offset != self._stored[p]}
+        writes = [
+            CheckpointWrite(partition, self._stored[partition], counts.next_offset, changed_fields(counts))
+            for partition, counts in moved.items()
+        ]
+        await self._of._store.trends.write_checkpoints(self._base.current.generation_id, writes)
+        for partition, counts in moved.items():
+            self._stored[partition] = counts.next_offset
+            counts.changed_rows.clear()
+            counts.changed_slots.clear()
+
+    async def _publish(self) -> None:
+        """A snapshot, if anything was counted since the last; else only the word that it is the newest."""
+        settings, figures = self._of._settings.trends, self._of.figures
+        figures.plays = sum(counts.counted for counts in self._counts.values())
+        plays, name, data = self._published
+        if figures.plays != plays:
+            name, data = await self._of._off_loop(self._make)
+            figures.snapshots += 1
+            figures.snapshot_bytes = len(data)
+        now_ms = self._of._now_ms()
+        generation_id = self._base.current.generation_id
+        if not await self._of._store.trends.publish(generation_id, self._of._instance, Pointer(name, now_ms), data):
+            raise StoreChanged("another process counts trends: standing by")
+        self._published = (figures.plays, name, data)
+        figures.newest, figures.published_at_ms = name, now_ms
+        share_s = len(data) / (settings.snapshots_mb * 1e6) * SNAPSHOT_KEPT_S  # so that an hour's fit
+        self._next_snapshot_s = time.monotonic() + max(settings.interval_s, share_s)
+
+    def _make(self) -> tuple[str, bytes]:
+        tables = self._base.generation.tables
+        assert tables is not None  # `_load` has looked
+        data = encode(merge(self._counts, self._base.current.generation_id, tables.at_ms))
+        return name_of(data), data
+
+    async def _write_default_rows(self) -> None:
+        """Rows of viewers who have none, from the snapshot just published."""
+        _, name, data = self._published
+        now_s = time.monotonic()
+        due = name != self._rows_of or now_s >= self._next_rows_s + ROWS_AGAIN_S
+        if now_s < self._next_rows_s or not due:
+            return
+        rows = await self._of._off_loop(self._make_rows, name, data)
+        await self._of._store.trends.write_default_rows(rows, self._base.current.activation)
+        self._rows_of = name
+        took_s = time.monotonic() - now_s
+        self._next_rows_s = now_s + took_s / ROWS_SHARE
+
+    def _make_rows(self, name: str, data: bytes) -> dict[str, bytes]:
+        generation = self._base.generation
+        assert generation.tables is not None
+        tables = tables_of(decode(data, name), generation.tables, generation.generation_id, generation.n_items)
+        rewriter = self._base.rewriter.with_trends(tables, name)
+        return default_rows(rewriter, self._base.territories, self._of._now_ms())

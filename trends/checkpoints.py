@@ -1,0 +1,62 @@
+"""A partition's counts as the fields of a hash, of which a checkpoint writes those that have changed. Pure.
+
+    h        clock, forgotten, landmark, newest (ms), counted: five int64
+    e        erasures: viewer's digest uint64, through int64 (s), for each
+    i<row>   plays uint32, decayed sum of each half-life: float64
+    r<n>     slot int64, then of each play counted then its digest uint64 and its viewer's uint32; n = slot mod `RING`
+
+Little-endian. Slots and erasures that have been forgotten since may still stand there: a reader leaves them out, as the header says.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+
+import numpy as np
+
+from contracts.errors import StoreChanged
+from embeddings.tables import HALF_LIVES_DAYS
+from trends.counters import REMEMBERED_MS, SLOT_MS, Counts
+
+RING = REMEMBERED_MS // SLOT_MS + 2
+"""Slots that can be remembered at once, and one more."""
+
+_HEADER = struct.Struct("<5q")
+_ROW = struct.Struct(f"<I{len(HALF_LIVES_DAYS)}d")
+_PAIR = np.dtype([("who", "<u8"), ("through_s", "<i8")])
+_PLAY = np.dtype([("play", "<u8"), ("viewer", "<u4")])
+
+
+def changed_fields(counts: Counts) -> dict[str, bytes]:
+    """What has to be written to bring the last checkpoint to these counts."""
+    fields = {
+        "h": _HEADER.pack(counts.clock_ms, counts.forgotten_ms, counts.landmark_ms, counts.newest_ms, counts.counted),
+        "e": np.array(list(counts.erased.items()), dtype=_PAIR).tobytes(),
+    }
+    for row in sorted(counts.changed_rows):
+        plays, *sums = counts.sums[row]
+        fields[f"i{row}"] = _ROW.pack(int(plays), *sums)
+    for slot in sorted(counts.changed_slots):
+        fields[f"r{slot % RING}"] = struct.pack("<q", slot) + np.array(counts.slots[slot], dtype=_PLAY).tobytes()
+    return fields
+
+
+def counts_of(next_offset: int, fields: Mapping[str, bytes], where: str) -> Counts:
+    """The counts that checkpoints have come to. Errors: `StoreChanged` for what is none: it is counted anew."""
+    try:
+        clock_ms, forgotten_ms, landmark_ms, newest_ms, counted = _HEADER.unpack(fields["h"])
+        sums = {int(name[1:]): list(_ROW.unpack(value)) for name, value in fields.items() if name[0] == "i"}
+        slots = {}
+        for name, value in fields.items():
+            if name[0] == "r":
+                (slot,) = struct.unpack_from("<q", value)
+                if (slot + 1) * SLOT_MS > forgotten_ms:
+                    slots[slot] = np.frombuffer(value, dtype=_PLAY, offset=8).tolist()
+        erased = dict(np.frombuffer(fields["e"], dtype=_PAIR).tolist())
+    except (KeyError, ValueError, struct.error) as error:
+        raise StoreChanged(
+            f"{where} is no checkpoint of ours ({error!r}): delete the key, and it is counted anew"
+        ) from error
+    ordered = {slot: slots[slot] for slot in sorted(slots)}
+    return Counts(next_offset, clock_ms, forgotten_ms, landmark_ms, newest_ms, counted, sums, ordered, erased)

@@ -1,0 +1,119 @@
+"""An updater's side of trends: look for the newest snapshot of the generation in force, check it, have it served.
+
+Whatever is wrong (no aggregator, a snapshot that is damaged, lost, or another generation's) costs freshness alone: the generation's own
+trends serve, which a metric tells and one line of the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from contracts.errors import GenerationError
+from trends.snapshots import decode, tables_of
+from viewers.rewrite import NO_TRENDS, Rewriter
+from viewers.trend_store import TrendStore
+
+log = structlog.get_logger()
+
+TELL_AFTER = 30
+"""Looks, a second apart: a generation that is new has no snapshot yet."""
+
+OffLoop = Callable[..., Awaitable[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class InForce:
+    """A snapshot that serves. `data`: its bytes, for a store that has lost them."""
+
+    name: str
+    at_ms: int
+    data: bytes
+
+
+class Follower:
+    """What one updater serves beside its generation. `taken_up`, `refused`: snapshots since the start."""
+
+    def __init__(self) -> None:
+        self.in_force: InForce | None = None
+        self.seen_at_ms = 0  # when the publisher last spoke, as far as known; 0: no snapshot serves
+        self.taken_up = 0
+        self.refused = 0
+        self._refused = ""
+        self._missed = 0  # looks in a row at which there was none
+
+    def forget(self) -> None:
+        """Another generation is in force: what served belongs to the one before."""
+        self.in_force, self.seen_at_ms, self._refused = None, 0, ""
+
+    async def look(self, store: TrendStore, own: Rewriter, off_loop: OffLoop) -> Rewriter | None:
+        """The rewriter that has to serve from now on, if it is another than before. `own`: with the generation's own trends.
+
+        Errors: `StoreUnavailable`.
+        """
+        generation = own.generation
+        if generation is None or generation.tables is None or not generation.tables.at_ms:
+            return None
+        pointer = await store.read_pointer(generation.generation_id)
+        if pointer is None:
+            self._missed += 1
+            return self._without(own, "there is none: does nearline trends run?", tell=self._missed == TELL_AFTER)
+        self._missed = 0
+        if self.in_force is not None and pointer.name == self.in_force.name:
+            self.seen_at_ms = pointer.seen_at_ms
+            await store.keep_snapshot(self.in_force.name, self.in_force.data)
+            return None
+        if pointer.name == self._refused:
+            return None
+        data = await store.read_snapshot(pointer.name)
+        try:
+            if not data:
+                raise GenerationError(f"trends snapshot {pointer.name}: the store does not hold it")
+            rewriter, at_ms = await off_loop(_with_snapshot, own, data, pointer.name)
+        except GenerationError as error:
+            return self._refuse(own, pointer.name, error)
+        if self.in_force is None:
+            log.info("trends_taken_up", snapshot=pointer.name, generation_id=generation.generation_id)
+        self.in_force, self.seen_at_ms, self._refused = InForce(pointer.name, at_ms, data), pointer.seen_at_ms, ""
+        self.taken_up += 1
+        made: Rewriter = rewriter
+        return made
+
+    def _refuse(self, own: Rewriter, name: str, error: GenerationError) -> Rewriter | None:
+        self._refused = name
+        self.refused += 1
+        return self._without(own, str(error), tell=True)
+
+    def _without(self, own: Rewriter, why: str, *, tell: bool) -> Rewriter | None:
+        """Back to the generation's own trends."""
+        served = self.in_force is not None
+        if tell or served:
+            log.warning("trends_not_served", reason=why, instead="the generation's own, as old as it is")
+        self.in_force, self.seen_at_ms = None, 0
+        return own if served else None
+
+
+async def with_snapshot(store: TrendStore, own: Rewriter, name: str) -> Rewriter | None:
+    """The rewriter that a row names; None if the store does not keep that snapshot any more.
+
+    Errors: `StoreUnavailable`, `GenerationError`.
+    """
+    generation = own.generation
+    if name == NO_TRENDS or generation is None or generation.tables is None:
+        return own
+    data = await store.read_snapshot(name)
+    return (await asyncio.to_thread(_with_snapshot, own, data, name))[0] if data else None
+
+
+def _with_snapshot(own: Rewriter, data: bytes, name: str) -> tuple[Rewriter, int]:
+    """Off the loop: parse, check, order titles by trend, prepare what every batch needs. Errors: `GenerationError`."""
+    generation = own.generation
+    assert generation is not None  # who asks has looked
+    assert generation.tables is not None
+    snapshot = decode(data, name)
+    tables = tables_of(snapshot, generation.tables, generation.generation_id, generation.n_items)
+    return own.with_trends(tables, name), snapshot.at_ms

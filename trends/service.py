@@ -1,0 +1,116 @@
+"""The aggregator as a process: health, metrics, signals."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator
+
+import structlog
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from contracts.codec import Codec
+from runtime.http import serve
+from runtime.settings import Settings
+from trends.aggregator import Aggregator, wall_ms
+from viewers.redis_store import open_store
+
+log = structlog.get_logger()
+
+
+class Metrics(Collector):
+    """What `/metrics` tells: the aggregator's figures as they are when asked."""
+
+    def __init__(self, aggregator: Aggregator) -> None:
+        self._aggregator = aggregator
+        self.registry = CollectorRegistry()
+        self.registry.register(self)
+
+    def collect(self) -> Iterator[Metric]:
+        """As the library asks for it."""
+        figures = self._aggregator.figures
+        records = CounterMetricFamily(
+            "nearline_trends_records", "records read, by what became of them", labels=["decision"]
+        )
+        for decision, count in figures.records.items():
+            records.add_metric([decision], count)
+        yield records
+        yield CounterMetricFamily(
+            "nearline_trends_snapshots", "snapshots made since the start", value=figures.snapshots
+        )
+        for name, text, value in (
+            ("nearline_trends_counting", "1: this process counts; 0: it stands by, or waits", figures.counting),
+            ("nearline_trends_plays", "plays counted since the generation's cut-off", figures.plays),
+            ("nearline_trends_lag_records", "records not counted yet", figures.lag),
+            ("nearline_trends_snapshot_bytes", "size of the newest snapshot", figures.snapshot_bytes),
+        ):
+            yield GaugeMetricFamily(name, text, value=float(value))
+
+
+def make_app(aggregator: Aggregator) -> Starlette:
+    """`/health/live`, `/health/ready`, `/metrics`, `/stats`."""
+    registry = Metrics(aggregator).registry
+
+    async def live(request: Request) -> Response:
+        return JSONResponse({"status": "alive"})
+
+    async def ready(request: Request) -> Response:
+        figures = aggregator.figures
+        is_ready = figures.counting or figures.standing_by
+        said = {"ready": is_ready, "counting": figures.counting, "standing_by": figures.standing_by}
+        return JSONResponse(said, status_code=200 if is_ready else 503)
+
+    async def metrics(request: Request) -> Response:
+        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+    async def stats(request: Request) -> Response:
+        return JSONResponse(stats_of(aggregator))
+
+    return Starlette(
+        routes=[
+            Route("/health/live", live),
+            Route("/health/ready", ready),
+            Route("/metrics", metrics),
+            Route("/stats", stats),
+        ]
+    )
+
+
+def stats_of(aggregator: Aggregator) -> dict[str, object]:
+    """What the live page shows."""
+    figures = aggregator.figures
+    age_s = (wall_ms() - figures.published_at_ms) / 1000 if figures.published_at_ms else None
+    return {
+        "counting": figures.counting,
+        "plays": figures.plays,
+        "records": dict(sorted(figures.records.items())),
+        "lag_records": figures.lag,
+        "snapshot": figures.newest or None,
+        "snapshots": figures.snapshots,
+        "snapshot_bytes": figures.snapshot_bytes,
+        "published_s_ago": None if age_s is None else round(age_s, 1),
+    }
+
+
+async def run_trends(settings: Settings) -> None:
+    """Run until SIGTERM or Ctrl-C."""
+    store = open_store(settings.store, settings.keys)
+    instance = f"{os.uname().nodename}-{os.getpid()}"
+    aggregator = Aggregator(settings, store, Codec.load(settings.registry_path), instance=instance)
+    loop = asyncio.get_running_loop()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(name, aggregator.stop)
+    try:
+        async with serve(make_app(aggregator), settings.health.host, settings.health.port) as port:
+            log.info("trends_listening", host=settings.health.host, port=port, instance=instance)
+            await aggregator.run()
+    finally:
+        await store.close()
+    log.info("trends_stopped", plays=aggregator.figures.plays, snapshots=aggregator.figures.snapshots)

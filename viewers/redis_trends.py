@@ -1,0 +1,82 @@
+"""What a Redis or Valkey keeps of trends (`trend_store.py`), over the viewers' store, which maps errors and knows the client."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+from contracts.errors import StoreChanged
+from contracts.keys import Keys
+from viewers import scripts
+from viewers.trend_store import CHECKPOINT_KEPT_S, SNAPSHOT_KEPT_S, CheckpointWrite, Pointer
+
+NEXT = "n"
+"""Field of a checkpoint: its next offset."""
+ROWS_AT_ONCE = 500
+"""Default rows in one write: a script takes some thousands of arguments at most."""
+
+
+class RedisTrends:
+    """`viewers.trend_store.TrendStore` over a `RedisStore`'s connection. `sha`: script → its digest, loaded there."""
+
+    def __init__(
+        self, command: Callable[..., Awaitable[Any]], sha: Mapping[str, str], keys: Callable[[], Keys]
+    ) -> None:
+        self._command = command
+        self._sha = sha
+        self._keys = keys
+
+    async def hold(self, instance: str, for_ms: int) -> bool:
+        return bool(await self._run(scripts.HOLD, [self._keys().trends_owner], instance, for_ms))
+
+    async def read_checkpoint(self, generation_id: str, partition: int) -> tuple[int | None, Mapping[str, bytes]]:
+        found = await self._command("HGETALL", self._keys().trends_checkpoint(generation_id, partition))
+        pairs = found.items() if isinstance(found, dict) else zip(found[::2], found[1::2], strict=True)
+        fields = {name.decode(): value for name, value in pairs}
+        next_offset = fields.pop(NEXT, None)
+        return (None, {}) if next_offset is None else (int(next_offset), fields)
+
+    async def write_checkpoints(self, generation_id: str, writes: Sequence[CheckpointWrite]) -> None:
+        failed = ""
+        for write in writes:
+            key = self._keys().trends_checkpoint(generation_id, write.partition)
+            expected = "" if write.expected_next is None else write.expected_next
+            pairs = [part for pair in write.fields.items() for part in pair]
+            arguments = (expected, CHECKPOINT_KEPT_S, NEXT, write.next_offset, *pairs)
+            found = await self._run(scripts.WRITE_CHECKPOINT, [key], *arguments)
+            if found:
+                failed = failed or f"{key}: {found.decode()}, expected offset {write.expected_next}"
+        if failed:
+            raise StoreChanged(f"{failed}; going on from what the store holds")
+
+    async def publish(self, generation_id: str, instance: str, pointer: Pointer, data: bytes) -> bool:
+        keys = self._keys()
+        await self._command("SET", keys.trends_snapshot(pointer.name), data, "EX", SNAPSHOT_KEPT_S)
+        names = [keys.trends_pointer(generation_id), keys.trends_owner]
+        text = f"{pointer.name}:{pointer.seen_at_ms}"
+        return bool(await self._run(scripts.POINT, names, instance, text, SNAPSHOT_KEPT_S))
+
+    async def read_pointer(self, generation_id: str) -> Pointer | None:
+        found = await self._command("GET", self._keys().trends_pointer(generation_id))
+        name, _, seen_at_ms = (found or b"").decode().rpartition(":")
+        return Pointer(name, int(seen_at_ms)) if name else None
+
+    async def read_snapshot(self, name: str) -> bytes:
+        return await self._command("GET", self._keys().trends_snapshot(name)) or b""
+
+    async def keep_snapshot(self, name: str, data: bytes) -> None:
+        key = self._keys().trends_snapshot(name)
+        if not await self._command("EXPIRE", key, SNAPSHOT_KEPT_S):
+            await self._command("SET", key, data, "EX", SNAPSHOT_KEPT_S)
+
+    async def write_default_rows(self, rows: Mapping[str, bytes], activation: int) -> bool:
+        keys = self._keys()
+        named = list(rows.items())
+        for start in range(0, len(named), ROWS_AT_ONCE):
+            pairs = [part for pair in named[start : start + ROWS_AT_ONCE] for part in pair]
+            if not await self._run(scripts.WRITE_DEFAULT_ROWS, [keys.default_row, keys.activation], activation, *pairs):
+                return False
+        return True
+
+    async def _run(self, script: str, keys: Sequence[str], *arguments: Any) -> Any:
+        return await self._command("EVALSHA", self._sha[script], len(keys), *keys, *arguments)
