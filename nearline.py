@@ -26,9 +26,13 @@ T = TypeVar("T")
 
 HELP = "Home pages that know what was just watched: a nightly job plus an event-driven updater on Kafka and Redis."
 
-EXIT_STATUSES = """Exit status: 0 done. 1 the answer is no: a check failed, something is to be mended, a generation was held back.
-2 it cannot be done as asked: a setting, an argument, a file. 3 the stream is halted: a person decides. 4 a server did not answer in
-time. 130, 143: Ctrl-C, SIGTERM."""
+EXIT_STATUSES = """Exit status:
+0 done
+1 the answer is no: a check failed, something is to be mended, a generation was held back
+2 it cannot be done as asked: a setting, an argument, a file
+3 the stream is halted: a person decides
+4 a server did not answer in time
+130, 143 ended by Ctrl-C, SIGTERM"""
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, help=HELP, epilog=EXIT_STATUSES

@@ -16,7 +16,13 @@ class LakeInUse(UserError):
 
 
 @contextmanager
-def lake_lock(lake_path: str | Path, *, name: str = "nightly", what: str = "job works") -> Iterator[None]:
+def lake_lock(
+    lake_path: str | Path,
+    *,
+    name: str = "nightly",
+    what: str = "job works",
+    remedy: str = "wait until it has ended",
+) -> Iterator[None]:
     """Hold the lake, or with another `name` something else that there is one of for a lake.
 
     Errors: `LakeInUse` naming the process that does, `DataError` if the folder cannot be written.
@@ -33,9 +39,7 @@ def lake_lock(lake_path: str | Path, *, name: str = "nightly", what: str = "job 
         except OSError as error:
             lock.seek(0)
             holder = lock.read().strip() or "unknown"
-            raise LakeInUse(
-                f"{lake_path}: another {what} on this lake (pid {holder}): wait until it has ended"
-            ) from error
+            raise LakeInUse(f"{lake_path}: another {what} on this lake (pid {holder}): {remedy}") from error
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()

@@ -99,7 +99,7 @@ class NightMetrics:
 
 def schedule_lock(lake_path: str) -> AbstractContextManager[None]:
     """Held by the one scheduler of a lake. Errors: `LakeInUse` naming the process that has it."""
-    return lake_lock(lake_path, name="schedule", what="scheduler waits for its hour")
+    return lake_lock(lake_path, name="schedule", what="scheduler waits for its hour", remedy="one is enough, end one")
 
 
 class Scheduler:

@@ -56,11 +56,12 @@ def run_schedule(
             loop.add_signal_handler(number, heard, number)
         metrics = NightMetrics()
         scheduler = Scheduler(settings.lake_path, at, night, metrics=metrics, on_report=on_report or (lambda _: None))
+        health = settings.health
         with schedule_lock(settings.lake_path):
-            async with serve(make_app(metrics), settings.health.host, settings.health.port) as port:
+            async with serve(make_app(metrics), health.host, health.port, setting="NEARLINE_HEALTH__PORT") as port:
                 log.info(
                     "scheduler_listening",
-                    host=settings.health.host,
+                    host=health.host,
                     port=port,
                     at=f"{at.hour:02}:{at.minute:02}",
                     time_zone=at.zone.key,

@@ -76,7 +76,13 @@ async def run_homepage(
             defaults.run(), catalogue.run(), impressions.run(), CatalogueFeed(settings, learning, catalogue).run()
         )
         port = await stack.enter_async_context(
-            serve(make_app(homepage), page.host, page.port, trusted_proxies=page.trusted_proxies)
+            serve(
+                make_app(homepage),
+                page.host,
+                page.port,
+                setting="NEARLINE_HOMEPAGE__PORT",
+                trusted_proxies=page.trusted_proxies,
+            )
         )
         log.info("homepage_listening", host=page.host, port=port, viewer_from="token" if page.with_token else "path")
         if on_listening is not None:

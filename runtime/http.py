@@ -126,17 +126,24 @@ class _Server(uvicorn.Server):
 
 @contextlib.asynccontextmanager
 async def serve(
-    app: AsgiApp, host: str, port: int, *, grace_s: float = GRACE_S, trusted_proxies: str = ""
+    app: AsgiApp,
+    host: str,
+    port: int,
+    *,
+    setting: str = "another port",
+    grace_s: float = GRACE_S,
+    trusted_proxies: str = "",
 ) -> AsyncIterator[int]:
     """Serve `app` while the block runs; yields the bound port (`port` 0 takes a free one).
 
+    `setting`: what says the port, for the message of one that cannot be had.
     `trusted_proxies`: addresses and networks whose X-Forwarded-For names the client; from anyone else it is only a claim.
 
     Raises `SettingsError` if the address cannot be bound. The app's lifespan is not run: its owner starts what
     it needs.
     """
     requests = _Requests(app)
-    with _listen(host, port) as listening:
+    with _listen(host, port, setting) as listening:
         config = uvicorn.Config(
             requests,
             http=_BoundedHead,
@@ -195,7 +202,7 @@ class _Requests:
 
 
 @contextlib.contextmanager
-def _listen(host: str, port: int) -> Iterator[socket.socket]:
+def _listen(host: str, port: int, setting: str) -> Iterator[socket.socket]:
     """A listening socket, closed at the end. Raises `SettingsError` if the address cannot be had."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -212,9 +219,7 @@ def _listen(host: str, port: int) -> Iterator[socket.socket]:
             raise
     except OSError as error:
         reason = error.strerror or str(error)
-        raise SettingsError(
-            f"cannot listen on {host}:{port}: {reason}; choose another port (0 takes a free one)"
-        ) from error
+        raise SettingsError(f"cannot listen on {host}:{port}: {reason}; set {setting} (0 takes a free one)") from error
     try:
         yield listening
     finally:

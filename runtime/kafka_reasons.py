@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from socket import gaierror
+
 from runtime.settings import KafkaSettings
 from runtime.tls import explain_tls, find_tls_error
 
@@ -23,6 +25,9 @@ _HUNG_UP = (
     "hung up on NEARLINE_KAFKA__SECURITY_PROTOCOL={protocol}: "
     "it must be what the listener at this port speaks, SASL_SSL for users over TLS"
 )
+_NOBODY = (
+    "{error}: nobody listens there; start the broker, or set NEARLINE_KAFKA__BOOTSTRAP_SERVERS (nearline doctor looks)"
+)
 _SILENT = "{error} (a broker is silent to {user} also where rights are missing: docs/security.md)"
 
 
@@ -36,6 +41,8 @@ def explain(error: BaseException, kafka: KafkaSettings) -> str:
     template = _BY_NAME.get(name)
     if template is None and (isinstance(error, ConnectionResetError | BrokenPipeError) or text.endswith(" closed")):
         template = _HUNG_UP
+    if template is None and isinstance(error, ConnectionRefusedError | gaierror):
+        template = _NOBODY
     if template is None and "Timeout" in name and "SASL" in kafka.security_protocol:
         template = _SILENT
     if template is None:

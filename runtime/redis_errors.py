@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from socket import gaierror
 
 from redis.exceptions import AuthenticationError, AuthorizationError, NoPermissionError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
@@ -17,6 +18,7 @@ _ASKS = "a server that asks for a certificate does that: NEARLINE_STORE__SSL_CER
 _NO_PERMISSION = re.compile(
     r"no permissions?|NOPERM|ACL failure|can't run this|can't access at least one", re.IGNORECASE
 )
+_NOBODY = f"nobody listens there: start the store, or set {_URL} (nearline doctor looks)"
 _HUNG_UP = (ConnectionResetError, BrokenPipeError, ConnectionAbortedError)
 
 
@@ -35,6 +37,8 @@ def explain(error: RedisError | OSError, *, encrypted: bool) -> str:
         return f"refuses: {error}"
     if isinstance(_origin(error), _HUNG_UP) or "closed by server" in str(error):
         return f"{error} (it hung up; {_ASKS if encrypted else _SPEAKS})"
+    if isinstance(_origin(error), ConnectionRefusedError | gaierror):
+        return f"{str(error).rstrip('.')}; {_NOBODY}"
     if encrypted and isinstance(error, RedisTimeoutError):
         return f"{error}{_SILENCE}"
     return str(error)

@@ -257,8 +257,9 @@ async def run_updater(settings: Settings) -> None:
         loop.add_signal_handler(name, updater.stop)
     watch = Watch(updater)
     try:
-        async with serve(make_app(updater, watch), settings.health.host, settings.health.port) as port:
-            log.info("updater_listening", host=settings.health.host, port=port, instance=updater.instance)
+        health = settings.health
+        async with serve(make_app(updater, watch), health.host, health.port, setting="NEARLINE_HEALTH__PORT") as port:
+            log.info("updater_listening", host=health.host, port=port, instance=updater.instance)
             await _first_of(updater.run(), watch.run())
     except HaltError as halt:
         log.error("halted", reason=str(halt))
