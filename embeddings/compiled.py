@@ -87,7 +87,9 @@ _folder: list[Path | None] = []
 
 
 def _make_folder() -> Path | None:
-    digest = hashlib.blake2b(str(ROOT).encode(), digest_size=8)  # numba finds code by its source's path: another checkout's is no use
+    digest = hashlib.blake2b(
+        str(ROOT).encode(), digest_size=8
+    )  # numba finds code by its source's path: another checkout's is no use
     for pattern in KERNELS:
         for path in sorted(ROOT.glob(pattern)):
             digest.update(path.read_bytes())
