@@ -278,6 +278,14 @@ class Counting:
                 )
             counts = Counts(at) if found is None else counts_of(found, fields, f"{generation_id}[{tp.partition}]")
             counts.next_offset = max(at, beginnings[tp])
+            if counts.next_offset > at and found is not None:
+                log.warning(
+                    "records_gone_before_they_were_counted",
+                    topic=tp.topic,
+                    partition=tp.partition,
+                    from_offset=at,
+                    to_offset=beginnings[tp],
+                )
             self._counts[tp.partition], self._stored[tp.partition] = counts, found
             self._consumer.seek(tp, counts.next_offset)
         log.info(

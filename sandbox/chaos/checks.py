@@ -18,7 +18,7 @@ from runtime.deadletters import ERASED, Coordinates, Mark, parse
 from runtime.kafka import ConsumerRecord, TopicPartition, make_consumer
 from sandbox.chaos.arena import Arena
 from sandbox.chaos.stream import SECRET
-from sandbox.chaos.trends_truth import plays_counted
+from sandbox.chaos.trends_truth import plays_counted, was_counted
 from sandbox.chaos.truth import Fate
 from sandbox.chaos.waiting import Stuck, wait_until
 from trends.checkpoints import counts_of
@@ -189,15 +189,11 @@ class Checks:
                     continue  # `drain` waits for it where there is anything to count
                 counts = counts_of(next_offset, fields, where)
                 actual = Counter({row: int(sums[0]) for row, sums in counts.sums.items()})
-                cutoff = cutoffs.get(partition, 0)
-                starts = {max(cutoff, begin) for begin in (0, *now.begins[partition])}  # as it was when counting began
-                expected = [
-                    plays_counted(now.said[partition], generation.index, generation.tables.at_ms, start)
-                    for start in sorted(starts)
-                ]
-                if actual in expected:
+                of = (now.said[partition], generation.index, generation.tables.at_ms, cutoffs.get(partition, 0))
+                if was_counted(actual, *of, now.begins[partition]):
                     continue
-                lost, more = (expected[0] - actual).total(), (actual - expected[0]).total()
+                expected = plays_counted(*of)
+                lost, more = (expected - actual).total(), (actual - expected).total()
                 found.lost += lost
                 found.doubled += more
                 found.say(f"trends of {where} at {next_offset}: {lost} plays missing, {more} too many")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from contracts.events import FUTURE_TOLERANCE_MS, PLAY_KINDS, Kind, PlaybackEvent
@@ -21,11 +21,13 @@ class Said:
     event: PlaybackEvent
 
 
-def plays_counted(said: Iterable[Said], index: Mapping[str, int], since_ms: int, from_offset: int) -> Counter[int]:
-    """Row → plays, of one partition's log from an offset on."""
+def plays_counted(
+    said: Iterable[Said], index: Mapping[str, int], since_ms: int, from_offset: int, gap: range = range(0)
+) -> Counter[int]:
+    """Row → plays, of one partition's log from an offset on, without those in a gap."""
     clock_ms, erased_s, counted, found = 0, Counter[str](), set(), Counter[int]()
     for one in said:
-        if one.offset < from_offset:
+        if one.offset < from_offset or one.offset in gap:
             continue
         event, clock_ms = one.event, max(clock_ms, one.timestamp_ms)
         if event.kind is Kind.ERASE:
@@ -46,3 +48,24 @@ def plays_counted(said: Iterable[Said], index: Mapping[str, int], since_ms: int,
             counted.add(play)
             found[index[event.item_id]] += 1
     return found
+
+
+def was_counted(
+    actual: Counter[int],
+    said: Sequence[Said],
+    index: Mapping[str, int],
+    since_ms: int,
+    cutoff: int,
+    begins: Iterable[int],
+) -> bool:
+    """Whether these are the plays from the cut-off on, but for what retention deleted before it was counted: all up to where the log began
+    at one time or another, or from where an earlier count for this generation had come to."""
+    for begin in sorted({0, *begins}):
+        if plays_counted(said, index, since_ms, max(cutoff, begin)) == actual:
+            return True
+        for one in said:
+            if cutoff < one.offset < begin:
+                gap = range(one.offset, begin)
+                if plays_counted(said, index, since_ms, cutoff, gap) == actual:
+                    return True
+    return False
