@@ -202,7 +202,7 @@ class _Requests:
 
 
 @contextlib.contextmanager
-def _listen(host: str, port: int, setting: str) -> Iterator[socket.socket]:
+def _listen(host: str, port: int, setting: str = "another port") -> Iterator[socket.socket]:
     """A listening socket, closed at the end. Raises `SettingsError` if the address cannot be had."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
