@@ -108,8 +108,9 @@ async def run_trends(settings: Settings) -> None:
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, aggregator.stop)
     try:
-        async with serve(make_app(aggregator), settings.health.host, settings.health.port) as port:
-            log.info("trends_listening", host=settings.health.host, port=port, instance=instance)
+        health = settings.health
+        async with serve(make_app(aggregator), health.host, health.port, setting="NEARLINE_HEALTH__PORT") as port:
+            log.info("trends_listening", host=health.host, port=port, instance=instance)
             await aggregator.run()
     finally:
         await store.close()

@@ -38,9 +38,17 @@ QUERIES = {
     for target in panel.get("targets", [])
 }
 # Nothing of the kind happens on a good day; their names are held against the exports all the same.
-EMPTY = {"Batches done again", "Default rows, why", "Entries dropped at read time", "Requests refused"}
+EMPTY = {
+    "Batches done again",
+    "Trends: records",
+    "Default rows, why",
+    "Entries dropped at read time",
+    "Requests refused",
+}
 NAME = re.compile(r"\b(?:nearline|redis|process)_\w+")
-PORTS = {"updater": "NEARLINE_HEALTH__PORT", "nightly": "NEARLINE_HEALTH__PORT", "homepage": "NEARLINE_HOMEPAGE__PORT"}
+PORTS = dict.fromkeys(("nightly", "updater", "trends"), "NEARLINE_HEALTH__PORT") | {
+    "homepage": "NEARLINE_HOMEPAGE__PORT"
+}
 
 
 def free_port() -> int:
@@ -114,7 +122,7 @@ async def running(
     with ExitStack() as stack:
         async with httpx.AsyncClient(timeout=10) as client:
             found = Running(ports, client, tmp_path, stack)
-            for job in ("nightly", "updater", "homepage"):
+            for job in PORTS:
                 command = [sys.executable, str(ROOT / "nearline.py"), job, *arguments.get(job, [])]
                 stack.enter_context(child(command, tmp_path / f"{job}.log", common | {PORTS[job]: str(ports[job])}))
 
@@ -225,9 +233,12 @@ async def test_a_prometheus_that_scrapes_them_answers_every_question_and_raises_
     await until(ready, "Prometheus is ready", tmp_path)
 
     async def scraped() -> bool:
-        return len(await ask("up == 1")) == 4 and len(await ask("count_over_time(nearline_activation[1m]) > 5")) == 1
+        return (
+            len(await ask("up == 1")) == len(ports)
+            and len(await ask("count_over_time(nearline_activation[1m]) > 5")) == 1
+        )
 
-    await until(scraped, "four targets are up", tmp_path)
+    await until(scraped, "every target is up", tmp_path)
     for n in range(30):
         await running.client.get(f"http://127.0.0.1:{running.ports['homepage']}/v1/home/v{n:02}")
 

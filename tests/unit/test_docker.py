@@ -14,6 +14,7 @@ import yaml
 import batch.schedule_service
 import homepage.service
 import nearline
+import trends.service
 import updater.service
 from runtime.settings import Settings, load_settings
 from runtime.sources import known_keys
@@ -35,6 +36,7 @@ from tests.deployment import (
 
 DOCKERFILE = (DOCKER / "Dockerfile").read_text()
 APPS = {
+    "trends": inspect.getsource(trends.service.make_app),
     "updater": inspect.getsource(updater.service.make_app),
     "homepage": inspect.getsource(homepage.service.make_app),
     "nightly": inspect.getsource(batch.schedule_service.make_app),
@@ -180,7 +182,7 @@ def test_the_settings_file_of_the_cluster_is_one(monkeypatch: pytest.MonkeyPatch
     assert updater_pod["terminationGracePeriodSeconds"] * 1000 > kafka.rebalance_timeout_ms
 
 
-@pytest.mark.parametrize("name", ["nearline-updater", "nearline-homepage", "nearline-nightly"])
+@pytest.mark.parametrize("name", ["nearline-updater", "nearline-trends", "nearline-homepage", "nearline-nightly"])
 def test_every_pod_is_restricted_and_told_only_what_is_a_setting(name: str) -> None:
     spec = pod_specs()[name]
     (container,) = spec["containers"]
@@ -208,7 +210,7 @@ def test_every_pod_is_restricted_and_told_only_what_is_a_setting(name: str) -> N
 
 
 def test_every_workload_that_serves_may_lose_one_pod_at_a_time() -> None:
-    for name in ("nearline-updater", "nearline-homepage"):
+    for name in ("nearline-updater", "nearline-trends", "nearline-homepage"):
         selector = find("Deployment", name)["spec"]["selector"]["matchLabels"]
         budget = find("PodDisruptionBudget", name)["spec"]
         assert (budget["selector"]["matchLabels"], budget["maxUnavailable"]) == (selector, 1)
