@@ -14,6 +14,7 @@ import yaml
 import batch.schedule_service
 import homepage.service
 import nearline
+import trends.service
 import updater.service
 from runtime.settings import Settings, load_settings
 from runtime.sources import known_keys
@@ -37,6 +38,7 @@ DOCKERFILE = (DOCKER / "Dockerfile").read_text()
 APPS = {
     "updater": inspect.getsource(updater.service.make_app),
     "homepage": inspect.getsource(homepage.service.make_app),
+    "trends": inspect.getsource(trends.service.make_app),
     "nightly": inspect.getsource(batch.schedule_service.make_app),
 }
 VERBS = {command.callback.__name__ for command in nearline.app.registered_commands if command.callback}
