@@ -49,7 +49,7 @@ class StoreFacts:
     info: Mapping[str, Any]
     clock_difference_s: float
     shebang: bool
-    counts_trends: bool = False
+    counts_trends: bool
 
 
 async def diagnose(settings: Settings) -> list[Finding]:

@@ -16,6 +16,7 @@ from contracts.errors import StoreUnavailable
 from contracts.events import Kind
 from embeddings.files import GenerationsFolder
 from embeddings.tables import FEATURES, Cowatch
+from homepage.inspect import explain_viewer
 from sandbox.servers import KafkaServer, ValkeyServer
 from tests.conftest import TopicFactory
 from tests.consistency import CODEC, PARTITIONS, Stage, make_stage
@@ -141,6 +142,12 @@ async def test_what_many_watch_leads_everybody_elses_row_within_seconds(stage: S
         await stage.send([play_event("somebody", 6, 101)])
         await wait_until(leads, "the row follows")
         await assert_rows_follow(stage)
+    told = (await explain_viewer(stage.settings, stage.store, CODEC, "somebody")).data
+    assert (told["stored_row_is_recomputed_row"], told["trends_snapshot_kept"]) == (True, True)
+    await stage.store._command("DEL", stage.store.keys.trends_snapshot(told["trends_snapshot"]))
+    view = await explain_viewer(stage.settings, stage.store, CODEC, "somebody")
+    assert (view.data["stored_row_is_recomputed_row"], view.data["trends_snapshot_kept"]) == (False, False)
+    assert "not kept any more" in view.title
 
 
 async def assert_rows_follow(stage: Stage) -> None:

@@ -27,8 +27,16 @@ def by_name(findings: list[Finding]) -> dict[str, Finding]:
     return {finding.name: finding for finding in findings}
 
 
-def store(clock_difference_s: float = 0.0, shebang: bool = True, **info: object) -> dict[str, Finding]:
-    return by_name(judge_store("here:6379", StoreFacts(GOOD_INFO | info, clock_difference_s, shebang)))
+def store(
+    clock_difference_s: float = 0.0, shebang: bool = True, counts_trends: bool = True, **info: object
+) -> dict[str, Finding]:
+    return by_name(judge_store("here:6379", StoreFacts(GOOD_INFO | info, clock_difference_s, shebang, counts_trends)))
+
+
+def test_that_nobody_counts_trends_is_a_piece_of_advice() -> None:
+    finding = store(counts_trends=False)["trends"]
+    assert finding.ok is None
+    assert "nearline trends" in str(finding.remedy)
 
 
 def topic(partitions: int = 4, **config: str) -> dict[str, Finding]:
@@ -65,7 +73,7 @@ def test_what_loses_data_is_bad_and_says_what_to_type_and_which_line_to_write():
 )
 def test_redis_before_7_or_without_scripts_is_refused(version, shebang, ok):
     info = {name: value for name, value in GOOD_INFO.items() if name != "valkey_version"} | {"redis_version": version}
-    assert judge_store("here", StoreFacts(info, 0.0, shebang))[0].ok is ok
+    assert judge_store("here", StoreFacts(info, 0.0, shebang, True))[0].ok is ok
 
 
 @pytest.mark.parametrize(("used", "limit", "ok"), [(100, 1000, True), (900, 1000, False), (100, 0, None)])
