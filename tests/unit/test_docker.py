@@ -39,7 +39,6 @@ APPS = {
     "trends": inspect.getsource(trends.service.make_app),
     "updater": inspect.getsource(updater.service.make_app),
     "homepage": inspect.getsource(homepage.service.make_app),
-    "trends": inspect.getsource(trends.service.make_app),
     "nightly": inspect.getsource(batch.schedule_service.make_app),
 }
 VERBS = {command.callback.__name__ for command in nearline.app.registered_commands if command.callback}
