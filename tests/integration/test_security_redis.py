@@ -57,7 +57,8 @@ class SecureRedis:
         if self.certificates is None:
             return StoreSettings(url=self.server.url.replace("//", f"//{login}"), namespace=self.namespace)
         url = f"rediss://{login}127.0.0.1:{port or self.tls_port}/0"
-        return StoreSettings(**({"url": url, "namespace": self.namespace, "ssl_ca_file": self.certificates.ca} | more))
+        usual = {"url": url, "namespace": self.namespace, "ssl_ca_file": self.certificates.ca, "connect_timeout_s": 5.0}
+        return StoreSettings(**(usual | more))  # a handshake on a loaded machine takes its time
 
     def command(self, *words: Any) -> Any:
         with redis.Redis.from_url(self.server.url, protocol=2) as client:
