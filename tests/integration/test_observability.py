@@ -40,7 +40,10 @@ QUERIES = {
 # Nothing of the kind happens on a good day; their names are held against the exports all the same.
 EMPTY = {"Batches done again", "Default rows, why", "Entries dropped at read time", "Requests refused"}
 NAME = re.compile(r"\b(?:nearline|redis|process)_\w+")
-PORTS = {"updater": "NEARLINE_HEALTH__PORT", "nightly": "NEARLINE_HEALTH__PORT", "homepage": "NEARLINE_HOMEPAGE__PORT"}
+PORTS = {
+    **dict.fromkeys(("updater", "trends", "nightly"), "NEARLINE_HEALTH__PORT"),
+    "homepage": "NEARLINE_HOMEPAGE__PORT",
+}
 
 
 def free_port() -> int:
@@ -79,7 +82,7 @@ async def until(condition: Callable[[], Awaitable[object]], what: str, logs: Pat
 
 
 class Running:
-    """Job → the port on which it serves /metrics, of an updater, a home page and a scheduler that have all had something to do."""
+    """Job → the port on which it serves /metrics, of an updater, an aggregator, a home page and a scheduler that have all had something to do."""
 
     def __init__(self, ports: dict[str, int], client: httpx.AsyncClient, folder: Path, stack: ExitStack) -> None:
         self.ports, self.client, self.folder, self.stack = ports, client, folder, stack
@@ -114,7 +117,7 @@ async def running(
     with ExitStack() as stack:
         async with httpx.AsyncClient(timeout=10) as client:
             found = Running(ports, client, tmp_path, stack)
-            for job in ("nightly", "updater", "homepage"):
+            for job in ("nightly", "updater", "trends", "homepage"):
                 command = [sys.executable, str(ROOT / "nearline.py"), job, *arguments.get(job, [])]
                 stack.enter_context(child(command, tmp_path / f"{job}.log", common | {PORTS[job]: str(ports[job])}))
 
