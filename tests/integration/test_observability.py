@@ -82,7 +82,7 @@ async def until(condition: Callable[[], Awaitable[object]], what: str, logs: Pat
 
 
 class Running:
-    """Job → the port on which it serves /metrics, of an updater, an aggregator, a home page and a scheduler that have all had something to do."""
+    """Job → the port on which it serves /metrics, of each service, all of which have had something to do."""
 
     def __init__(self, ports: dict[str, int], client: httpx.AsyncClient, folder: Path, stack: ExitStack) -> None:
         self.ports, self.client, self.folder, self.stack = ports, client, folder, stack
@@ -228,9 +228,12 @@ async def test_a_prometheus_that_scrapes_them_answers_every_question_and_raises_
     await until(ready, "Prometheus is ready", tmp_path)
 
     async def scraped() -> bool:
-        return len(await ask("up == 1")) == 4 and len(await ask("count_over_time(nearline_activation[1m]) > 5")) == 1
+        return (
+            len(await ask("up == 1")) == len(ports)
+            and len(await ask("count_over_time(nearline_activation[1m]) > 5")) == 1
+        )
 
-    await until(scraped, "four targets are up", tmp_path)
+    await until(scraped, "every target is up", tmp_path)
     for n in range(30):
         await running.client.get(f"http://127.0.0.1:{running.ports['homepage']}/v1/home/v{n:02}")
 
