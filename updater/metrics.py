@@ -69,7 +69,9 @@ class Metrics:
         self.swaps = Gauge("nearline_generation_swaps_total", "generations taken up since start", registry=r)
         self.refusals = Gauge("nearline_generations_refused_total", "generations refused since start", registry=r)
         self.generation_age = Gauge("nearline_generation_age_seconds", "age of the generation in force", registry=r)
-        self.trends_live = Gauge("nearline_trends_live", "1: trends of now serve; 0: the generation's own", registry=r)
+        self.trends_live = Gauge(
+            "nearline_trends_live", "0: trends as old as the generation serve, and should not", registry=r
+        )
         self.trends_age = Gauge(
             "nearline_trends_age_seconds",
             "since the aggregator last said which trends are newest; 0: none serve",

@@ -113,7 +113,7 @@ class Watch:
         metrics.swaps.set(swap.swaps)
         metrics.refusals.set(swap.refusals)
         metrics.generation_age.set(max(0.0, updater.now_ms() / 1000 - swap.created_at_s) if swap.created_at_s else 0.0)
-        metrics.trends_live.set(swap.trends.in_force is not None)
+        metrics.trends_live.set(not swap.lacks_trends)
         metrics.trends_age.set(self._trends_age_s or 0.0)
         metrics.trends_refused.set(swap.trends.refused)
         if checkpoint is None or consumer is None:

@@ -59,6 +59,12 @@ class Swap:
         generation = self.rewriter.generation
         return "" if generation is None else generation.generation_id
 
+    @property
+    def lacks_trends(self) -> bool:
+        """Whether trends of now could serve, and do not. (A generation made from too few plays has none to add to.)"""
+        tables = None if self._own.generation is None else self._own.generation.tables
+        return tables is not None and tables.at_ms > 0 and self.trends.in_force is None
+
     async def check(self) -> bool:
         """Load what CURRENT names if its activation is newer. True if swapped.
 

@@ -50,6 +50,7 @@ class Stream:
             refusals=0,
             created_at_s=0.0,
             generation_id="g1",
+            lacks_trends=False,
             trends=SimpleNamespace(in_force=None, seen_at_ms=0, refused=0),
         )
         self.updater: Any = SimpleNamespace(
