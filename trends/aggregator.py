@@ -65,11 +65,11 @@ log = structlog.get_logger()
 LEASE_MS = 10_000
 """So long after the last word of the process that counts, another goes on."""
 FETCH_WAIT_MS = 200
-FETCH_RECORDS = 4_096
+FETCH_RECORDS = 2_048
 LOOK_EVERY_S = 1.0
 """At CURRENT and at the lease."""
 MOST_CHANGED = 1_000
-"""Titles of a partition: a checkpoint takes two arguments for each, and a script some thousands at most."""
+"""Titles of a partition: a checkpoint takes two arguments for each, those of one fetch more, and a script 8,000 at most."""
 ROWS_SHARE = 0.05
 """Of a core that default rows may take: with many territories they follow less often."""
 ROWS_AGAIN_S = 60.0
