@@ -137,6 +137,7 @@ class Aggregator:
         self._folder = GenerationsFolder(settings.generations_path)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="trends")
         self._base: Base | None = None
+        self._loaded: Current | None = None  # what `_base` is of, if trends can be added to it
         self._refused: Current | None = None
         self._told = ""  # why it was
         self._stopping = asyncio.Event()
@@ -155,7 +156,7 @@ class Aggregator:
                     await self._pause(LOOK_EVERY_S)
                     continue
                 self.figures.standing_by = False
-                base = await self._off_loop(self._load)
+                base = await self._holding(self._load)
                 if base is None:
                     await self._pause(LOOK_EVERY_S)
                     continue
@@ -176,8 +177,8 @@ class Aggregator:
             current = self._folder.read_current()
             if current is None:
                 return None
-            if current != self._refused and (self._base is None or self._base.current != current):
-                self._base = self._load_generation(current)
+            if current not in (self._refused, self._loaded):
+                self._base, self._loaded = self._load_generation(current), current
         except GenerationError as error:  # the updaters refuse it too, and serve the one before
             if str(error) != self._told:
                 log.error("generation_refused", error=str(error))
@@ -240,6 +241,14 @@ class Aggregator:
 
     async def _off_loop(self, action: Callable[..., T], *arguments: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, action, *arguments)
+
+    async def _holding(self, action: Callable[..., T], *arguments: object) -> T:
+        """The same for what may take longer than the lease lasts: hold it on. (Whether another has it, what is written next will tell.)"""
+        working = asyncio.ensure_future(self._off_loop(action, *arguments))
+        while not (await asyncio.wait({working}, timeout=LOOK_EVERY_S))[0]:
+            with contextlib.suppress(TransientError):
+                await self._store.trends.hold(self._instance, LEASE_MS)
+        return working.result()
 
 
 class Counting:
@@ -363,7 +372,7 @@ class Counting:
         figures.plays = sum(counts.counted for counts in self._counts.values())
         plays, name, data = self._published
         if figures.plays != plays:
-            name, data = await self._of._off_loop(self._make)
+            name, data = await self._of._holding(self._make)
             figures.snapshots += 1
             figures.snapshot_bytes = len(data)
         now_ms = self._of._now_ms()
@@ -388,7 +397,7 @@ class Counting:
         due = name != self._rows_of or now_s >= self._next_rows_s + ROWS_AGAIN_S
         if now_s < self._next_rows_s or not due:
             return
-        rows = await self._of._off_loop(self._make_rows, name, data)
+        rows = await self._of._holding(self._make_rows, name, data)
         await self._of._store.trends.write_default_rows(rows, self._base.current.activation)
         self._rows_of = name
         took_s = time.monotonic() - now_s
