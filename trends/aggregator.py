@@ -75,6 +75,7 @@ ROWS_SHARE = 0.05
 ROWS_AGAIN_S = 60.0
 """After a rebuild, which writes them from the generation's own trends, they are fresh again within this."""
 BACKOFF_S = 1.0
+OTHER_COUNTS = "another process counts trends: standing by"
 
 T = TypeVar("T")
 
@@ -211,6 +212,11 @@ class Aggregator:
         finally:
             await stop_client(consumer)
 
+    async def hold(self) -> None:
+        """Hold the lease on. Errors: `StoreChanged` if it is another's."""
+        if not await self._store.trends.hold(self._instance, LEASE_MS):
+            raise StoreChanged(OTHER_COUNTS)
+
     async def is_over(self, base: Base) -> bool:
         """Whether something else is to be done than counting for this generation."""
         current = await self._off_loop(self._folder.current_or_none)
@@ -279,13 +285,17 @@ class Counting:
             ends = await self._consumer.end_offsets(assigned)
         generation_id = self._base.current.generation_id
         for tp in assigned:
+            await self._of.hold()  # it may take longer than the lease lasts
             found, fields = await self._of._store.trends.read_checkpoint(generation_id, tp.partition)
             at = self._base.cutoffs.get(tp.partition, 0) if found is None else found
             if at > ends[tp]:
                 raise KafkaUnavailable(
                     f"{tp.topic}[{tp.partition}]: counted to offset {at}, but the log ends at {ends[tp]}: the updaters say what to do"
                 )
-            counts = Counts(at) if found is None else counts_of(found, fields, f"{generation_id}[{tp.partition}]")
+            counts = Counts(at)
+            if found is not None:
+                where = f"{generation_id}[{tp.partition}]"
+                counts = await self._of._off_loop(counts_of, found, fields, where)
             counts.next_offset = max(at, beginnings[tp])
             if counts.next_offset > at and found is not None:
                 log.warning(
@@ -367,7 +377,7 @@ class Counting:
             counts.changed_slots.clear()
 
     async def _publish(self) -> None:
-        """A snapshot, if anything was counted since the last; else only the word that it is the newest."""
+        """A snapshot, if anything was counted since the last; else only the word that it is the newest. Errors: `StoreChanged`."""
         settings, figures = self._of._settings.trends, self._of.figures
         figures.plays = sum(counts.counted for counts in self._counts.values())
         plays, name, data = self._published
@@ -376,9 +386,10 @@ class Counting:
             figures.snapshots += 1
             figures.snapshot_bytes = len(data)
         now_ms = self._of._now_ms()
-        generation_id = self._base.current.generation_id
-        if not await self._of._store.trends.publish(generation_id, self._of._instance, Pointer(name, now_ms), data):
-            raise StoreChanged("another process counts trends: standing by")
+        generation_id, pointer = self._base.current.generation_id, Pointer(name, now_ms)
+        await self._of.hold()  # it may have run out with nobody there to take it
+        if not await self._of._store.trends.publish(generation_id, self._of._instance, pointer, data):
+            raise StoreChanged(OTHER_COUNTS)
         self._published = (figures.plays, name, data)
         figures.newest, figures.published_at_ms = name, now_ms
         share_s = len(data) / (settings.snapshots_mb * 1e6) * SNAPSHOT_KEPT_S  # so that an hour's fit
