@@ -76,8 +76,8 @@ class RedisTrends:
 
     async def read_pointer(self, generation_id: str) -> Pointer | None:
         found = await self._command("GET", self._keys().trends_pointer(generation_id))
-        name, _, seen_at_ms = (found or b"").decode().rpartition(":")
-        return Pointer(name, int(seen_at_ms)) if name else None
+        name, _, seen_at_ms = (found or b"").decode(errors="replace").rpartition(":")
+        return Pointer(name, int(seen_at_ms)) if name and seen_at_ms.isdecimal() else None  # else none of ours
 
     async def read_snapshot(self, name: str) -> bytes:
         return await self._command("GET", self._keys().trends_snapshot(name)) or b""

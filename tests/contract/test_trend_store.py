@@ -146,3 +146,13 @@ async def test_what_nobody_uses_any_more_expires(valkey: ValkeyServer, namespace
         assert most_s - 30 <= await store._command("TTL", key) <= most_s, key
     assert await trends.hold("a", 1)  # gives it back
     await store.close()
+
+
+@pytest.mark.parametrize("found", [b"", b"name", b"name:", b"name:soon", b"\xff:\xff", b":12"])
+async def test_a_pointer_that_is_none_of_ours_points_nowhere(valkey: ValkeyServer, namespace: str, found: bytes) -> None:
+    """Whoever follows it looks for new generations in the same task."""
+    store = RedisStore(valkey.url, Keys(namespace, "t@1"))
+    await store.connect()
+    await store._command("SET", store.keys.trends_pointer("g1"), found)
+    assert await store.trends.read_pointer("g1") is None
+    await store.close()
