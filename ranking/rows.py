@@ -151,11 +151,12 @@ def popular_entries(
     cold = cold_scores(generation) if cold is None else cold
     if cold is None:
         rows = generation.popular_order[allowed[generation.popular_order]][:count]
-        sources, scores_of = ["popular"] * len(rows), generation.popularity_score[rows]
+        sources, scores_of = ["popular"] * len(rows), generation.popularity_score[rows].tolist()
     else:
         rows = cold.order[allowed[cold.order]][:count]
-        sources, scores_of = [SOURCES[one] for one in ranker.origins(cold.of_source[rows])], cold.scores[rows]
-    return _entries(generation, rows.tolist(), scores_of.tolist(), sources, [()] * len(rows))
+        sources = [SOURCES[one] for one in ranker.origins(cold.of_source[rows])]
+        scores_of = cold.scores[rows].tolist()
+    return _entries(generation, rows.tolist(), scores_of, sources, [()] * len(rows))
 
 
 def _excluded_rows(generation: Generation, viewer: RankingInput) -> I64:

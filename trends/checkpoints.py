@@ -39,8 +39,8 @@ def changed_fields(counts: Counts) -> dict[str, bytes]:
         plays, *sums = counts.sums[row]
         fields[f"i{row}"] = _ROW.pack(int(plays), *sums)
     for slot in sorted(counts.changed_slots):  # one that is forgotten is emptied
-        plays = np.array(counts.slots.get(slot, []), dtype=_PLAY)
-        fields[f"r{slot % RING}"] = struct.pack("<q", slot) + plays.tobytes()
+        remembered = np.array(counts.slots.get(slot, []), dtype=_PLAY)
+        fields[f"r{slot % RING}"] = struct.pack("<q", slot) + remembered.tobytes()
     return fields
 
 

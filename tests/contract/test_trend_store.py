@@ -149,7 +149,9 @@ async def test_what_nobody_uses_any_more_expires(valkey: ValkeyServer, namespace
 
 
 @pytest.mark.parametrize("found", [b"", b"name", b"name:", b"name:soon", b"\xff:\xff", b":12"])
-async def test_a_pointer_that_is_none_of_ours_points_nowhere(valkey: ValkeyServer, namespace: str, found: bytes) -> None:
+async def test_a_pointer_that_is_none_of_ours_points_nowhere(
+    valkey: ValkeyServer, namespace: str, found: bytes
+) -> None:
     """Whoever follows it looks for new generations in the same task."""
     store = RedisStore(valkey.url, Keys(namespace, "t@1"))
     await store.connect()
