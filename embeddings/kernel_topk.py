@@ -90,7 +90,7 @@ def make_shelf(factors: Array, allowed: NDArray[np.bool_]) -> Shelf:
         ordered = np.ascontiguousarray(factors[order])
     places = np.empty(n, np.int32)
     places[order] = np.arange(n, dtype=np.int32)
-    reach = np.maximum.reduceat(norms[order], np.arange(0, n, BLOCK))
+    reach = np.maximum.reduceat(norms[order], np.arange(0, n, BLOCK)) if n else np.zeros(1)  # `search` reads the first
     shelf = Shelf(frozen(order), frozen(places), ordered, np.empty(0, np.float32), frozen(reach))
     return with_allowed(shelf, allowed)
 

@@ -113,6 +113,25 @@ def _by_taste(
     return list(zip(viewers, folded, excluded, found, strict=True))
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class Cold:
+    """What default rows are chosen from. `of_source`: (n_items, sources), `scores`: (n_items,), for somebody of whom nothing is known;
+    `order`: (n_items,) rows by falling score, of equal ones the lower first."""
+
+    of_source: F64
+    scores: F64
+    order: I64
+
+
+def cold_scores(generation: Generation) -> Cold | None:
+    """The same for every age and territory: made once for all of them. None: without tables popularity alone decides."""
+    if generation.tables is None:
+        return None
+    of_source = ranker.cold_parts(generation, generation.tables, np.arange(generation.n_items))
+    score = of_source.sum(axis=1)
+    return Cold(of_source, score, np.argsort(-score, kind="stable"))
+
+
 def popular_entries(
     generation: Generation,
     now_ms: int,
@@ -120,24 +139,24 @@ def popular_entries(
     maturity: int,
     only: NDArray[np.bool_] | None = None,
     count: int = ENTRIES_KEPT,
+    cold: Cold | None = None,
 ) -> tuple[Entry, ...]:
     """The default row's entries: the most popular titles that everybody of this age may see.
 
-    `only`: (n_items,) bool, a further restriction (a territory's titles); None: no other.
+    `only`: (n_items,) bool, a further restriction (a territory's titles); None: no other. `cold`: what `cold_scores` gives, if known.
     """
     allowed = available(generation, now_ms) & (generation.maturity <= maturity)
     if only is not None:
         allowed &= only
-    rows = generation.popular_order[allowed[generation.popular_order]]
-    if generation.tables is None:
-        rows = rows[:count]
-        sources, scores_of = ["popular"] * len(rows), generation.popularity_score[rows]
+    cold = cold_scores(generation) if cold is None else cold
+    if cold is None:
+        rows = generation.popular_order[allowed[generation.popular_order]][:count]
+        sources, scores_of = ["popular"] * len(rows), generation.popularity_score[rows].tolist()
     else:
-        of_source = ranker.cold_parts(generation, generation.tables, np.sort(rows))
-        best = np.argsort(-of_source.sum(axis=1), kind="stable")[:count]  # rows ascend: ties go to the lower one
-        rows, of_source = np.sort(rows)[best], of_source[best]
-        sources, scores_of = [SOURCES[one] for one in ranker.origins(of_source)], of_source.sum(axis=1)
-    return _entries(generation, rows.tolist(), scores_of.tolist(), sources, [()] * len(rows))
+        rows = cold.order[allowed[cold.order]][:count]
+        sources = [SOURCES[one] for one in ranker.origins(cold.of_source[rows])]
+        scores_of = cold.scores[rows].tolist()
+    return _entries(generation, rows.tolist(), scores_of, sources, [()] * len(rows))
 
 
 def _excluded_rows(generation: Generation, viewer: RankingInput) -> I64:

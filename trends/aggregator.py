@@ -65,16 +65,17 @@ log = structlog.get_logger()
 LEASE_MS = 10_000
 """So long after the last word of the process that counts, another goes on."""
 FETCH_WAIT_MS = 200
-FETCH_RECORDS = 4_096
+FETCH_RECORDS = 2_048
 LOOK_EVERY_S = 1.0
 """At CURRENT and at the lease."""
 MOST_CHANGED = 1_000
-"""Titles of a partition: a checkpoint takes two arguments for each, and a script some thousands at most."""
+"""Titles of a partition: a checkpoint takes two arguments for each, those of one fetch more, and a script 8,000 at most."""
 ROWS_SHARE = 0.05
 """Of a core that default rows may take: with many territories they follow less often."""
 ROWS_AGAIN_S = 60.0
 """After a rebuild, which writes them from the generation's own trends, they are fresh again within this."""
 BACKOFF_S = 1.0
+OTHER_COUNTS = "another process counts trends: standing by"
 
 T = TypeVar("T")
 
@@ -137,6 +138,7 @@ class Aggregator:
         self._folder = GenerationsFolder(settings.generations_path)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="trends")
         self._base: Base | None = None
+        self._loaded: Current | None = None  # what `_base` is of, if trends can be added to it
         self._refused: Current | None = None
         self._told = ""  # why it was
         self._stopping = asyncio.Event()
@@ -155,7 +157,7 @@ class Aggregator:
                     await self._pause(LOOK_EVERY_S)
                     continue
                 self.figures.standing_by = False
-                base = await self._off_loop(self._load)
+                base = await self._holding(self._load)
                 if base is None:
                     await self._pause(LOOK_EVERY_S)
                     continue
@@ -176,8 +178,8 @@ class Aggregator:
             current = self._folder.read_current()
             if current is None:
                 return None
-            if current != self._refused and (self._base is None or self._base.current != current):
-                self._base = self._load_generation(current)
+            if current not in (self._refused, self._loaded):
+                self._base, self._loaded = self._load_generation(current), current
         except GenerationError as error:  # the updaters refuse it too, and serve the one before
             if str(error) != self._told:
                 log.error("generation_refused", error=str(error))
@@ -210,6 +212,11 @@ class Aggregator:
         finally:
             await stop_client(consumer)
 
+    async def hold(self) -> None:
+        """Hold the lease on. Errors: `StoreChanged` if it is another's."""
+        if not await self._store.trends.hold(self._instance, LEASE_MS):
+            raise StoreChanged(OTHER_COUNTS)
+
     async def is_over(self, base: Base) -> bool:
         """Whether something else is to be done than counting for this generation."""
         current = await self._off_loop(self._folder.current_or_none)
@@ -241,6 +248,14 @@ class Aggregator:
     async def _off_loop(self, action: Callable[..., T], *arguments: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, action, *arguments)
 
+    async def _holding(self, action: Callable[..., T], *arguments: object) -> T:
+        """The same for what may take longer than the lease lasts: hold it on. (Whether another has it, what is written next will tell.)"""
+        working = asyncio.ensure_future(self._off_loop(action, *arguments))
+        while not (await asyncio.wait({working}, timeout=LOOK_EVERY_S))[0]:
+            with contextlib.suppress(TransientError):
+                await self._store.trends.hold(self._instance, LEASE_MS)
+        return working.result()
+
 
 class Counting:
     """Counting for one generation with one consumer."""
@@ -270,13 +285,17 @@ class Counting:
             ends = await self._consumer.end_offsets(assigned)
         generation_id = self._base.current.generation_id
         for tp in assigned:
+            await self._of.hold()  # it may take longer than the lease lasts
             found, fields = await self._of._store.trends.read_checkpoint(generation_id, tp.partition)
             at = self._base.cutoffs.get(tp.partition, 0) if found is None else found
             if at > ends[tp]:
                 raise KafkaUnavailable(
                     f"{tp.topic}[{tp.partition}]: counted to offset {at}, but the log ends at {ends[tp]}: the updaters say what to do"
                 )
-            counts = Counts(at) if found is None else counts_of(found, fields, f"{generation_id}[{tp.partition}]")
+            counts = Counts(at)
+            if found is not None:
+                where = f"{generation_id}[{tp.partition}]"
+                counts = await self._of._off_loop(counts_of, found, fields, where)
             counts.next_offset = max(at, beginnings[tp])
             if counts.next_offset > at and found is not None:
                 log.warning(
@@ -358,18 +377,19 @@ class Counting:
             counts.changed_slots.clear()
 
     async def _publish(self) -> None:
-        """A snapshot, if anything was counted since the last; else only the word that it is the newest."""
+        """A snapshot, if anything was counted since the last; else only the word that it is the newest. Errors: `StoreChanged`."""
         settings, figures = self._of._settings.trends, self._of.figures
         figures.plays = sum(counts.counted for counts in self._counts.values())
         plays, name, data = self._published
         if figures.plays != plays:
-            name, data = await self._of._off_loop(self._make)
+            name, data = await self._of._holding(self._make)
             figures.snapshots += 1
             figures.snapshot_bytes = len(data)
         now_ms = self._of._now_ms()
-        generation_id = self._base.current.generation_id
-        if not await self._of._store.trends.publish(generation_id, self._of._instance, Pointer(name, now_ms), data):
-            raise StoreChanged("another process counts trends: standing by")
+        generation_id, pointer = self._base.current.generation_id, Pointer(name, now_ms)
+        await self._of.hold()  # it may have run out with nobody there to take it
+        if not await self._of._store.trends.publish(generation_id, self._of._instance, pointer, data):
+            raise StoreChanged(OTHER_COUNTS)
         self._published = (figures.plays, name, data)
         figures.newest, figures.published_at_ms = name, now_ms
         share_s = len(data) / (settings.snapshots_mb * 1e6) * SNAPSHOT_KEPT_S  # so that an hour's fit
@@ -388,7 +408,7 @@ class Counting:
         due = name != self._rows_of or now_s >= self._next_rows_s + ROWS_AGAIN_S
         if now_s < self._next_rows_s or not due:
             return
-        rows = await self._of._off_loop(self._make_rows, name, data)
+        rows = await self._of._holding(self._make_rows, name, data)
         await self._of._store.trends.write_default_rows(rows, self._base.current.activation)
         self._rows_of = name
         took_s = time.monotonic() - now_s

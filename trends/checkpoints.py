@@ -5,7 +5,8 @@
     i<row>   plays uint32, decayed sum of each half-life: float64
     r<n>     slot int64, then of each play counted then its digest uint64 and its viewer's uint32; n = slot mod `RING`
 
-Little-endian. Slots and erasures that have been forgotten since may still stand there: a reader leaves them out, as the header says.
+Little-endian. Slots that have been forgotten are emptied; of plays and erasures of which the next checkpoint has not said so yet a reader
+leaves out what the header says is forgotten.
 """
 
 from __future__ import annotations
@@ -37,8 +38,9 @@ def changed_fields(counts: Counts) -> dict[str, bytes]:
     for row in sorted(counts.changed_rows):
         plays, *sums = counts.sums[row]
         fields[f"i{row}"] = _ROW.pack(int(plays), *sums)
-    for slot in sorted(counts.changed_slots):
-        fields[f"r{slot % RING}"] = struct.pack("<q", slot) + np.array(counts.slots[slot], dtype=_PLAY).tobytes()
+    for slot in sorted(counts.changed_slots):  # one that is forgotten is emptied
+        remembered = np.array(counts.slots.get(slot, []), dtype=_PLAY)
+        fields[f"r{slot % RING}"] = struct.pack("<q", slot) + remembered.tobytes()
     return fields
 
 

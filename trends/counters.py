@@ -163,6 +163,8 @@ class Counts:
             self._forget((next(iter(self.slots)) + 1) * SLOT_MS)
 
     def _erase(self, viewer: str, through_s: int) -> None:
+        if (through_s + 1) * 1000 <= self.horizon_ms:
+            return  # what it erases does not count any more
         who = _digest(viewer)
         through_s = max(through_s, self.erased.pop(who, -1))
         self.erased[who] = through_s
@@ -182,7 +184,7 @@ class Counts:
                 self._plays_of[who] -= 1
                 if not self._plays_of[who]:
                     del self._plays_of[who]
-            self.changed_slots.discard(slot)
+            self.changed_slots.add(slot)  # the store, too, has to forget it
         horizon_ms = self.horizon_ms
         for erased in [who for who, through_s in self.erased.items() if (through_s + 1) * 1000 <= horizon_ms]:
             del self.erased[erased]

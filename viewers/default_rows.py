@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contracts.catalogue import CatalogueItem
+from ranking.rows import cold_scores
 from viewers.rewrite import Rewriter
 
 DEFAULT_AGES = tuple(range(22))
@@ -20,10 +21,11 @@ def default_rows(
 ) -> dict[str, bytes]:
     """`territory:maturity` → row; nothing before the first generation. `territories`: territory → (n_items,) bool, its titles."""
     rows = {}
+    cold = None if rewriter.generation is None else cold_scores(rewriter.generation)
     for territory, only in {"*": None, **territories}.items():
         for age, name in (*((age, str(age)) for age in DEFAULT_AGES), (EVERY_AGE, "*")):
             rows[f"{territory}:{name}"] = rewriter.default_row(
-                computed_at_ms=computed_at_ms, maturity=age, territory=territory, only=only
+                computed_at_ms=computed_at_ms, maturity=age, territory=territory, only=only, cold=cold
             )
     return rows if all(rows.values()) else {}
 

@@ -92,7 +92,9 @@ class Kernel:
         """For the same generation with other tables; what is prepared of all else is shared."""
         changed = copy.copy(self)
         changed._generation = generation
-        changed._model = self._model._replace(ranker=_ranker(generation))
+        changed._model = changed._model._replace(
+            ranker=_ranker(generation)
+        )  # as copied: another thread may move this one's
         return changed
 
     def rewrite(self, batch: Sequence[Todo], framing: Framing) -> list[Rewritten]:

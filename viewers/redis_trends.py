@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
-from contracts.errors import StoreChanged
+from contracts.errors import StoreChanged, StoreUnavailable
 from contracts.keys import Keys
 from viewers import scripts
 from viewers.trend_store import CHECKPOINT_KEPT_S, SNAPSHOT_KEPT_S, CheckpointWrite, Pointer
@@ -14,6 +14,10 @@ NEXT = "n"
 """Field of a checkpoint: its next offset."""
 ROWS_AT_ONCE = 500
 """Default rows in one write: a script takes some thousands of arguments at most."""
+FIELDS_AT_ONCE = 2_000
+"""Of a checkpoint, in one read: a million at once hold up the server, and everybody who waits for it, for a second."""
+READS = 5
+"""Of a checkpoint that somebody else writes meanwhile."""
 
 
 class RedisTrends:
@@ -30,11 +34,25 @@ class RedisTrends:
         return bool(await self._run(scripts.HOLD, [self._keys().trends_owner], instance, for_ms))
 
     async def read_checkpoint(self, generation_id: str, partition: int) -> tuple[int | None, Mapping[str, bytes]]:
-        found = await self._command("HGETALL", self._keys().trends_checkpoint(generation_id, partition))
-        pairs = found.items() if isinstance(found, dict) else zip(found[::2], found[1::2], strict=True)
-        fields = {name.decode(): value for name, value in pairs}
-        next_offset = fields.pop(NEXT, None)
-        return (None, {}) if next_offset is None else (int(next_offset), fields)
+        key = self._keys().trends_checkpoint(generation_id, partition)
+        next_offset = await self._command("HGET", key, NEXT)
+        for _ in range(READS):
+            fields = await self._scan(key)
+            before, next_offset = next_offset, await self._command("HGET", key, NEXT)
+            if before == next_offset:  # every write moves it, so there was none
+                fields.pop(NEXT, None)
+                return (None, {}) if next_offset is None else (int(next_offset), fields)
+        raise StoreUnavailable(f"{key} was written {READS} times while it was read: does another process count too?")
+
+    async def _scan(self, key: str) -> dict[str, bytes]:
+        """All fields that were there from first to last."""
+        fields: dict[str, bytes] = {}
+        cursor = b"0"
+        while True:
+            cursor, found = await self._command("HSCAN", key, cursor, "COUNT", FIELDS_AT_ONCE)
+            fields.update((name.decode(), value) for name, value in zip(found[::2], found[1::2], strict=True))
+            if cursor == b"0":
+                return fields
 
     async def write_checkpoints(self, generation_id: str, writes: Sequence[CheckpointWrite]) -> None:
         failed = ""
@@ -58,8 +76,8 @@ class RedisTrends:
 
     async def read_pointer(self, generation_id: str) -> Pointer | None:
         found = await self._command("GET", self._keys().trends_pointer(generation_id))
-        name, _, seen_at_ms = (found or b"").decode().rpartition(":")
-        return Pointer(name, int(seen_at_ms)) if name else None
+        name, _, seen_at_ms = (found or b"").decode(errors="replace").rpartition(":")
+        return Pointer(name, int(seen_at_ms)) if name and seen_at_ms.isdecimal() else None  # else none of ours
 
     async def read_snapshot(self, name: str) -> bytes:
         return await self._command("GET", self._keys().trends_snapshot(name)) or b""

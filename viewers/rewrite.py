@@ -29,7 +29,7 @@ from contracts.rows import HomeRow
 from embeddings.compiled import one_at_a_time
 from embeddings.generation import Generation
 from embeddings.tables import Tables
-from ranking.rows import Ranked, RankingInput, popular_entries, rank
+from ranking.rows import Cold, Ranked, RankingInput, popular_entries, rank
 from viewers import packing
 from viewers.kernel import (
     HEADER_BYTES,
@@ -222,16 +222,18 @@ class Rewriter:
         maturity: int = 99,
         territory: str = "*",
         only: NDArray[np.bool_] | None = None,
+        cold: Cold | None = None,
     ) -> bytes:
         """The row of viewers without one: the most popular titles for an age and a territory.
 
-        `only`: (n_items,) bool, the titles of that territory; None: all.
+        `only`: (n_items,) bool, the titles of that territory; None: all. `cold`: what `cold_scores` gives, if many rows are made.
         """
         if self.generation is None:
             return b""
-        entries = popular_entries(self.generation, computed_at_ms, maturity=maturity, only=only)
+        entries = popular_entries(self.generation, computed_at_ms, maturity=maturity, only=only, cold=cold)
         named = "" if self.trends_snapshot == NO_TRENDS else f"-{self.trends_snapshot}"
-        row_id = f"default-{self.generation.generation_id}{named}-{territory}-{maturity}"
+        where = territory.replace("*", "~")  # what is played from it names it: an id of the alphabet
+        row_id = f"default-{self.generation.generation_id}{named}-{where}-{maturity}"
         return self._encode_row(
             HomeRow(
                 row_id,

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 
 import pytest
 
-from contracts.errors import StoreChanged
+from contracts.errors import StoreChanged, StoreUnavailable
 from contracts.keys import Keys
 from sandbox.servers import ValkeyServer
+from trends.aggregator import FETCH_RECORDS, MOST_CHANGED
+from trends.checkpoints import RING
 from viewers.memory_store import MemoryServer, MemoryStore
 from viewers.redis_store import RedisStore
-from viewers.redis_trends import ROWS_AT_ONCE
+from viewers.redis_trends import FIELDS_AT_ONCE, ROWS_AT_ONCE
 from viewers.store import Store
 from viewers.trend_store import CHECKPOINT_KEPT_S, SNAPSHOT_KEPT_S, CheckpointWrite, Pointer
 
@@ -54,9 +58,42 @@ async def test_one_partition_that_moved_does_not_keep_the_others(stores: tuple[S
 
 
 async def test_a_checkpoint_takes_as_many_fields_as_one_may_have_to_write(stores: tuple[Store, Store]) -> None:
-    fields = {f"i{row}": bytes(44) for row in range(1_000 + 512)} | {f"r{slot}": bytes(8) for slot in range(182)}
+    rows = (
+        MOST_CHANGED - 1 + FETCH_RECORDS
+    )  # looked at between two fetches, each of which may be of one partition and other titles
+    fields = {f"i{row}": bytes(44) for row in range(rows)} | {f"r{slot}": bytes(8) for slot in range(RING)}
+    fields |= {"h": bytes(40), "e": b""}
     await stores[0].trends.write_checkpoints("g1", [CheckpointWrite(0, None, 1, fields)])
     assert await stores[1].trends.read_checkpoint("g1", 0) == (1, fields)
+
+
+async def test_a_large_checkpoint_is_read_whole_while_it_is_written(stores: tuple[Store, Store]) -> None:
+    """In pieces, which must be of one moment."""
+    mine, theirs = (store.trends for store in stores)
+    titles, next_offset = 2 * FIELDS_AT_ONCE + 100, 1
+    for start in range(0, titles, 1_000):
+        fields = {f"i{row}": b"%d" % 0 for row in range(start, min(start + 1_000, titles))}
+        await mine.write_checkpoints(
+            "g1", [CheckpointWrite(0, next_offset if start else None, next_offset + 1, fields)]
+        )
+        next_offset += 1
+
+    async def write() -> None:
+        for at in range(next_offset, next_offset + 10):
+            fields = {f"i{row}": b"%d" % at for row in (0, titles - 1, titles + at)}
+            await theirs.write_checkpoints("g1", [CheckpointWrite(0, at, at + 1, fields)])
+            await asyncio.sleep(0.01)
+
+    writing = asyncio.create_task(write())
+    while not writing.done():
+        with contextlib.suppress(StoreUnavailable):  # written too fast: told, not mixed
+            at, fields = await mine.read_checkpoint("g1", 0)
+            assert at is not None
+            assert len(fields) == titles + at - next_offset
+            if at > next_offset:
+                assert fields["i0"] == fields[f"i{titles - 1}"] == fields[f"i{titles + at - 1}"] == b"%d" % (at - 1)
+        await asyncio.sleep(0)
+    await writing
 
 
 async def test_one_counts_and_alone_publishes(stores: tuple[Store, Store]) -> None:
@@ -108,4 +145,16 @@ async def test_what_nobody_uses_any_more_expires(valkey: ValkeyServer, namespace
     ):
         assert most_s - 30 <= await store._command("TTL", key) <= most_s, key
     assert await trends.hold("a", 1)  # gives it back
+    await store.close()
+
+
+@pytest.mark.parametrize("found", [b"", b"name", b"name:", b"name:soon", b"\xff:\xff", b":12"])
+async def test_a_pointer_that_is_none_of_ours_points_nowhere(
+    valkey: ValkeyServer, namespace: str, found: bytes
+) -> None:
+    """Whoever follows it looks for new generations in the same task."""
+    store = RedisStore(valkey.url, Keys(namespace, "t@1"))
+    await store.connect()
+    await store._command("SET", store.keys.trends_pointer("g1"), found)
+    assert await store.trends.read_pointer("g1") is None
     await store.close()

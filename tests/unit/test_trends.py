@@ -13,9 +13,9 @@ from contracts.events import Kind
 from embeddings.tables import HALF_LIVES_DAYS
 from tests.worlds import T0, make_generation, make_tables, play_event
 from trends.checkpoints import changed_fields, counts_of
-from trends.counters import AHEAD_MS, HOUR_MS, REMEMBERED_MS, SLOT_MS, Counts, Decision, Report, Rules
+from trends.counters import AHEAD_MS, HOUR_MS, MOST_ERASURES, REMEMBERED_MS, SLOT_MS, Counts, Decision, Report, Rules
 from trends.snapshots import Snapshot, decode, encode, merge, name_of, tables_of
-from viewers.state import state_of
+from viewers.state import ViewerState, state_of
 
 DAY_S = 86_400
 GENERATION = make_generation(30, 4).with_tables(replace(make_tables(30), at_ms=T0))
@@ -258,3 +258,27 @@ def test_a_slot_is_forgotten_as_a_whole_and_its_place_is_used_again() -> None:
     counts = count([report("ana", 1, 60), report("ben", 1, 61 + later)])
     assert len(counts.slots) == 1
     assert counts_of(2, changed_fields(counts), "here").remembered == 1
+
+
+def test_the_store_keeps_no_more_plays_than_may_be_remembered() -> None:
+    rules, counts, fields = replace(RULES, remembered=50), Counts(0), dict[str, bytes]()
+    for slot in range(1, 40):
+        start = 600 + slot * SLOT_MS // 1000
+        count([report(f"v{i}", i % 30, start + i) for i in range(40)], counts, rules)
+        fields |= changed_fields(counts)
+        counts.changed_rows.clear()
+        counts.changed_slots.clear()
+    assert counts.counted > 10 * rules.remembered
+    assert sum(len(value) - 8 for name, value in fields.items() if name[0] == "r") <= 50 * 12
+    assert counts_of(counts.next_offset, fields, "here").slots == counts.slots
+
+
+def test_erasures_of_what_does_not_count_any_more_are_not_remembered() -> None:
+    """However many come at once: they are what a bulk of old requests, or a log read again, is made of."""
+    counts = count([report("ana", 1, 2 * REMEMBERED_MS // 1000)])
+    late = T0 + 2 * REMEMBERED_MS
+    for i in range(MOST_ERASURES + 1_000):
+        gone = Report(late, f"v{i}", ViewerState(erased_through_s=T0 // 1000 + i))
+        assert counts.take(gone, RULES, late) is Decision.OTHER
+    assert len(counts.erased) <= MOST_ERASURES
+    assert counts.remembered == 1
