@@ -56,7 +56,9 @@ async def _strike(arena: Arena, rng: random.Random, moment: str, word: str) -> S
 async def rolling_restart(arena: Arena, rng: random.Random) -> None:
     """Each updater in turn: asked to stop, started again, waited for."""
     for slot in arena.crew.victims:
-        await wait_until(slot.is_ready, f"readiness of {slot.name}")  # one that an earlier fault ended has not begun to listen yet
+        await wait_until(
+            slot.is_ready, f"readiness of {slot.name}"
+        )  # one that an earlier fault ended has not begun to listen yet
         slot.signal("TERM")
         await wait_until(lambda slot=slot: not slot.running, f"end of {slot.name}")  # type: ignore[misc]
         await wait_until(slot.is_ready, f"return of {slot.name}")
