@@ -7,6 +7,7 @@ trends serve, which a metric tells and one line of the log.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,9 @@ log = structlog.get_logger()
 
 TELL_AFTER = 30
 """Looks, a second apart: a generation that is new has no snapshot yet."""
+
+SERVED_KEPT = 2
+"""Snapshots that rows on their way may name: the one that serves, and the one before."""
 
 OffLoop = Callable[..., Awaitable[Any]]
 
@@ -43,12 +47,19 @@ class Follower:
         self.seen_at_ms = 0  # when the publisher last spoke, as far as known; 0: no snapshot serves
         self.taken_up = 0
         self.refused = 0
+        self._served: deque[InForce] = deque(maxlen=SERVED_KEPT)
         self._refused = ""
         self._missed = 0  # looks in a row at which there was none
 
     def forget(self) -> None:
         """Another generation is in force: what served belongs to the one before."""
         self.in_force, self.seen_at_ms, self._refused = None, 0, ""
+
+    async def keep(self, store: TrendStore) -> None:
+        """Have the store hold what rows of this process name, after another server has answered: it may have lost them, and rows that were
+        on their way may have reached it. Errors: `StoreUnavailable`."""
+        for one in tuple(self._served):
+            await store.keep_snapshot(one.name, one.data)
 
     async def look(self, store: TrendStore, own: Rewriter, off_loop: OffLoop) -> Rewriter | None:
         """The rewriter that has to serve from now on, if it is another than before. `own`: with the generation's own trends.
@@ -79,6 +90,7 @@ class Follower:
         if self.in_force is None:
             log.info("trends_taken_up", snapshot=pointer.name, generation_id=generation.generation_id)
         self.in_force, self.seen_at_ms, self._refused = InForce(pointer.name, at_ms, data), pointer.seen_at_ms, ""
+        self._served.append(self.in_force)
         self.taken_up += 1
         made: Rewriter = rewriter
         return made

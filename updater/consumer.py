@@ -300,6 +300,7 @@ class Updater:
         if isinstance(error, StoreChanged):
             with contextlib.suppress(TransientError):
                 await self.store.connect()
+                await self.swap.trends.keep(self.store.trends)
         elif isinstance(error, UnknownSchema):
             with contextlib.suppress(ContractError):  # half written: the next try sees it whole
                 self._codec = Codec(Registry.load(self.settings.registry_path))

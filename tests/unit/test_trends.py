@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
+from contracts.codec import Codec
 from contracts.errors import GenerationError, StoreChanged
 from contracts.events import Kind
 from embeddings.tables import HALF_LIVES_DAYS
 from tests.worlds import T0, make_generation, make_tables, play_event
 from trends.checkpoints import changed_fields, counts_of
 from trends.counters import AHEAD_MS, HOUR_MS, MOST_ERASURES, REMEMBERED_MS, SLOT_MS, Counts, Decision, Report, Rules
+from trends.follow import Follower
 from trends.snapshots import Snapshot, decode, encode, merge, name_of, tables_of
-from viewers.state import ViewerState, state_of
+from viewers.memory_store import MemoryStore
+from viewers.rewrite import Rewriter
+from viewers.state import Limits, ViewerState, state_of
+from viewers.trend_store import Pointer
 
 DAY_S = 86_400
 GENERATION = make_generation(30, 4).with_tables(replace(make_tables(30), at_ms=T0))
@@ -282,3 +288,23 @@ def test_erasures_of_what_does_not_count_any_more_are_not_remembered() -> None:
         assert counts.take(gone, RULES, late) is Decision.OTHER
     assert len(counts.erased) <= MOST_ERASURES
     assert counts.remembered == 1
+
+
+async def test_snapshots_that_rows_name_are_given_back_to_a_store_that_has_lost_them() -> None:
+    store, follower = MemoryStore(), Follower()
+    own = Rewriter(GENERATION, 1, Codec.load().encode_row, Limits())
+
+    async def off_loop(action: Any, *arguments: Any) -> Any:
+        return action(*arguments)
+
+    names = []
+    for plays in (1, 2, 3):
+        counts = count([report("ana", item, 10 + item) for item in range(plays)])
+        data = encode(merge({0: counts}, GENERATION.generation_id, T0))
+        names.append(name_of(data))
+        await store.trends.hold("one", 1_000)
+        assert await store.trends.publish(GENERATION.generation_id, "one", Pointer(names[-1], T0), data)
+        assert await follower.look(store.trends, own, off_loop) is not None
+    other = MemoryStore()
+    await follower.keep(other.trends)
+    assert [bool(await other.trends.read_snapshot(name)) for name in names] == [False, True, True]
