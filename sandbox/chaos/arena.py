@@ -115,7 +115,6 @@ class Arena:
         self._tasks = [
             asyncio.create_task(self.crew.supervise()),
             asyncio.create_task(self._stream()),
-            asyncio.create_task(self.snapshots.gather()),
         ]
         for task in self._tasks:
             task.add_done_callback(self._note_failure)

@@ -108,9 +108,7 @@ class Checks:
         row = arena.codec.decode_row(stored)
         try:
             own = Rewriter(arena.generation(row.generation_id), row.activation, arena.codec.encode_row, arena.limits)
-            again = (await arena.snapshots.rewriter(own, row.trends_snapshot)).default_row(
-                computed_at_ms=row.computed_at_ms
-            )
+            again = arena.snapshots.rewriter(own, row.trends_snapshot).default_row(computed_at_ms=row.computed_at_ms)
         except NearlineError as error:
             again, why = b"", str(error)
         else:
@@ -135,7 +133,7 @@ class Checks:
         try:
             row = arena.codec.decode_row(stored.row)
             own = Rewriter(arena.generation(row.generation_id), row.activation, arena.codec.encode_row, arena.limits)
-            rewriter = await arena.snapshots.rewriter(own, row.trends_snapshot)
+            rewriter = arena.snapshots.rewriter(own, row.trends_snapshot)
             again = rewriter.rewrite(actual, computed_at_ms=row.computed_at_ms, event_time_ms=row.event_time_ms)
         except NearlineError as error:
             found.rows_wrong += 1

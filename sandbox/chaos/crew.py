@@ -23,6 +23,8 @@ log = structlog.get_logger()
 RESTART_S = 0.3
 """What an orchestrator takes to start a process that has ended."""
 HALTED_STATUS = 3
+SNAPSHOTS = "snapshots"
+"""Folder of every trends snapshot that was ever published."""
 AGGREGATORS = 2
 """One counts, one stands by."""
 
@@ -152,7 +154,11 @@ class Crew:
     def _make_service(self, slot: Slot) -> Service:
         return Service(
             slot.name,
-            {**environment_of(self._settings()), "CHAOS_FUSE": str(self.fuse(slot))},
+            {
+                **environment_of(self._settings()),
+                "CHAOS_FUSE": str(self.fuse(slot)),
+                "CHAOS_SNAPSHOTS": str(self._folder / SNAPSHOTS),
+            },
             self._folder,
             port_setting="NEARLINE_HEALTH__PORT",
             program=("-m", "sandbox.chaos.wired", slot.verb),

@@ -1,14 +1,14 @@
-"""Trends as the harness sees them: every snapshot that was ever published, kept here, and how far the counts are."""
+"""Trends as the harness sees them: every snapshot that was ever published (`wired.py` leaves them in a folder), how far the counts are."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from contracts.errors import GenerationError, NearlineError
 from embeddings.generation import Generation
+from sandbox.chaos.crew import SNAPSHOTS
 from sandbox.chaos.waiting import wait_until
 from trends.snapshots import decode, tables_of
 from viewers.rewrite import NO_TRENDS, Rewriter
@@ -16,45 +16,23 @@ from viewers.rewrite import NO_TRENDS, Rewriter
 if TYPE_CHECKING:
     from sandbox.chaos.arena import Arena
 
-LOOK_S = 0.2
-"""More often than one is published."""
-
 
 class Snapshots:
-    """A store that fell back may have lost a snapshot that a row names: what was seen once is kept."""
+    """Rows are recomputed from these: a store that fell back may have lost some."""
 
     def __init__(self, arena: Arena) -> None:
         self._arena = arena
-        self._seen: dict[str, bytes] = {}
+        self._folder = arena.folder / SNAPSHOTS
+        self._folder.mkdir(parents=True)
 
-    async def gather(self) -> None:
-        """For ever: keep what is new."""
-        while True:
-            with contextlib.suppress(NearlineError):  # the store is away
-                async with self._arena.store() as store:
-                    while True:
-                        current = self._arena.folder_of_generations.current_or_none()
-                        pointer = await store.trends.read_pointer(current.generation_id) if current else None
-                        if pointer is not None and pointer.name not in self._seen:
-                            self._keep(pointer.name, await store.trends.read_snapshot(pointer.name))
-                        await asyncio.sleep(LOOK_S)
-            await asyncio.sleep(LOOK_S)
-
-    def _keep(self, name: str, data: bytes) -> None:
-        if data:
-            self._seen[name] = data
-
-    async def rewriter(self, own: Rewriter, name: str) -> Rewriter:
-        """The rewriter that rows name. Errors: `GenerationError` if that snapshot is nowhere, or does not fit."""
+    def rewriter(self, own: Rewriter, name: str) -> Rewriter:
+        """The rewriter that rows name. Errors: `GenerationError` if nobody has ever published that snapshot, or it does not fit."""
         if name == NO_TRENDS:
             return own
-        if name not in self._seen:
-            async with self._arena.store() as store:
-                self._keep(name, await store.trends.read_snapshot(name))
-        generation = own.generation
-        if name not in self._seen or generation is None or generation.tables is None:
-            raise GenerationError(f"trends snapshot {name} is nowhere")
-        snapshot = decode(self._seen[name], name)
+        path, generation = self._folder / name, own.generation
+        if not path.exists() or generation is None or generation.tables is None:
+            raise GenerationError(f"trends snapshot {name} was never published")
+        snapshot = decode(path.read_bytes(), name)
         return own.with_trends(
             tables_of(snapshot, generation.tables, generation.generation_id, generation.n_items), name
         )

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from viewers.store import MarkerWrite, ViewerWrite, WriteResult, Written
-from viewers.trend_store import CheckpointWrite
+from viewers.trend_store import CheckpointWrite, Pointer
 
 POINTS = ("computed", "dead letters", "some hashes", "hashes", "marker", "about to commit", "commit")
 TRENDS_POINTS = ("counted", "checkpoint", "snapshot", "default rows")
@@ -86,6 +86,15 @@ def wire(fuse: Fuse) -> None:
     RedisStore.write_markers = wired_markers  # type: ignore[method-assign]
 
 
+def keep_snapshot(name: str, data: bytes) -> None:
+    """Leave every snapshot where the harness finds it, whatever becomes of the store."""
+    path = Path(os.environ["CHAOS_SNAPSHOTS"]) / name
+    if not path.exists():
+        draft = path.with_suffix(".draft")
+        draft.write_bytes(data)
+        draft.replace(path)
+
+
 def wire_trends(fuse: Fuse) -> None:
     """The same for the aggregator."""
     from viewers.redis_trends import RedisTrends
@@ -103,8 +112,11 @@ def wire_trends(fuse: Fuse) -> None:
         if writes:
             fuse.reached("checkpoint")
 
-    async def wired_publish(self: RedisTrends, *arguments: Any) -> bool:
-        published = await publish(self, *arguments)
+    async def wired_publish(
+        self: RedisTrends, generation_id: str, instance: str, pointer: Pointer, data: bytes
+    ) -> bool:
+        keep_snapshot(pointer.name, data)
+        published = await publish(self, generation_id, instance, pointer, data)
         fuse.reached("snapshot")
         return published
 
@@ -114,7 +126,7 @@ def wire_trends(fuse: Fuse) -> None:
         return written
 
     RedisTrends.write_checkpoints = wired_checkpoints  # type: ignore[method-assign]
-    RedisTrends.publish = wired_publish  # type: ignore[method-assign,assignment]
+    RedisTrends.publish = wired_publish  # type: ignore[method-assign]
     RedisTrends.write_default_rows = wired_rows  # type: ignore[method-assign,assignment]
 
 
