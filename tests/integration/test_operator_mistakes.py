@@ -316,6 +316,7 @@ def test_a_clock_that_is_wrong_is_told_by_the_doctor(capsys: pytest.CaptureFixtu
         },
         -90.0,
         True,
+        counts_trends=True,
     )
     findings = judge_store("redis:6379", facts)
     render(findings)
