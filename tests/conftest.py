@@ -12,7 +12,7 @@ import shutil
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import hypothesis
 import pytest
@@ -20,6 +20,9 @@ import structlog
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from sandbox.servers import KafkaServer, SandboxError, ValkeyServer
+
+if TYPE_CHECKING:
+    from tests.consistency import Stage
 
 # Shared machines stall for longer than any deadline; tests that are about time set their own.
 hypothesis.settings.register_profile(
@@ -145,3 +148,17 @@ def browser_path() -> str:
             return found
     require_or_skip("browser", "install Chromium (Debian: apt-get install chromium)")
     raise AssertionError("unreachable")
+
+
+@pytest.fixture
+async def stage(
+    kafka: KafkaServer, valkey: ValkeyServer, topic: TopicFactory, namespace: str, tmp_path: Path
+) -> AsyncIterator[Stage]:
+    """A topic, its dead letters and a namespace of the store. Files of tests that want more than that override it."""
+    from tests.consistency import PARTITIONS, make_stage  # not before its assertions are rewritten
+
+    name = await topic(PARTITIONS)
+    await topic(1, name=name + ".dlq")
+    made = await make_stage(kafka.bootstrap, valkey.url, name, namespace, tmp_path)
+    yield made
+    await made.store.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
 
 import pytest
 from redis.asyncio import Connection
@@ -16,22 +15,6 @@ from sandbox.servers import ValkeyServer
 from viewers.memory_store import MemoryServer, MemoryStore
 from viewers.redis_store import RedisStore
 from viewers.store import Conflict, Marker, MarkerWrite, Stale, Store, StoredViewer, Tally, ViewerWrite, Written
-
-
-@pytest.fixture(params=["memory", "valkey"])
-async def stores(request: pytest.FixtureRequest, namespace: str) -> AsyncIterator[tuple[Store, Store]]:
-    """Two clients of one server."""
-    if request.param == "memory":
-        server = MemoryServer()
-        pair: tuple[Store, Store] = (MemoryStore(server), MemoryStore(server))
-    else:
-        valkey: ValkeyServer = request.getfixturevalue("valkey")
-        pair = (RedisStore(valkey.url, Keys(namespace, "t@1")), RedisStore(valkey.url, Keys(namespace, "t@1")))
-    for store in pair:
-        await store.connect()
-    yield pair
-    for store in pair:
-        await store.close()
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
 
 import pytest
 
@@ -13,27 +12,10 @@ from contracts.keys import Keys
 from sandbox.servers import ValkeyServer
 from trends.aggregator import FETCH_RECORDS, MOST_CHANGED
 from trends.checkpoints import RING
-from viewers.memory_store import MemoryServer, MemoryStore
 from viewers.redis_store import RedisStore
 from viewers.redis_trends import FIELDS_AT_ONCE, ROWS_AT_ONCE
 from viewers.store import Store
 from viewers.trend_store import CHECKPOINT_KEPT_S, SNAPSHOT_KEPT_S, CheckpointWrite, Pointer
-
-
-@pytest.fixture(params=["memory", "valkey"])
-async def stores(request: pytest.FixtureRequest, namespace: str) -> AsyncIterator[tuple[Store, Store]]:
-    """Two clients of one server."""
-    if request.param == "memory":
-        server = MemoryServer()
-        pair: tuple[Store, Store] = (MemoryStore(server), MemoryStore(server))
-    else:
-        valkey: ValkeyServer = request.getfixturevalue("valkey")
-        pair = (RedisStore(valkey.url, Keys(namespace, "t@1")), RedisStore(valkey.url, Keys(namespace, "t@1")))
-    for store in pair:
-        await store.connect()
-    yield pair
-    for store in pair:
-        await store.close()
 
 
 async def test_counts_and_offset_move_together_from_the_expected_offset_alone(stores: tuple[Store, Store]) -> None:

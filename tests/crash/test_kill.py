@@ -11,7 +11,7 @@ import contextlib
 import os
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,6 @@ from runtime.settings import KafkaSettings, Settings
 from sandbox.processes import Service, ServiceUnavailable, environment_of, get_json
 from sandbox.servers import KafkaServer, ValkeyServer
 from sandbox.topics import ensure_topics
-from tests.conftest import TopicFactory
 from tests.consistency import CODEC, PARTITIONS, Stage, make_stage, plays, publish
 from tests.worlds import wait_until
 from updater.consumer import Updater
@@ -48,16 +47,10 @@ POISON = (b"v1", b"not avro")
 
 
 @pytest.fixture
-async def stage(
-    kafka: KafkaServer, valkey: ValkeyServer, topic: TopicFactory, namespace: str, tmp_path: Path
-) -> AsyncIterator[Stage]:
-    name = await topic(PARTITIONS)
-    await topic(1, name=name + ".dlq")
-    made = await make_stage(kafka.bootstrap, valkey.url, name, namespace, tmp_path)
-    made.settings = with_kafka(made.settings, session_timeout_ms=SESSION_MS)
-    publish(made, "g1")
-    yield made
-    await made.store.close()
+async def stage(stage: Stage) -> Stage:
+    stage.settings = with_kafka(stage.settings, session_timeout_ms=SESSION_MS)
+    publish(stage, "g1")
+    return stage
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import asyncio
 import dataclasses
 import json
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -22,9 +21,9 @@ from runtime.deadletters import Letter, Mark, parse, read_records
 from runtime.kafka import ConsumerRecord, TopicPartition, make_consumer, make_producer
 from runtime.settings import Settings
 from sandbox.processes import environment_of
-from sandbox.servers import KafkaServer, ValkeyServer
+from sandbox.servers import KafkaServer
 from tests.conftest import TopicFactory
-from tests.consistency import CODEC, PARTITIONS, Stage, make_stage, plays, publish
+from tests.consistency import CODEC, Stage, plays, publish
 from tests.worlds import T0, play_event
 from updater import dlq
 from updater.dlq import erase_viewer, list_letters, replay
@@ -35,16 +34,10 @@ pytestmark = pytest.mark.timeout(180)
 
 
 @pytest.fixture
-async def stage(
-    kafka: KafkaServer, valkey: ValkeyServer, topic: TopicFactory, namespace: str, tmp_path: Path
-) -> AsyncIterator[Stage]:
-    name = await topic(PARTITIONS)
-    await topic(1, name=name + ".dlq")
-    made = await make_stage(kafka.bootstrap, valkey.url, name, namespace, tmp_path)
-    made.settings = made.settings.model_copy(update={"lake_path": str(tmp_path / "lake")})
-    publish(made, "g1")
-    yield made
-    await made.store.close()
+async def stage(stage: Stage, tmp_path: Path) -> Stage:
+    stage.settings = stage.settings.model_copy(update={"lake_path": str(tmp_path / "lake")})
+    publish(stage, "g1")
+    return stage
 
 
 async def records(settings: Settings) -> list[ConsumerRecord]:

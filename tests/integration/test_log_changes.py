@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -29,9 +29,7 @@ from runtime.kafka import (
 )
 from runtime.progress import SilentProgress
 from runtime.settings import Settings
-from sandbox.servers import KafkaServer, ValkeyServer
-from tests.conftest import TopicFactory
-from tests.consistency import CODEC, PARTITIONS, Stage, make_stage, plays, publish
+from tests.consistency import CODEC, PARTITIONS, Stage, plays, publish
 from tests.unit.test_state import oracle
 from tests.worlds import wait_until
 from updater.dlq import list_letters
@@ -41,15 +39,9 @@ from viewers.state import Limits
 
 
 @pytest.fixture
-async def stage(
-    kafka: KafkaServer, valkey: ValkeyServer, topic: TopicFactory, namespace: str, tmp_path: Path
-) -> AsyncIterator[Stage]:
-    name = await topic(PARTITIONS)
-    await topic(1, name=name + ".dlq")
-    made = await make_stage(kafka.bootstrap, valkey.url, name, namespace, tmp_path)
-    publish(made, "g1")
-    yield made
-    await made.store.close()
+async def stage(stage: Stage) -> Stage:
+    publish(stage, "g1")
+    return stage
 
 
 async def make_anew(settings: Settings) -> None:

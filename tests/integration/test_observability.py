@@ -21,7 +21,8 @@ import pytest
 import yaml
 
 from runtime.kafka import make_producer
-from runtime.settings import Settings
+from runtime.settings import Settings, StoreSettings
+from sandbox.processes import environment_of
 from sandbox.servers import ValkeyServer
 from tests.conftest import TopicFactory, require_or_skip
 from tests.deployment import ALERTS, DOCKER, PROMETHEUS, ROOT
@@ -105,18 +106,14 @@ async def running(
     producer = await make_producer(settings)
     await producer.send_and_wait(settings.kafka.topic, b"no record of ours", key=b"v01", headers=[("private", b"0")])
     await producer.stop()
-    common = {
-        **os.environ,
-        "NEARLINE_KAFKA__BOOTSTRAP_SERVERS": settings.kafka.bootstrap_servers,
-        "NEARLINE_KAFKA__TOPIC": settings.kafka.topic,
-        "NEARLINE_KAFKA__GROUP_ID": namespace,
-        "NEARLINE_STORE__URL": valkey.url,
-        "NEARLINE_STORE__NAMESPACE": namespace,
-        "NEARLINE_TRAIN__FACTORS": "4",
-        "NEARLINE_TRAIN__ITERATIONS": "2",
-        "NEARLINE_LAKE_PATH": settings.lake_path,
-        "NEARLINE_GENERATIONS_PATH": settings.generations_path,
-    }
+    small = settings.model_copy(
+        update={
+            "kafka": settings.kafka.model_copy(update={"group_id": namespace}),
+            "store": StoreSettings(url=valkey.url, namespace=namespace),
+            "train": settings.train.model_copy(update={"iterations": 2}),
+        }
+    )
+    common = {**os.environ, **environment_of(small)}
     ports = {job: free_port() for job in PORTS}
     arguments = {"nightly": ["--at", "22:00"]}
     with ExitStack() as stack:

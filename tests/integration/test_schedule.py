@@ -16,7 +16,8 @@ import httpx
 import pytest
 
 from batch.lock import lake_lock
-from runtime.settings import Settings
+from runtime.settings import Settings, StoreSettings
+from sandbox.processes import environment_of
 from sandbox.servers import ValkeyServer
 from tests.integration.test_nightly import history, send
 
@@ -32,16 +33,15 @@ def free_port() -> int:
 
 @pytest.fixture
 def environment(settings: Settings, valkey: ValkeyServer, namespace: str) -> dict[str, str]:
+    small = settings.model_copy(
+        update={
+            "store": StoreSettings(url=valkey.url, namespace=namespace),
+            "train": settings.train.model_copy(update={"iterations": 2}),
+        }
+    )
     return {
         **os.environ,
-        "NEARLINE_KAFKA__BOOTSTRAP_SERVERS": settings.kafka.bootstrap_servers,
-        "NEARLINE_KAFKA__TOPIC": settings.kafka.topic,
-        "NEARLINE_STORE__URL": valkey.url,
-        "NEARLINE_STORE__NAMESPACE": namespace,
-        "NEARLINE_TRAIN__FACTORS": "4",
-        "NEARLINE_TRAIN__ITERATIONS": "2",
-        "NEARLINE_LAKE_PATH": settings.lake_path,
-        "NEARLINE_GENERATIONS_PATH": settings.generations_path,
+        **environment_of(small),
         "NEARLINE_HEALTH__PORT": str(free_port()),
         "NEARLINE_LOG_FORMAT": "json",
     }

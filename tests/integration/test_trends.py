@@ -7,7 +7,6 @@ import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,9 +16,7 @@ from contracts.events import Kind
 from embeddings.files import GenerationsFolder
 from embeddings.tables import FEATURES, Cowatch
 from homepage.inspect import explain_viewer
-from sandbox.servers import KafkaServer, ValkeyServer
-from tests.conftest import TopicFactory
-from tests.consistency import CODEC, PARTITIONS, Stage, make_stage
+from tests.consistency import CODEC, PARTITIONS, Stage
 from tests.worlds import T0, make_generation, make_tables, play_event, wait_until, write_generation_folder
 from trends.aggregator import Aggregator
 from trends.checkpoints import counts_of
@@ -41,19 +38,13 @@ GENERATIONS = {name: make_generation(TITLES, 8, 1, generation_id=name).with_tabl
 
 
 @pytest.fixture
-async def stage(
-    kafka: KafkaServer, valkey: ValkeyServer, topic: TopicFactory, namespace: str, tmp_path: Path
-) -> AsyncIterator[Stage]:
-    name = await topic(PARTITIONS)
-    await topic(1, name=name + ".dlq")
-    made = await make_stage(kafka.bootstrap, valkey.url, name, namespace, tmp_path)
-    made.settings = made.settings.model_copy(
-        update={"trends": made.settings.trends.model_copy(update={"interval_s": 0.2})}
+async def stage(stage: Stage) -> Stage:
+    stage.settings = stage.settings.model_copy(
+        update={"trends": stage.settings.trends.model_copy(update={"interval_s": 0.2})}
     )
-    publish(made, "g1")
-    await made.store.announce_activation(1)
-    yield made
-    await made.store.close()
+    publish(stage, "g1")
+    await stage.store.announce_activation(1)
+    return stage
 
 
 def publish(stage: Stage, name: str) -> int:

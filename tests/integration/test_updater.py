@@ -28,17 +28,6 @@ from viewers.packing import unpack
 
 
 @pytest.fixture
-async def stage(
-    kafka: KafkaServer, valkey: ValkeyServer, topic: TopicFactory, namespace: str, tmp_path: Path
-) -> AsyncIterator[Stage]:
-    name = await topic(PARTITIONS)
-    await topic(1, name=name + ".dlq")
-    made = await make_stage(kafka.bootstrap, valkey.url, name, namespace, tmp_path)
-    yield made
-    await made.store.close()
-
-
-@pytest.fixture
 async def closing() -> AsyncIterator[AsyncExitStack]:
     """Closes what a test opened, whatever happens."""
     async with AsyncExitStack() as stack:
