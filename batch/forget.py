@@ -24,7 +24,6 @@ import structlog
 from batch.interactions import remove_leftovers
 from batch.lake import Lake, ScrubReport, open_lake
 from batch.lock import LakeInUse, lake_lock
-from contracts.codec import Codec
 from contracts.errors import KafkaUnavailable, TransientError, UserError
 from contracts.events import Kind, PlaybackEvent, valid_id
 from embeddings.files import GenerationsFolder
@@ -32,6 +31,7 @@ from embeddings.publishing import remove_users
 from runtime.deadletters import Letter, belongs_to, viewer_in
 from runtime.deadletters import erase as erase_letters
 from runtime.kafka import kafka_errors, make_producer
+from runtime.schemas import open_codec
 from runtime.settings import Settings
 from runtime.tasks import stop_client
 from viewers.packing import BadState, unpack
@@ -73,7 +73,7 @@ async def forget(settings: Settings, viewer: str, *, now_ms: int, store_wait_s: 
     if not valid_id(viewer):
         raise UserError("not a viewer id (1-128 characters of A-Z a-z 0-9 . _ : | @ ~ -)")
     event = PlaybackEvent(f"erase.{uuid.uuid4()}", Kind.ERASE, viewer, now_ms)
-    codec = Codec.load(settings.registry_path)
+    codec = await asyncio.to_thread(open_codec, settings)
     value = codec.encode_event(event)
     producer = await make_producer(settings)
     try:
@@ -145,7 +145,7 @@ async def _not_emptied(store: Store, viewer: str, partition: int, offset: int, t
 async def scrub_dead_letters(settings: Settings, lake: Lake, *, now_ms: int) -> int | None:
     """Take the letters of every viewer in the ledger out of the topic, as far as their erasure covers them; returns how many, or
     None if that could not be done."""
-    codec = Codec.load(settings.registry_path)
+    codec = await asyncio.to_thread(open_codec, settings)
 
     def erased(letter: Letter) -> bool:
         viewers = {(letter.key or b"").decode("utf-8", "replace"), viewer_in(letter, codec)}

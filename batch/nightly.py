@@ -39,13 +39,13 @@ from batch.ranking import train_ranking
 from batch.report import NightlyReport as NightlyReport
 from batch.seeding import ASKED, Seeding, read_note, why_seed, write_note
 from batch.train import fold_in_parameters, train_item_factors
-from contracts.codec import Codec
 from contracts.errors import GenerationError, StoreChanged, TransientError, UserError
 from contracts.manifest import Decision, Manifest
 from embeddings.files import Current, GenerationsFolder, load_generation, load_manifest
 from embeddings.generation import Generation
 from runtime.kafka import kafka_errors, make_admin, make_consumer
 from runtime.progress import ProgressReporter, make_progress
+from runtime.schemas import open_codec
 from runtime.settings import Settings
 from runtime.tasks import stop_client
 from viewers.state import Limits
@@ -205,7 +205,9 @@ class _Nightly:
         settings = self._settings
         partitions = await count_partitions(settings)
         async with _consumer(settings) as consumer:
-            codec = Codec.load(settings.registry_path)  # again at every try: the registry may have learnt a schema
+            codec = await asyncio.to_thread(
+                open_codec, settings
+            )  # again at every try: the registry may have learnt a schema
             return await copy_records(settings, self._lake, codec, consumer, partitions, advance=advance)
 
     # 2

@@ -12,6 +12,7 @@ import structlog
 
 from contracts.errors import KafkaUnavailable, RecordError, UnknownSchema
 from contracts.events import valid_id
+from contracts.framing import framed
 from homepage.catalogue import LiveCatalogue
 from homepage.schemas import LearningCodec
 from runtime.kafka import AIOKafkaConsumer, TopicPartition, kafka_errors, make_admin, make_consumer
@@ -67,7 +68,8 @@ class CatalogueFeed:
         fetched = await consumer.getmany(timeout_ms=FETCH_WAIT_MS)
         for records in fetched.values():
             for record in records:
-                self.take(record.key or b"", record.value, record.offset)
+                value = None if record.value is None else framed(record.value, record.headers)
+                self.take(record.key or b"", value, record.offset)
         self.take_unread()
 
     def take(self, key: bytes, value: bytes | None, offset: int) -> None:

@@ -30,14 +30,12 @@ import structlog
 
 from contracts.codec import Codec
 from contracts.errors import (
-    ContractError,
     GenerationError,
     KafkaUnavailable,
     StoreChanged,
     TransientError,
     UnknownSchema,
 )
-from contracts.registry import Registry
 from embeddings.files import Current, GenerationsFolder, load_generation, load_items, load_manifest
 from embeddings.generation import Generation
 from runtime.kafka import (
@@ -48,6 +46,7 @@ from runtime.kafka import (
     kafka_errors,
     make_consumer,
 )
+from runtime.schemas import Schemas
 from runtime.settings import Settings
 from runtime.tasks import stop_client
 from trends.checkpoints import changed_fields, counts_of
@@ -128,7 +127,10 @@ class Aggregator:
         *,
         instance: str,
         now_ms: Callable[[], int] = wall_ms,
+        schemas: Schemas | None = None,
     ) -> None:
+        """`schemas`: where `codec` is from; None: what the settings name."""
+        self._schemas = schemas or Schemas(settings)
         self.figures = Figures()
         self._settings = settings
         self._store = store
@@ -238,8 +240,7 @@ class Aggregator:
             with contextlib.suppress(TransientError):
                 await self._store.connect()
         elif isinstance(error, UnknownSchema):
-            with contextlib.suppress(ContractError):  # half written: the next try sees it whole
-                self._codec = Codec(Registry.load(self._settings.registry_path))
+            self._codec = await self._off_loop(self._schemas.learn, self._codec, error)
 
     async def _pause(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
