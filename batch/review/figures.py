@@ -19,10 +19,10 @@ import numpy as np
 from batch.backtest.intervals import DEVIATIONS, resample
 from batch.backtest.measures import coverage, sums_by_viewer
 from batch.review.audience import Ask, Member
-from batch.review.rows import RowMaker
-from contracts.rows import ENTRIES_SHOWN, Entry
+from batch.review.rows import Row, RowMaker
+from contracts.rows import ENTRIES_SHOWN
 from embeddings.generation import F32, F64, I64, Generation
-from viewers.state import Limits
+from viewers.state import Limits, ViewerState
 
 LIVE, NIGHTLY, POPULAR = "live", "last night's", "popular"
 ARMS = (LIVE, NIGHTLY, POPULAR)
@@ -47,7 +47,7 @@ class Served:
     """One ask with what each arm would have shown."""
 
     ask: Ask
-    rows: Mapping[str, tuple[Entry, ...]]
+    rows: Mapping[str, Row]
 
 
 def serve(
@@ -99,7 +99,7 @@ def _tabulate(
     }
 
 
-def _place(row: Sequence[Entry], item_id: str) -> int:
+def _place(row: Row, item_id: str) -> int:
     return next((place for place, entry in enumerate(row, 1) if entry.item_id == item_id), 0)
 
 
@@ -197,37 +197,39 @@ def cosine(a: F32 | F64, b: F32 | F64) -> float:
     return float(a @ b) / norm if norm > 0 else 0.0
 
 
-def shared(one: Sequence[Entry], other: Sequence[Entry]) -> int:
+def shared(one: Row, other: Row) -> int:
     """Titles that both first tens have."""
     return len({entry.item_id for entry in one[:TOP]} & {entry.item_id for entry in other[:TOP]})
 
 
-def drift(
-    before: RowMaker, after: RowMaker, members: Sequence[Member], from_ms: int, now_ms: int, limits: Limits
-) -> Drift | None:
-    """None if nobody had a vector at the last refit."""
+@dataclass(frozen=True, eq=False, slots=True)
+class Moment:
+    """Some viewers' states of now, and their rows by two generations."""
+
+    states: Sequence[ViewerState]
+    before: Sequence[Row]
+    after: Sequence[Row]
+
+
+def drift(before: RowMaker, after: RowMaker, now: Moment, then: Sequence[ViewerState], from_ms: int) -> Drift | None:
+    """`then`: the same viewers' states at the last refit. None if nobody had a vector then."""
     R = _alignment(before.generation, after.generation)
-    old, now, moved, refit = [], [], [], []
-    for member in members:
-        then, state = member.state_before(from_ms, limits), member.state_before(None, limits)
-        if then.is_empty:
+    values: dict[str, list[float]] = {"moved": [], "refit": [], "live": [], "nightly": []}
+    nightly = before.rows([(state, from_ms) for state in then])
+    for old, state, was, live, full in zip(then, now.states, nightly, now.before, now.after, strict=True):
+        if old.is_empty:
             continue
-        x_then, x_live = before.vector(then), before.vector(state)
-        if not x_then.any() or not x_live.any():
-            continue
-        old.append((then, from_ms))
-        now.append((state, now_ms))
-        moved.append(cosine(x_then, x_live))
-        refit.append(cosine(x_live @ R, after.vector(state)) if R is not None else 0.0)
-    if not moved:
+        x_then, x_live = before.vector(old), before.vector(state)
+        if x_then.any() and x_live.any():
+            values["moved"].append(cosine(x_then, x_live))
+            values["refit"].append(cosine(x_live @ R, after.vector(state)) if R is not None else 0.0)
+            values["live"].append(float(shared(live, full)))
+            values["nightly"].append(float(shared(was, full)))
+    n = len(values["moved"])
+    if not n:
         return None
-    full = after.rows(now)
-    live = [float(shared(a, b)) for a, b in zip(before.rows(now), full, strict=True)]
-    nightly = [float(shared(a, b)) for a, b in zip(before.rows(old), full, strict=True)]
-    everyone = np.ones(len(moved), np.bool_)
-    values = {"moved": moved, "refit": refit, "live": live, "nightly": nightly}
-    found = averages_of(values, everyone)
-    return Drift(len(moved), found["moved"], found["refit"] if R is not None else None, found["live"], found["nightly"])
+    found = averages_of(values, np.ones(n, np.bool_))
+    return Drift(n, found["moved"], found["refit"] if R is not None else None, found["live"], found["nightly"])
 
 
 def _alignment(before: Generation, after: Generation) -> F64 | None:

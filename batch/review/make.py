@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from batch.review.figures import (
     TOP,
     Drift,
     Figures,
+    Moment,
     averages_of,
     by_hours,
     by_segment,
@@ -24,16 +25,17 @@ from batch.review.figures import (
     serve,
     shared,
 )
-from batch.review.rows import RowMaker
+from batch.review.rows import Row, RowMaker
 from contracts.codec import Codec
-from contracts.rows import Entry
 from embeddings.generation import Generation
 from viewers.state import Limits, ViewerState
 
-AUDIENCE = 300
+AUDIENCE = 200
 """Viewers looked at, at most."""
-ASKS = 1_500
-"""Plays asked about, at most: some tenths of a second a thousand."""
+ASKS = 600
+"""Plays asked about, at most: a hit rate of 0.2 is then known to about ±0.03."""
+COMPARED = 100
+"""Viewers whose rows of now are compared, at most."""
 SHOWN_VIEWERS = 5
 RECENT = 6
 """Titles told of what a viewer watched last."""
@@ -100,8 +102,13 @@ def make_review(lake: Lake, codec: Codec, limits: Limits, judged: Judged, new: G
     members = read_audience(lake, from_ms or 0, AUDIENCE)
     before, after = RowMaker.make(reference, codec, limits), RowMaker.make(new, codec, limits)
     asks = _asks(members, from_ms)
+    now = _moment(members[:COMPARED], before, after, limits, now_ms)
+    then = [member.state_before(from_ms or 0, limits) for member in members[:COMPARED]]
     served = serve(before, members, asks, from_ms, limits) if asks and from_ms is not None else []
-    old = RowMaker.make(judged.in_force, codec, limits) if judged.in_force is not None else before
+    shown = now
+    if judged.in_force is not None and judged.in_force is not reference:
+        old = RowMaker.make(judged.in_force, codec, limits)
+        shown = replace(now, before=old.rows([(state, now_ms) for state in now.states]))
     return Review(
         reference=reference.generation_id,
         after=new.generation_id,
@@ -113,8 +120,8 @@ def make_review(lake: Lake, codec: Codec, limits: Limits, judged: Judged, new: G
         segments=by_segment(served) if served else {},
         hours=by_hours(served, from_ms) if served and from_ms is not None else {},
         reach=reach(served, reference) if served else {},
-        drift=drift(before, after, members, from_ms, now_ms, limits) if from_ms is not None else None,
-        shown=choose_shown(lake, members, old, after, limits, now_ms),
+        drift=drift(before, after, now, then, from_ms) if from_ms is not None else None,
+        shown=choose_shown(lake, members, shown),
     )
 
 
@@ -154,23 +161,24 @@ def gate_figures(evaluation: Evaluation | None) -> dict[str, Figures]:
     return found
 
 
-def choose_shown(
-    lake: Lake, members: Sequence[Member], before: RowMaker, after: RowMaker, limits: Limits, now_ms: int
-) -> tuple[ShownViewer, ...]:
+def _moment(members: Sequence[Member], before: RowMaker, after: RowMaker, limits: Limits, now_ms: int) -> Moment:
+    states = [member.state_before(None, limits) for member in members]
+    asked = [(state, now_ms) for state in states]
+    return Moment(states, before.rows(asked), after.rows(asked))
+
+
+def choose_shown(lake: Lake, members: Sequence[Member], now: Moment) -> tuple[ShownViewer, ...]:
     """Five who differ: whose row changes most and least, who played most and least, and one in the middle. Erased ones are not there:
     the lake leaves them out."""
-    states = [member.state_before(None, limits) for member in members]
-    there = [number for number, state in enumerate(states) if state.plays]
+    there = [number for number, state in enumerate(now.states) if state.plays]
     if not there:
         return ()
-    rows = [maker.rows([(states[number], now_ms) for number in there]) for maker in (before, after)]
-    pairs = dict(zip(there, zip(*rows, strict=True), strict=True))
     titles = {item.item_id: item.title for item in lake.catalogue()}
+    kept = {n: shared(now.before[n], now.after[n]) for n in there}
+    plays = {n: len(now.states[n].plays) for n in there}
     return tuple(
-        _shown(lake, members[number], states[number], why, pairs[number], titles)
-        for number, why in _choose(
-            there, {n: shared(*pairs[n]) for n in there}, {n: len(states[n].plays) for n in there}
-        )
+        _shown(lake, members[n], now.states[n], why, (now.before[n], now.after[n]), titles)
+        for n, why in _choose(there, kept, plays)
     )
 
 
@@ -196,7 +204,7 @@ def _shown(
     member: Member,
     state: ViewerState,
     why: str,
-    rows: tuple[tuple[Entry, ...], tuple[Entry, ...]],
+    rows: tuple[Row, Row],
     titles: Mapping[str, str],
 ) -> ShownViewer:
     before, after = rows
@@ -211,7 +219,7 @@ def _shown(
     )
 
 
-def _tiles(row: Sequence[Entry], other: Sequence[Entry], titles: Mapping[str, str]) -> tuple[Tile, ...]:
+def _tiles(row: Row, other: Row, titles: Mapping[str, str]) -> tuple[Tile, ...]:
     place = {entry.item_id: number for number, entry in enumerate(other[:TOP], 1)}
     return tuple(
         Tile(titles.get(entry.item_id, entry.item_id), entry.source, place.get(entry.item_id, 0)) for entry in row[:TOP]
