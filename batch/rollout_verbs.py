@@ -1,8 +1,9 @@
-"""The verbs of a rollout: `generations compare`. What they call is imported when they run."""
+"""The verbs of a rollout: `generations compare`, `freeze`, `unfreeze`. What they call is imported when they run."""
 
 from __future__ import annotations
 
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -57,6 +58,46 @@ def generations_compare(
         _print_comparison(found)
         if html is not None:
             typer.echo(f"every row, side by side: {html}")
+
+
+def freeze(
+    reason: Annotated[str, typer.Option(help="why, for whoever finds it frozen: one line")] = "",
+    json_output: Json = False,
+) -> None:
+    """Freeze every row as it is: plays go on being kept and counted, rows do not follow them until `nearline unfreeze`.
+
+    Nights, `generations activate` and `rollback` still rewrite rows; an erased viewer's is emptied.
+
+    Example: nearline freeze --reason "odd rows since the player's release, see the incident"
+    """
+    from batch.freeze import freeze as freeze_rows
+
+    done = with_store(lambda settings, store: freeze_rows(store, reason, now_ms=int(time.time() * 1000)))
+    if json_output:
+        print_json(done)
+        return
+    since = datetime.fromtimestamp(done.since_ms / 1000, UTC).isoformat(" ", "seconds").removesuffix("+00:00")
+    why = f" ({done.reason})" if done.reason else ""
+    typer.echo(f"rows {'have been' if done.already else 'are'} frozen since {since} UTC{why}; back: nearline unfreeze")
+
+
+def unfreeze(json_output: Json = False) -> None:
+    """Let rows follow the plays again, and rebuild everybody's under a new activation. Can be repeated if it was interrupted.
+
+    Example: nearline unfreeze
+    """
+    from batch.freeze import unfreeze as unfreeze_rows
+
+    done = with_store(unfreeze_rows)
+    if json_output:
+        print_json(done)
+    elif done.rebuilt is None:
+        typer.echo("rows follow the plays" + ("" if done.was_frozen else "; they were not frozen"))
+    else:
+        typer.echo(
+            f"rows follow the plays; {done.generation_id} is in force as activation {done.activation}, "
+            f"{done.rebuilt.rewritten:,} rows rewritten"
+        )
 
 
 def _print_comparison(found: Comparison) -> None:
