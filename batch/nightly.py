@@ -69,6 +69,7 @@ async def run_nightly(
     force: bool = False,
     skip_evaluation: bool = False,
     seed: bool = False,
+    publish_only: bool = False,
     progress: ProgressReporter | None = None,
     updaters_deadline_s: float = 60.0,
     now_ms: Callable[[], float] = wall_ms,
@@ -76,7 +77,8 @@ async def run_nightly(
     """Do the steps. `store` is connected.
 
     `force`: publish even what the gate holds back. `skip_evaluation`: publish without asking it. `seed`: merge every play of the
-    lake into the viewers' states, and let updaters without a marker start at the cut-offs.
+    lake into the viewers' states, and let updaters without a marker start at the cut-offs. `publish_only`: stop before step 4: what was
+    published waits until a person (or the next night) puts it in force.
     Errors: `UserError` if another nightly job runs on this lake; `HaltError`, `GenerationError`; `TransientError` if a server
     stays away.
     """
@@ -84,7 +86,7 @@ async def run_nightly(
         remove_leftovers(settings.lake_path)
         job = _Nightly(settings, store, progress or make_progress(), now_ms, updaters_deadline_s)
         try:
-            report = await job.run(force=force, skip_evaluation=skip_evaluation, seed=seed)
+            report = await job.run(force=force, skip_evaluation=skip_evaluation, seed=seed, publish_only=publish_only)
             return report if report.reused else await job.review()
         except (UserError, GenerationError):
             job.give_up()  # the same plan would fail again: the next try begins anew, with what came meanwhile
@@ -116,7 +118,7 @@ class _Nightly:
         self._report = NightlyReport("unchecked", "")
         self._judged = Judged()
 
-    async def run(self, *, force: bool, skip_evaluation: bool, seed: bool) -> NightlyReport:
+    async def run(self, *, force: bool, skip_evaluation: bool, seed: bool, publish_only: bool) -> NightlyReport:
         await self._timed("mend", self._mend())  # 0
         plan = await self._timed("copy", self._copy())  # 1
         why = ASKED if seed else await self._why_seed(plan)
@@ -130,15 +132,15 @@ class _Nightly:
                     log.error(
                         "generation_held_back", reason=decision.reason, remedy="look at it, or nearline nightly --force"
                     )
-                    if why:
-                        await self._timed("rebuild", self._seed_in_force(plan))
-                    self._note.complete(int(self._now_ms()))
-                    return self._told(decision=decision.verdict, reason=decision.reason)
+                    self._told(decision=decision.verdict, reason=decision.reason)
+                    return await self._stay_with_the_old(plan, why)
                 decision = Decision("forced", decision.reason)
             manifest = await self._timed("publish", self._publish(plan, inputs, decision, metrics))  # 3
         else:
             self._told(reused=True, metrics={a: m for a, m in manifest.metrics.items() if a != TRAINING})
         self._tell_about(manifest)
+        if publish_only:
+            return await self._stay_with_the_old(plan, why)
         current = await self._timed(
             "activate", self._retried(lambda: self._activator.activate(manifest.generation_id, again=False))
         )  # 4
@@ -147,6 +149,13 @@ class _Nightly:
         pruned = await asyncio.to_thread(self._folder.prune, self._settings.train.keep_generations)  # 6
         self._note.complete(int(self._now_ms()))
         return self._told(pruned=tuple(pruned))
+
+    async def _stay_with_the_old(self, plan: CopyPlan, why_seed: str) -> NightlyReport:
+        """End a night that puts nothing in force."""
+        if why_seed:
+            await self._timed("rebuild", self._seed_in_force(plan))
+        self._note.complete(int(self._now_ms()))
+        return self._told()
 
     # 0
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from contracts.errors import StoreChanged
+from viewers.store import Freeze
 from viewers.trend_store import CheckpointWrite, Pointer
 
 
@@ -15,6 +16,7 @@ class DefaultRowsHolder(Protocol):
 
     activation: int
     default_rows: dict[str, bytes]
+    frozen: Freeze | None
 
 
 class MemoryTrendsContent:
@@ -82,7 +84,7 @@ class MemoryTrends:
         self.content.snapshots[name] = data
 
     async def write_default_rows(self, rows: Mapping[str, bytes], activation: int) -> bool:
-        if self._server.activation != activation:
+        if self._server.activation != activation or self._server.frozen is not None:
             return False
         self._server.default_rows = {**self._server.default_rows, **rows}
         return True

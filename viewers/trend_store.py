@@ -55,4 +55,6 @@ class TrendStore(Protocol):
         """It is in use: keep it from now on as long as a new one, and write it again if the store has lost it."""
 
     async def write_default_rows(self, rows: Mapping[str, bytes], activation: int) -> bool:
-        """Replace default rows by fresher ones of the activation in force; False, with nothing written, if another is."""
+        """Replace default rows by fresher ones of the activation in force.
+
+        False, with nothing written, if another is, or if rows are frozen."""

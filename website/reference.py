@@ -154,7 +154,8 @@ def keys_page() -> str:
         "\n\n".join(
             [
                 "# Keys of the store",
-                "With the namespace `nl` (`store.namespace`) and the stream `playback@1` (topic and epoch). Their bytes: [contracts](contracts.md).",
+                "With the namespace `nl` (`store.namespace`) and the stream `playback@1` (topic and epoch). "
+                "Their bytes: [contracts](contracts.md).",
                 "\n".join(["| key | what it holds |", "|---|---|", *rows]),
                 "## Fields of a viewer's hash",
                 "\n".join(["| field | what it holds |", "|---|---|", *fields]),

@@ -261,6 +261,22 @@ async def test_what_the_gate_holds_back_changes_nothing_unless_it_is_forced(
     assert forced.generation_id != first.generation_id
 
 
+async def test_a_night_that_only_publishes_leaves_what_is_in_force_until_it_is_activated(settings: Settings) -> None:
+    store = MemoryStore()
+    await send(settings, history())
+    first = await run(settings, store, seed=True)
+    rows = dict(store.server.viewers)
+    await send(settings, [play_event("v00", 21, 10**5)])
+    made = await run(settings, store, skip_evaluation=True, publish_only=True)
+    assert made.published and made.generation_id != first.generation_id
+    assert (made.activation, made.rebuilt) == (None, None)
+    assert f"nearline generations activate {made.generation_id}" in made.headline()
+    assert store.server.viewers == rows and store.server.activation == 1
+    assert GenerationsFolder(settings.generations_path).read_current().generation_id == first.generation_id
+    again = await run(settings, store, skip_evaluation=True)  # the next night takes it up, as nothing has changed
+    assert (again.reused, again.generation_id, again.activation) == (True, made.generation_id, 2)
+
+
 async def test_a_corrupt_generation_in_force_is_replaced_by_the_next_night(settings: Settings) -> None:
     store = MemoryStore()
     await send(settings, history())
