@@ -14,6 +14,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
+from batch.rollout_verbs import freeze, unfreeze
 from batch.verbs import evaluate, forget, generations_app, nightly, with_store
 from bench.verbs import plan
 from contracts.errors import HaltError, NearlineError, TransientError, UserError
@@ -41,7 +42,7 @@ app.add_typer(generations_app, name="generations")
 app.add_typer(contracts_app, name="contracts")
 app.add_typer(import_app, name="import")
 app.add_typer(dlq_app, name="dlq")
-for _verb in (demo, nightly, evaluate, replay, forget, chaos, plan):
+for _verb in (demo, nightly, evaluate, replay, forget, freeze, unfreeze, chaos, plan):
     app.command()(_verb)
 
 

@@ -24,6 +24,7 @@ import structlog
 from batch.interactions import remove_leftovers
 from batch.lake import Lake, ScrubReport, open_lake
 from batch.lock import LakeInUse, lake_lock
+from batch.review.files import scrub_reports
 from contracts.errors import KafkaUnavailable, TransientError, UserError
 from contracts.events import Kind, PlaybackEvent, valid_id
 from embeddings.files import GenerationsFolder
@@ -166,12 +167,14 @@ async def _erase_letters(settings: Settings, belongs: Callable[[Letter], bool], 
 def scrub(folder: GenerationsFolder, lake: Lake) -> tuple[ScrubReport, tuple[str, ...]]:
     """Remove what erasures cover, if there are new ones. Returns what went from the lake, and the generations that held some.
 
-    1. The files of the lake   2. the generations   3. how far the ledger is obeyed, noted last: a crash before it does all again
+    1. The files of the lake, and its reports   2. the generations   3. how far the ledger is obeyed, noted last: a crash before it does
+    all again
     Errors: `DataError`, `GenerationError`.
     """
     report = lake.scrub()  # 1
     if not report.due:
         return report, ()
+    scrub_reports(lake)
     held = scrub_generations(folder, lake)  # 2
     lake.note_scrubbed()  # 3
     return report, held

@@ -5,6 +5,7 @@
     │   ├── KafkaUnavailable
     │   ├── StoreUnavailable
     │   ├── StoreChanged        retry after dropping the cache and rewinding to the marker
+    │   ├── FreezeChanged       retry after looking whether rows are frozen
     │   ├── UnknownSchema       the registry may learn the id
     │   └── RegistryUnavailable
     ├── RecordError             dead-letter: this record can never be applied
@@ -43,6 +44,10 @@ class StoreUnavailable(TransientError):
 
 class StoreChanged(TransientError):
     """The server's identity or the marker is not what this process last saw: drop the cache, rewind to the marker."""
+
+
+class FreezeChanged(TransientError):
+    """Rows were frozen, or follow the plays again, since this process last looked: look again, redo the batch."""
 
 
 class UnknownSchema(TransientError):

@@ -13,9 +13,9 @@ from prometheus_client import Counter
 from contracts.codec import Codec
 from contracts.errors import KafkaUnavailable, NearlineError
 from contracts.rows import Impression
-from homepage.schemas import LearningCodec
 from runtime.kafka import AIOKafkaProducer, KafkaError, make_producer
 from runtime.kafka_reasons import explain
+from runtime.learning_codec import LearningCodec
 from runtime.settings import Settings
 
 QUEUE_LIMIT = 10_000

@@ -13,14 +13,14 @@ from typing import Any
 import structlog
 
 from homepage.catalogue import LiveCatalogue
-from homepage.feed import CatalogueFeed
 from homepage.identity import choose_identity
 from homepage.impressions import KafkaImpressions, QueuedImpressions
 from homepage.limits import RequestLimits
-from homepage.schemas import LearningCodec
 from homepage.service import ROW_DEADLINE_S, DefaultRows, Homepage, Metrics, make_app
 from homepage.traces import PageTraces
+from runtime.catalogue_feed import CatalogueFeed
 from runtime.http import serve
+from runtime.learning_codec import LearningCodec
 from runtime.schemas import Schemas
 from runtime.settings import Settings
 from runtime.tasks import cancel_all

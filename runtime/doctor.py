@@ -44,12 +44,13 @@ MAX_MEMORY_SHARE = 0.8
 @dataclass(frozen=True, slots=True)
 class StoreFacts:
     """`info` as INFO gives it; `clock_difference_s` is the store's clock minus ours; `shebang` whether `#!lua` runs; `counts_trends`
-    whether some process does."""
+    whether some process does; `frozen`: since when (ms) and why rows are, as the store holds it."""
 
     info: Mapping[str, Any]
     clock_difference_s: float
     shebang: bool
     counts_trends: bool
+    frozen: str | None = None
 
 
 async def diagnose(settings: Settings) -> list[Finding]:
@@ -137,7 +138,9 @@ async def _probe_store(settings: Settings) -> StoreFacts:
         except RedisError:
             shebang = False
         counts_trends = await client.get(settings.keys.trends_owner) is not None
-        return StoreFacts(info, difference_s, shebang, counts_trends)
+        frozen = await client.get(settings.keys.frozen)
+        why = frozen.decode(errors="replace") if isinstance(frozen, bytes) else frozen
+        return StoreFacts(info, difference_s, shebang, counts_trends, why)
     finally:
         await client.aclose()
 
@@ -184,6 +187,12 @@ def judge_store(where: str, facts: StoreFacts) -> list[Finding]:
     else:
         remedy = "start ./run nearline trends (beside the updaters); without it trends are as old as the generation"
         findings.append(Finding("trends", None, "nobody counts them", remedy))
+
+    if facts.frozen is not None:
+        remedy = (
+            "if that is over: ./run nearline unfreeze; until then rows stand still and plays are kept (docs/rollout.md)"
+        )
+        findings.append(Finding("rows", None, f"frozen: {facts.frozen.partition(':')[2] or 'no reason given'}", remedy))
 
     difference_s = facts.clock_difference_s
     if abs(difference_s) <= MAX_CLOCK_DIFFERENCE_S:

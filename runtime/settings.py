@@ -289,6 +289,12 @@ class TrendsSettings(Section):
         description="plays of a partition that are remembered, so that none counts twice: twelve bytes each in the store; with more "
         "in six hours, plays are counted only if they are reported on sooner",
     )
+    new_items: int = Field(
+        1_000,
+        ge=0,
+        le=1_000,
+        description="items served at most before a night has learnt them: the most played, then the newest; 0: they wait for the night",
+    )
 
 
 class Settings(BaseSettings):

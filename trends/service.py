@@ -49,6 +49,7 @@ class Metrics(Collector):
             ("nearline_trends_counting", "1: this process counts; 0: it stands by, or waits", figures.counting),
             ("nearline_trends_plays", "plays counted since the generation's cut-off", figures.plays),
             ("nearline_trends_lag_records", "records not counted yet", figures.lag),
+            ("nearline_trends_new_items", "items served that the night has not learnt", figures.new_items),
             ("nearline_trends_snapshot_bytes", "size of the newest snapshot", figures.snapshot_bytes),
         ):
             yield GaugeMetricFamily(name, text, value=float(value))
@@ -95,6 +96,7 @@ def stats_of(aggregator: Aggregator) -> dict[str, object]:
         "snapshot": figures.newest or None,
         "snapshots": figures.snapshots,
         "snapshot_bytes": figures.snapshot_bytes,
+        "new_items": figures.new_items,
         "published_s_ago": None if age_s is None else round(age_s, 1),
     }
 

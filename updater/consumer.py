@@ -21,6 +21,7 @@ import structlog
 from contracts.anchors import Anchor
 from contracts.codec import Codec
 from contracts.errors import (
+    FreezeChanged,
     Halted,
     HaltError,
     KafkaUnavailable,
@@ -54,7 +55,7 @@ from updater.traces import BatchTimes, EventTraces, find_traced
 from viewers.play_reader import PlayReader
 from viewers.rewrite import RewriteResult, Timing, rewrite_viewers
 from viewers.state import Limits
-from viewers.store import Store
+from viewers.store import Rows, Store
 from viewers.tokens import draw_token
 
 log = structlog.get_logger()
@@ -205,11 +206,12 @@ class Updater:
         results = await rewrite_viewers(  # 2
             self.store,
             decided.jobs,
-            self.swap.rewriter,
+            self.swap.serving,
             now_ms=self.now_ms,
             draw_token=draw_token,
             executor=self._executor,
             turn=turn,
+            rows=Rows.FOLLOW,
         )
         written_at_ms = self.now_ms()
         counted = tallies(decided, results)
@@ -312,6 +314,9 @@ class Updater:
             with contextlib.suppress(TransientError):
                 await self.store.connect()
                 await self.swap.trends.keep(self.store.trends)
+        elif isinstance(error, FreezeChanged):
+            with contextlib.suppress(TransientError):
+                await self.swap.look_at_freeze(self.store)
         elif isinstance(error, UnknownSchema):
             if self._schemas.is_far:
                 loop = asyncio.get_running_loop()

@@ -113,6 +113,7 @@ class Watch:
         swap = updater.swap
         metrics.activation.set(swap.rewriter.activation)
         metrics.swaps.set(swap.swaps)
+        metrics.frozen.set(swap.freeze is not None)
         metrics.refusals.set(swap.refusals)
         metrics.generation_age.set(max(0.0, updater.now_ms() / 1000 - swap.created_at_s) if swap.created_at_s else 0.0)
         metrics.trends_live.set(not swap.lacks_trends)
@@ -221,6 +222,7 @@ def make_app(updater: Updater, watch: Watch) -> Starlette:
         why = {
             "partitions": sorted(updater.checkpoint.progress) if updater.checkpoint else [],
             "generation_id": updater.swap.generation_id or None,
+            "frozen": None if updater.swap.freeze is None else asdict(updater.swap.freeze),  # by a person, on purpose
             "unaccounted": watch.unaccounted,  # wrong, and no reason to serve nobody
             "failing_for_s": None
             if updater.failing_since is None

@@ -341,6 +341,9 @@ class RebuildProcess(Process):
         self.lake = lake
         self.start(self.run)
 
+    async def before_rebuild(self) -> None:
+        """What else has to be done before rows are rewritten."""
+
     async def run(self) -> None:
         world = self.world
         while True:
@@ -353,6 +356,7 @@ class RebuildProcess(Process):
                 if self.lake is None and await self.store.read_rebuilt(current.activation):
                     return
                 await self._wait_for_updaters(current.activation)
+                await self.before_rebuild()
                 rebuild = batch.rebuild.Rebuild(
                     self.store,
                     SimRewriter(
