@@ -285,6 +285,12 @@ async def counting(settings: Settings) -> None:
     try:
         await wait_until(lambda: aggregator.figures.newest, "a snapshot")
 
+        def looked_at() -> bool:
+            base = aggregator._base
+            return base is not None and bool(base.newcomers.added.popularity.any())
+
+        await wait_until(looked_at, "the vectors of who watched what nobody had played are read")
+
         async def default_row() -> bool:
             row = await store._command("HGET", store.keys.default_row, "*:*")  # all of them this user may not read
             return CODEC.decode_row(row).generation_id == TRENDY
@@ -300,6 +306,7 @@ def put_in_force_with_trends(settings: Settings, secure: SecureRedis) -> None:
     """A generation that trends can be added to: the night's few plays make none."""
     tables = dataclasses.replace(make_tables(60), at_ms=T0)
     made = make_generation(60, 4, generation_id=TRENDY).with_tables(tables)
+    made.item_factors[4] = made.popularity[4] = 0  # came with the catalogue: nobody had played it
     write_generation_folder(settings.generations_path, made)
     activation = GenerationsFolder(settings.generations_path).activate(TRENDY, floor=0).activation
     secure.command("SET", settings.keys.activation, activation)
