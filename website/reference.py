@@ -6,6 +6,7 @@ import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import click
@@ -13,7 +14,12 @@ import typer
 
 import contracts.keys
 import homepage.service
+from contracts.catalogue import CatalogueItem
+from contracts.codec import Codec
 from contracts.keys import Keys
+from contracts.rows import Entry, HomeRow
+from homepage.catalogue import Catalogue
+from homepage.render import Audience, render_row, select_entries
 
 ROOT = Path(__file__).parent.parent
 Family = tuple[str, str, str]
@@ -85,20 +91,15 @@ def metrics() -> Mapping[str, list[Family]]:
     """Process → every metric family that it exports."""
     from batch.schedule import NightMetrics
     from homepage.service import Metrics as HomeMetrics
+    from trends.aggregator import Figures
     from trends.service import Metrics as TrendMetrics
     from updater.metrics import Metrics as UpdaterMetrics
-
-    class Idle:
-        """An aggregator before its first record, for the shape of what it tells."""
-
-        def __getattr__(self, name: str) -> Any:
-            return 0
 
     made: dict[str, Callable[[], Any]] = {
         "nearline updater": UpdaterMetrics,
         "nearline homepage": HomeMetrics,
         "nearline nightly --at": NightMetrics,
-        "nearline trends": lambda: TrendMetrics(Idle()),  # type: ignore[arg-type]
+        "nearline trends": lambda: TrendMetrics(SimpleNamespace(figures=Figures())),  # type: ignore[arg-type]
     }
     return {name: _families(make().registry) for name, make in made.items()}
 
@@ -125,11 +126,34 @@ def metrics_page() -> str:
 
 def http_page() -> str:
     """The home page's addresses, from the head of its module, and the fields of an answer."""
-    from homepage.render import render_row
-
     text = inspect.getdoc(homepage.service) or ""
-    how = inspect.getdoc(render_row) or ""
-    return f"# The home page's HTTP\n\n{text}\n\n## The answer\n\n{how}\n\nWho may ask: [security](security.md#the-home-page).\n"
+    rows = [f"| `{name}` | {cell(str(value))} |" for name, value in example_answer().items() if name != "entries"]
+    entry = [f"| `entries[].{name}` | {cell(str(value))} |" for name, value in example_answer()["entries"][0].items()]
+    return (
+        "\n\n".join(
+            [
+                "# The home page's HTTP",
+                text,
+                "Who may ask, and the limits: [security](security.md#the-home-page).",
+                "## The answer",
+                f"JSON. {' '.join((inspect.getdoc(render_row) or '').split())}",
+                "\n".join(["| field | for example |", "|---|---|", *rows, *entry]),
+            ]
+        )
+        + "\n"
+    )
+
+
+def example_answer() -> dict[str, Any]:
+    """What the renderer makes of a row of one entry."""
+    codec = Codec.load()
+    row = HomeRow("0f3a…", "20261121T220000.000Z-0123abcd", 7, "-", 2_000, 1_980, (Entry("tt0000001", 0.5, "als"),))
+    catalogue = Catalogue({"tt0000001": CatalogueItem("tt0000001", "A title", ("drama",))}, activation=7)
+    columns = codec.decode_columns(codec.encode_row(row))
+    selection = select_entries(columns, catalogue, Audience(), now_ms=2_010, limit=1)
+    rendered = render_row(columns, selection, catalogue, viewer="ana-0042", now_ms=2_010, default=False, degraded=False)
+    answer: dict[str, Any] = json.loads(rendered)
+    return answer
 
 
 def keys_page() -> str:
