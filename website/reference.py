@@ -9,7 +9,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import click
 import typer
 
 import contracts.keys
@@ -26,7 +25,7 @@ Family = tuple[str, str, str]
 """(name, kind, what it says)."""
 
 
-def verbs() -> Iterator[tuple[tuple[str, ...], click.Command]]:
+def verbs() -> Iterator[tuple[tuple[str, ...], Any]]:
     """Every verb by its words, groups left out."""
     import nearline
 
@@ -65,13 +64,13 @@ def _prose(text: str) -> str:
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n")).strip()
 
 
-def _parameters(command: click.Command) -> list[str]:
+def _parameters(command: Any) -> list[str]:
     rows = []
     for parameter in command.params:
         if parameter.name in ("help", "install_completion", "show_completion"):
             continue
         names = ", ".join(f"`{name}`" for name in (*parameter.opts, *parameter.secondary_opts))
-        if isinstance(parameter, click.Argument) or parameter.param_type_name == "argument":
+        if parameter.param_type_name == "argument":
             names = f"`{str(parameter.name).upper()}`"
         default = (
             ""
@@ -165,7 +164,7 @@ def keys_page() -> str:
             continue
         function = member.fget if isinstance(member, property) else member
         text = inspect.getdoc(function)
-        if text is None:  # a prefix, not a key
+        if function is None or text is None:  # a prefix, not a key
             continue
         arguments = {parameter: f"{{{parameter}}}" for parameter in list(inspect.signature(function).parameters)[1:]}
         key = getattr(keys, name) if isinstance(member, property) else member(keys, **arguments)
@@ -178,7 +177,8 @@ def keys_page() -> str:
         "\n\n".join(
             [
                 "# Keys of the store",
-                "With the namespace `nl` (`store.namespace`) and the stream `playback@1` (topic and epoch). Their bytes: [contracts](contracts.md).",
+                "With the namespace `nl` (`store.namespace`) and the stream `playback@1` (topic and epoch). "
+                "Their bytes: [contracts](contracts.md).",
                 "\n".join(["| key | what it holds |", "|---|---|", *rows]),
                 "## Fields of a viewer's hash",
                 "\n".join(["| field | what it holds |", "|---|---|", *fields]),
