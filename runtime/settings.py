@@ -32,6 +32,7 @@ from runtime.sections import (
     NightlySettings,
     SchemasSettings,
     Section,
+    TracingSettings,
 )
 from runtime.sources import PREFIX, known_keys, nearest, open_layers
 from runtime.tls import make_context
@@ -317,6 +318,7 @@ class Settings(BaseSettings):
     trends: TrendsSettings = TrendsSettings()
     homepage: HomepageSettings = HomepageSettings()
     schemas: SchemasSettings = SchemasSettings()
+    tracing: TracingSettings = TracingSettings()
     health: HealthSettings = HealthSettings()
     generations_path: str = Field(".nearline/generations", description="folder or URL of the generations")
     lake_path: str = Field(".nearline/lake", description="folder of the lake")

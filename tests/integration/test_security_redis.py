@@ -259,6 +259,9 @@ async def a_night(settings: Settings) -> str:
     return str(report.generation_id)
 
 
+TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
+
 async def an_evening(settings: Settings, viewer: str) -> None:
     """One updater; a play of a viewer who has a row, and one of a new viewer."""
     store = open_store(settings.store, settings.keys)
@@ -269,6 +272,7 @@ async def an_evening(settings: Settings, viewer: str) -> None:
         await wait_until(lambda: updater.metrics.rows_written >= 2, "both rows are written")
         await wait_until(lambda: updater.swap.trends.in_force, "the newest trends serve")
         await updater.swap.follow_trends(store)  # what serves is kept
+        await store.write_traces({"r1": TRACE})  # as of a traced event
     finally:
         updater.stop()
         await asyncio.wait_for(task, 30)
@@ -322,7 +326,11 @@ async def ask_homepage(settings: Settings, *viewers: str) -> list[dict[str, Any]
                 return (await client.get("/health/ready")).status_code == 200
 
             await wait_until(ready, "the home page is ready")
-            return [(await client.get(f"/v1/home/{viewer}")).json() for viewer in viewers]
+            pages = [(await client.get(f"/v1/home/{viewer}")).json() for viewer in viewers]
+        reader = open_store(settings.store, settings.keys)
+        assert await reader.read_trace("r1") == TRACE  # as of a traced request
+        await reader.close()
+        return pages
     finally:
         stop.set()
         await running
