@@ -208,6 +208,28 @@ def generations_rollback(json_output: Json = False) -> None:
     _print_activation(rollback, json_output)
 
 
+@generations_app.command("report")
+def generations_report(
+    generation_id: Annotated[
+        str | None,
+        typer.Argument(help="a night's generation (default: the newest report)", autocompletion=known_generations),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="copy the page here (default: print where it lies)")] = None,
+    json_output: Json = False,
+) -> None:
+    """The report of a night: one HTML page with the decision, every arm's metrics, lift, drift, coverage, and five viewers' rows.
+
+    Example: nearline generations report --out report.html
+    """
+    from batch.review.files import copy_page, find_page, read_content
+
+    page = find_page(read_settings().lake_path, generation_id)
+    if json_output:
+        print_json(read_content(page))
+        return
+    typer.echo(page if out is None else copy_page(page, out))
+
+
 def _print_activation(action: Any, json_output: bool, *arguments: str) -> None:
     report = with_store(lambda settings, store: action(settings, store, *arguments))
     if json_output:

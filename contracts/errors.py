@@ -6,7 +6,8 @@
     │   ├── StoreUnavailable
     │   ├── StoreChanged        retry after dropping the cache and rewinding to the marker
     │   ├── FreezeChanged       retry after looking whether rows are frozen
-    │   └── UnknownSchema       the registry may learn the id
+    │   ├── UnknownSchema       the registry may learn the id
+    │   └── RegistryUnavailable
     ├── RecordError             dead-letter: this record can never be applied
     │   ├── UndecodableRecord
     │   └── InvalidEvent
@@ -50,7 +51,15 @@ class FreezeChanged(TransientError):
 
 
 class UnknownSchema(TransientError):
-    """The registry does not know this schema id yet."""
+    """The registry does not know this schema yet. `schema`: its id, its GUID, or None: no schema of the registry was read yet."""
+
+    def __init__(self, message: str, schema: int | bytes | None = None) -> None:
+        super().__init__(message)
+        self.schema = schema
+
+
+class RegistryUnavailable(TransientError):
+    """The schema registry's server did not answer, refused, or is none."""
 
 
 class RecordError(NearlineError):

@@ -24,7 +24,7 @@ from typing import Any
 import redis.asyncio as redis
 from redis.exceptions import RedisError
 
-from contracts.errors import SettingsError
+from contracts.errors import RegistryUnavailable, SettingsError
 from runtime.doctor_kafka import check_kafka
 from runtime.findings import DEPENDENCIES, PROBE_DEADLINE_S, Finding, exit_code, render
 from runtime.redis_errors import explain, explain_timeout
@@ -61,6 +61,7 @@ async def diagnose(settings: Settings) -> list[Finding]:
         *(_check_dependency(distribution) for distribution in DEPENDENCIES),
         *kafka,
         *store,
+        *await asyncio.to_thread(check_registry, settings),
         *check_generations(settings.generations_path),
         check_folder("lake", settings.lake_path, "NEARLINE_LAKE_PATH"),
         check_port("home page", settings.homepage.host, settings.homepage.port, "NEARLINE_HOMEPAGE__PORT"),
@@ -213,6 +214,34 @@ def _judge_memory(used_bytes: int, limit_bytes: int, machine_bytes: int) -> Find
         remedy = "CONFIG SET maxmemory to some 70 % of the machine, and valkey.conf: a refused write is better than a killed server"
         return Finding("store memory", None, found, remedy)
     return Finding("store memory", True, found)
+
+
+# The schema registry
+
+
+def check_registry(settings: Settings) -> list[Finding]:
+    """Whether its server answers and has our schemas; nothing where schemas are in a folder."""
+    if not settings.schemas.registry_url:
+        return []
+    from contracts.check import check
+    from runtime.schema_server import SchemaServer
+
+    name = "schema registry"
+    try:
+        server = SchemaServer(settings)
+        report = check(registry=server.read())
+    except SettingsError as error:
+        return [Finding(name, False, str(error), "set them right, or leave them unset")]
+    except RegistryUnavailable as error:
+        return [Finding(name, False, str(error), "nothing is lost: updaters wait for it with what they cannot read")]
+    lacking = [one for one in report.subjects if one.status != "ok"]
+    if not lacking:
+        return [Finding(name, True, f"{server.url}: has every schema")]
+    found = "; ".join(f"{one.subject}: {one.problems[0] if one.problems else 'not registered'}" for one in lacking)
+    remedy = (
+        f"nearline contracts check --registry {server.url}, then: nearline contracts register --registry {server.url}"
+    )
+    return [Finding(name, False, f"{server.url}: {found}", remedy)]
 
 
 # Folders and ports

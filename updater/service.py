@@ -22,6 +22,7 @@ from contracts.errors import HaltError, KafkaUnavailable, TransientError
 from contracts.registry import Registry
 from runtime.http import serve
 from runtime.kafka import KafkaError, TopicPartition
+from runtime.schemas import Schemas
 from runtime.settings import Settings
 from runtime.tasks import cancel_all
 from updater.consumer import Updater
@@ -36,7 +37,7 @@ ASK_TIMEOUT_S = 5.0
 
 
 def make_codec(settings: Settings) -> Codec:
-    """The codec over the configured registry."""
+    """A codec of rows, over the registry's folder."""
     return Codec(Registry.load(settings.registry_path))
 
 
@@ -253,7 +254,8 @@ def make_app(updater: Updater, watch: Watch) -> Starlette:
 async def run_updater(settings: Settings) -> None:
     """Run until SIGTERM or Ctrl-C. Errors: `HaltError`, `KafkaUnavailable` on a silent stall."""
     store = open_store(settings.store, settings.keys)
-    updater = Updater(settings, store, make_codec(settings))
+    schemas = Schemas(settings)
+    updater = Updater(settings, store, await asyncio.to_thread(schemas.begin), schemas=schemas)
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, updater.stop)

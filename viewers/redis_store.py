@@ -113,7 +113,7 @@ class RedisStore:
         more: Mapping[str, Any] | None = None,
     ) -> None:
         self.keys = keys
-        self.trends = RedisTrends(self._command, _SHA, lambda: self.keys)
+        self.trends = RedisTrends(self._pipeline, _SHA, lambda: self.keys)
         self._timeout_s = command_timeout_s
         self._identity = ""
         arguments: dict[str, Any] = {

@@ -26,6 +26,7 @@ from contracts.digests import id_digest
 from contracts.errors import FreezeChanged, StaleActivation, StoreUnavailable
 from contracts.row_columns import GREATEST_HALF
 from contracts.rows import HomeRow
+from embeddings.added import Added, extended
 from embeddings.compiled import one_at_a_time
 from embeddings.generation import Generation
 from embeddings.tables import Tables
@@ -119,6 +120,7 @@ class Rewriter:
         self.trends_snapshot = trends_snapshot
         self._encode_row = encode_row
         self._kernel: Kernel | None = None
+        self._shorter: Rewriter | None = None  # what this one extends
 
     @property
     def is_prepared(self) -> bool:
@@ -128,16 +130,36 @@ class Rewriter:
     def prepare(self) -> None:
         """Do now what the first batch would have to wait for: load or compile the kernel, prepare the generation for it."""
         if self._kernel is None:
-            kernel = prepared(self.generation, self.limits)
+            kernel = self._longer_kernel() or prepared(self.generation, self.limits)
             with one_at_a_time():
                 kernel.rewrite([Todo(b"", (), True, None)], Framing(0, b"-", b"-", b"-"))
             self._kernel = kernel
+
+    def _longer_kernel(self) -> Kernel | None:
+        """By what is prepared of the generation that this one extends, always: so the last bits are the same whoever makes it."""
+        if self._shorter is None:
+            return None
+        self._shorter.prepare()
+        return Kernel(self.generation, self.limits, self._shorter._kernel)
+
+    def extended(self, added: Added) -> Rewriter:
+        """The same with items that the generation has no vector of. Errors: `GenerationError` if they do not fit."""
+        if not len(added):
+            return self
+        assert self.generation is not None  # there is something to add to
+        generation = extended(self.generation, added)
+        changed = Rewriter(generation, self.activation, self._encode_row, self.limits, self.trends_snapshot)
+        changed._shorter = self
+        if self._kernel is not None:
+            changed._kernel = changed._longer_kernel()
+        return changed
 
     def with_trends(self, tables: Tables, trends_snapshot: str) -> Rewriter:
         """The same with the trends of a snapshot, prepared if this one is. Errors: `GenerationError` if they do not fit."""
         assert self.generation is not None  # whose rows would these be?
         generation = self.generation.with_tables(tables)
         changed = Rewriter(generation, self.activation, self._encode_row, self.limits, trends_snapshot)
+        changed._shorter = self._shorter
         if self._kernel is not None:
             changed._kernel = self._kernel.with_tables_of(generation)
         return changed

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice, pairwise
 
 import numpy as np
@@ -22,12 +23,18 @@ from batch.play_log import PlayLog
 from batch.ranker import train_ranker
 from batch.tables import DAY_MS, Counts
 from batch.train import fold_in_parameters, train_item_factors
+from contracts.catalogue import CatalogueItem
 from embeddings.generation import F32, F64, Generation
 from embeddings.tables import Tables
+from ranking.rows import fold
 from runtime.settings import TrainSettings
+from trends.new_items import Content, ItemFold, content_of, item_fold
+from viewers.rewrite import ranking_input
 from viewers.signals import play_strength
-from viewers.state import COMPLETED
+from viewers.state import COMPLETED, Limits, Play, ViewerState, merge
 
+VIEWERS_FOLDED = 500
+"""Sampled for XᵀX."""
 GROWTH = 1.05
 WHOLE = 255
 """Watched share of a whole play, in 255ths."""
@@ -43,12 +50,49 @@ class Night:
     stop: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)
 class Refit:
-    """What the night made. Row r of the generation is item r of `Plays`."""
+    """What the night made. Row r of the generation is item r of `Plays`. `titles`: of the catalogue by number, those that nobody has played
+    yet too. `past`: the plays that it was made from."""
 
     night: Night
     generation: Generation
+    titles: Sequence[CatalogueItem] = ()
+    past: Plays | None = None
+
+    @cached_property
+    def numbers(self) -> Mapping[str, int]:
+        """Item → its number."""
+        return {one.item_id: n for n, one in enumerate(self.titles)} or self.generation.index
+
+    @cached_property
+    def content(self) -> Content:
+        """What titles are about."""
+        known = self.titles or [CatalogueItem(one, one) for one in self.generation.item_ids]
+        return content_of(known[: self.generation.n_items], self.generation.item_factors)
+
+    @cached_property
+    def item_fold(self) -> ItemFold:
+        """From a sample of the viewers, where the night publishes the vectors of all."""
+        X, viewers = np.zeros((0, self.generation.k), np.float32), 0
+        if self.past is not None and len(self.past):
+            viewers = len(self.past.viewer_ids)
+            sampled = np.random.default_rng(self.night.known).permutation(viewers)[:VIEWERS_FOLDED]
+            X = np.stack([fold(self.generation, ranking_input(one)).x for one in states_of(self.past, sampled)])
+        return item_fold(X, self.generation.item_factors, self.generation.parameters, viewers)
+
+
+def states_of(past: Plays, viewers: I64) -> Iterator[ViewerState]:
+    """The states of some viewers who have played."""
+    rows = np.flatnonzero(np.isin(past.viewer, viewers))
+    rows = rows[np.argsort(past.viewer[rows], kind="stable")]
+    starts = np.flatnonzero(np.diff(past.viewer[rows], prepend=-1))
+    for of_viewer in np.split(rows, starts[1:]):
+        plays = (
+            Play(int(past.time_ms[row]), play_digest(row), past.item_ids[past.item[row]], WHOLE, COMPLETED)
+            for row in of_viewer.tolist()
+        )
+        yield merge((ViewerState(plays=tuple(plays)),), Limits())
 
 
 def plan_nights(plays: Plays, first: int, every_days: float) -> list[Night]:
@@ -70,7 +114,7 @@ def plan_nights(plays: Plays, first: int, every_days: float) -> list[Night]:
 def make_refits(plays: Plays, nights: Sequence[Night], train: TrainSettings, max_plays: int) -> Iterator[Refit]:
     """Each night's refit, in order; the next ones' factors are trained meanwhile, one on each core."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    following, ranking = iter(nights), NightlyRanking(plays, nights, train, max_plays)
+    following, ranking, titles = iter(nights), NightlyRanking(plays, nights, train, max_plays), titles_of(plays)
     with ThreadPoolExecutor(cores, thread_name_prefix="refit") as executor:
         ahead = deque(
             (night, executor.submit(train_factors, plays, night.known, train)) for night in islice(following, cores)
@@ -79,12 +123,20 @@ def make_refits(plays: Plays, nights: Sequence[Night], train: TrainSettings, max
             night, factors = ahead.popleft()
             Y = factors.result()
             ahead.extend((one, executor.submit(train_factors, plays, one.known, train)) for one in islice(following, 1))
-            yield Refit(night, make_night(plays, night, Y, train, ranking.tables(night)))
+            generation = make_night(plays, night, Y, train, ranking.tables(night))
+            yield Refit(night, generation, titles, plays.first(night.known))
 
 
 def refit(plays: Plays, night: Night, train: TrainSettings) -> Refit:
     """One night's alone, without tables. Errors: `DataError` if there are no plays, `GenerationError` on NaN."""
     return Refit(night, make_night(plays, night, train_factors(plays, night.known, train), train, None))
+
+
+def titles_of(plays: Plays) -> list[CatalogueItem]:
+    """The catalogue by number: what titles are about is known before anybody plays them."""
+    bits = np.unpackbits(plays.topics.view(np.uint8), axis=1, bitorder="little") if plays.topics.size else None
+    topics = [()] * len(plays.item_ids) if bits is None else [tuple(map(str, np.flatnonzero(one))) for one in bits]
+    return [CatalogueItem(item_id, item_id, topics=of) for item_id, of in zip(plays.item_ids, topics, strict=True)]
 
 
 def train_factors(plays: Plays, known: int, train: TrainSettings) -> F32:

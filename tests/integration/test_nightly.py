@@ -17,6 +17,7 @@ from batch.evaluate import Evaluation, Holdout
 from batch.forget import forget
 from batch.lake import Lake, open_lake
 from batch.nightly import NightlyReport, run_nightly
+from batch.review.files import find_page, read_content
 from contracts.catalogue import CatalogueItem
 from contracts.codec import Codec
 from contracts.errors import UserError
@@ -90,6 +91,9 @@ async def test_a_night_takes_events_to_everybodys_row(settings: Settings) -> Non
     assert await store.read_seeded() == report.cutoffs
     assert await store.read_rebuilt(1)
     assert {"*:*", "*:12"} <= (await store.read_default_rows()).keys()
+    page = find_page(settings.lake_path, report.generation_id)
+    assert f"<h1>{report.generation_id}</h1>" in page.read_text() and "report" in report.seconds
+    assert len(read_content(page)["review"]["shown"]) == 5
 
     generation = load_generation(settings.generations_path, report.generation_id)
     assert generation.item_ids[-1] == "tt9999999" and not generation.item_factors[-1].any()
