@@ -47,7 +47,7 @@ from homepage.impressions import ImpressionSink
 from homepage.limits import RequestLimits, TooMany
 from homepage.render import ANY, Audience, Selection, default_keys, render_row, select_entries
 from runtime.http import AsgiApp
-from runtime.schemas import LearningCodec
+from runtime.learning_codec import LearningCodec
 from viewers.store import Store
 
 ROW_DEADLINE_S = 0.25

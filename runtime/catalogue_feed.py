@@ -15,8 +15,9 @@ import structlog
 from contracts.catalogue import CatalogueItem
 from contracts.errors import KafkaUnavailable, RecordError, UnknownSchema
 from contracts.events import valid_id
+from contracts.framing import framed
 from runtime.kafka import AIOKafkaConsumer, TopicPartition, kafka_errors, make_admin, make_consumer
-from runtime.schemas import LearningCodec
+from runtime.learning_codec import LearningCodec
 from runtime.settings import Settings
 
 RETRY_S = 5.0
@@ -85,7 +86,8 @@ class CatalogueFeed:
         fetched = await consumer.getmany(timeout_ms=FETCH_WAIT_MS)
         for records in fetched.values():
             for record in records:
-                self.take(record.key or b"", record.value, record.offset)
+                value = None if record.value is None else framed(record.value, record.headers)
+                self.take(record.key or b"", value, record.offset)
         self.take_unread()
 
     def take(self, key: bytes, value: bytes | None, offset: int) -> None:

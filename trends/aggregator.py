@@ -31,14 +31,12 @@ import structlog
 
 from contracts.codec import Codec
 from contracts.errors import (
-    ContractError,
     GenerationError,
     KafkaUnavailable,
     StoreChanged,
     TransientError,
     UnknownSchema,
 )
-from contracts.registry import Registry
 from embeddings.added import Added, equal
 from embeddings.files import Current, GenerationsFolder
 from runtime.kafka import (
@@ -49,6 +47,7 @@ from runtime.kafka import (
     kafka_errors,
     make_consumer,
 )
+from runtime.schemas import Schemas
 from runtime.settings import Settings
 from runtime.tasks import stop_client
 from trends.base import Base, load_base
@@ -119,7 +118,10 @@ class Aggregator:
         *,
         instance: str,
         now_ms: Callable[[], int] = wall_ms,
+        schemas: Schemas | None = None,
     ) -> None:
+        """`schemas`: where `codec` is from; None: what the settings name."""
+        self._schemas = schemas or Schemas(settings)
         self.figures = Figures()
         self._settings = settings
         self._store = store
@@ -184,7 +186,7 @@ class Aggregator:
             counting = Counting(self, base, consumer)
             await counting.begin()
             self.figures.counting = True
-            async with base.newcomers.following(self._codec):
+            async with base.newcomers.following(self._codec, self._schemas):
                 await counting.go_on()
         finally:
             await stop_client(consumer)
@@ -215,8 +217,7 @@ class Aggregator:
             with contextlib.suppress(TransientError):
                 await self._store.connect()
         elif isinstance(error, UnknownSchema):
-            with contextlib.suppress(ContractError):  # half written: the next try sees it whole
-                self._codec = Codec(Registry.load(self._settings.registry_path))
+            self._codec = await self._off_loop(self._schemas.learn, self._codec, error)
 
     async def _pause(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):

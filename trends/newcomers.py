@@ -19,7 +19,8 @@ from contracts.codec import Codec
 from embeddings.added import Added, no_items
 from embeddings.generation import F32, F64
 from runtime.catalogue_feed import CatalogueFeed
-from runtime.schemas import LearningCodec
+from runtime.learning_codec import LearningCodec
+from runtime.schemas import Schemas
 from runtime.settings import Settings
 from trends.counters import Counts
 from trends.new_items import Content, ItemFold, NewItem, added_of, choose
@@ -77,9 +78,9 @@ class Newcomers:
         self.added: Added = no_items(len(fold.XtX))
 
     @asynccontextmanager
-    async def following(self, codec: Codec) -> AsyncIterator[None]:
+    async def following(self, codec: Codec, schemas: Schemas) -> AsyncIterator[None]:
         """Follow the catalogue meanwhile."""
-        self._feed = CatalogueFeed(self._settings, LearningCodec(codec), self._announced)
+        self._feed = CatalogueFeed(self._settings, LearningCodec(codec, schemas=schemas), self._announced)
         task = asyncio.create_task(self._feed.run(), name="catalogue feed")
         try:
             yield

@@ -16,8 +16,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from contracts.codec import Codec
 from runtime.http import serve
+from runtime.schemas import Schemas
 from runtime.settings import Settings
 from trends.aggregator import Aggregator, wall_ms
 from viewers.redis_store import open_store
@@ -105,7 +105,9 @@ async def run_trends(settings: Settings) -> None:
     """Run until SIGTERM or Ctrl-C."""
     store = open_store(settings.store, settings.keys)
     instance = f"{os.uname().nodename}-{os.getpid()}"
-    aggregator = Aggregator(settings, store, Codec.load(settings.registry_path), instance=instance)
+    schemas = Schemas(settings)
+    codec = await asyncio.to_thread(schemas.begin)
+    aggregator = Aggregator(settings, store, codec, instance=instance, schemas=schemas)
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, aggregator.stop)

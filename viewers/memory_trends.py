@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from contracts.errors import StoreChanged
-from viewers.store import StoredViewer
+from viewers.store import Freeze, StoredViewer
 from viewers.trend_store import CheckpointWrite, Pointer
 
 
@@ -16,6 +16,7 @@ class Server(Protocol):
 
     activation: int
     default_rows: dict[str, bytes]
+    frozen: Freeze | None
     viewers: dict[str, StoredViewer]
 
 
@@ -88,7 +89,7 @@ class MemoryTrends:
         return [one.vector if one.token and one.activation == activation else b"" for one in stored]
 
     async def write_default_rows(self, rows: Mapping[str, bytes], activation: int) -> bool:
-        if self._server.activation != activation:
+        if self._server.activation != activation or self._server.frozen is not None:
             return False
         self._server.default_rows = {**self._server.default_rows, **rows}
         return True

@@ -104,7 +104,8 @@ class RedisTrends:
         named = list(rows.items())
         for start in range(0, len(named), ROWS_AT_ONCE):
             pairs = [part for pair in named[start : start + ROWS_AT_ONCE] for part in pair]
-            if not await self._run(scripts.WRITE_DEFAULT_ROWS, [keys.default_row, keys.activation], activation, *pairs):
+            names = [keys.default_row, keys.activation, keys.frozen]
+            if not await self._run(scripts.WRITE_DEFAULT_ROWS, names, activation, *pairs):
                 return False
         return True
 

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contracts.digests import id_digest
-from contracts.errors import StaleActivation, StoreUnavailable
+from contracts.errors import FreezeChanged, StaleActivation, StoreUnavailable
 from contracts.row_columns import GREATEST_HALF
 from contracts.rows import HomeRow
 from embeddings.added import Added, extended
@@ -46,7 +46,7 @@ from viewers.kernel import (
 from viewers.packing import pack, unpack
 from viewers.signals import hidden_items, item_signals, played_items
 from viewers.state import EMPTY, Limits, ViewerState, merge
-from viewers.store import Conflict, Stale, Store, StoredViewer, ViewerWrite, Written
+from viewers.store import Conflict, FreezeDiffers, Rows, Stale, Store, StoredViewer, ViewerWrite, Written
 
 NO_TRENDS = "-"
 """Trends snapshot of a row that used none."""
@@ -108,8 +108,12 @@ class Rewriter:
         encode_row: Callable[[HomeRow], bytes],
         limits: Limits,
         trends_snapshot: str = NO_TRENDS,
+        *,
+        keeps_rows: bool = False,
     ) -> None:
-        """`trends_snapshot`: names the snapshot that the generation's trends were replaced by."""
+        """`trends_snapshot`: names the snapshot that the generation's trends were replaced by. `keeps_rows`: rows are frozen, states are
+        merged alone; without a generation, then."""
+        self.keeps_rows = keeps_rows
         self.generation = generation
         self.activation = activation
         self.limits = limits
@@ -317,11 +321,13 @@ async def rewrite_viewers(
     draw_token: Callable[[], bytes],
     executor: Executor | None = None,
     turn: Turn | None = None,
+    rows: Rows = Rows.ALWAYS,
 ) -> list[RewriteResult]:
     """Rewrite distinct viewers; results in the order of `jobs`.
 
     A viewer is a no-op if the facts change nothing and its row is already of this activation. `turn`: where other batches are in flight.
-    Errors: `StaleActivation` if the store holds a newer activation; `StoreUnavailable`, `StoreChanged`. After an error
+    `rows`: whether they may be written while they are frozen; a rewriter that keeps rows writes states, and only while they are.
+    Errors: `StaleActivation` if the store holds a newer activation; `FreezeChanged`; `StoreUnavailable`, `StoreChanged`. After an error
     some viewers may be rewritten; doing the whole batch again is harmless.
     """
     loop = asyncio.get_running_loop()
@@ -343,10 +349,11 @@ async def rewrite_viewers(
                 jobs[i].viewer,
                 stored[i].token,
                 draw_token(),
-                rewriter.activation,
+                stored[i].activation if rewriter.keeps_rows else rewriter.activation,
                 rewritten.state_bytes,
                 rewritten.vector_bytes,
                 rewritten.row_bytes,
+                _kept(stored[i].state, rewritten.state_bytes) if rewriter.keeps_rows else rows,
             )
             writes.append((i, write, rewritten.row_id))
         if turn is not None:
@@ -366,6 +373,10 @@ async def rewrite_viewers(
                     pending.append(i)
                 case Stale(stored_activation):
                     raise StaleActivation(stored_activation)
+                case FreezeDiffers():
+                    raise FreezeChanged(
+                        "rows were frozen, or follow the plays again, since this batch was begun: it is done again"
+                    )
         if not pending:
             break
     if pending:
@@ -374,6 +385,11 @@ async def rewrite_viewers(
             "is a second stream writing to this namespace?"
         )
     return [result for result in results if result is not None]
+
+
+def _kept(before: bytes, after: bytes) -> Rows:
+    """A frozen row stays, unless its viewer was erased: it would go on telling what they watched."""
+    return Rows.EMPTY if packing.erased_through_s(after) > packing.erased_through_s(before) else Rows.KEEP
 
 
 async def _take_turn(
@@ -393,9 +409,10 @@ def _compute(
     """Merge and rewrite; None where nothing changes."""
     batch = []
     for job, stored in todo:
-        if stored.activation > rewriter.activation:
+        behind = not rewriter.keeps_rows and stored.activation != rewriter.activation
+        if behind and stored.activation > rewriter.activation:
             raise StaleActivation(stored.activation)
-        batch.append(Todo(stored.state, job.parts, stored.activation != rewriter.activation, job.event_time_ms))
+        batch.append(Todo(stored.state, job.parts, behind, job.event_time_ms))
     try:
         return rewriter.rewrite_many(batch, computed_at_ms=computed_at_ms)
     except packing.BadState:

@@ -58,4 +58,6 @@ class TrendStore(Protocol):
         """Viewers' vectors, k float16 each; empty for one without, or of another activation: another generation's says nothing here."""
 
     async def write_default_rows(self, rows: Mapping[str, bytes], activation: int) -> bool:
-        """Replace default rows by fresher ones of the activation in force; False, with nothing written, if another is."""
+        """Replace default rows by fresher ones of the activation in force.
+
+        False, with nothing written, if another is, or if rows are frozen."""

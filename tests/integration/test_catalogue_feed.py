@@ -11,7 +11,7 @@ from embeddings.files import GenerationsFolder
 from homepage.catalogue import LiveCatalogue
 from runtime.catalogue_feed import CatalogueFeed
 from runtime.kafka import make_producer
-from runtime.schemas import LearningCodec
+from runtime.learning_codec import LearningCodec
 from runtime.settings import Settings
 from sandbox.servers import KafkaServer
 from sandbox.topics import ensure_topics

@@ -18,7 +18,7 @@ from contracts.row_columns import row_of
 from contracts.rows import Entry, HomeRow
 from homepage.catalogue import LiveCatalogue
 from runtime.catalogue_feed import CatalogueFeed
-from runtime.schemas import RELOAD_S, LearningCodec
+from runtime.learning_codec import RELOAD_S, LearningCodec
 from runtime.settings import Settings
 
 ROW = HomeRow("r", "g1", 1, "t1", 5, 4, (Entry("i1", 1.0, "als", ()),))
