@@ -17,7 +17,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from contracts.errors import SettingsError
 from contracts.keys import Keys
-from runtime.sections import HealthSettings, HomepageSettings, HttpSettings, NightlySettings, Section
+from runtime.sections import HealthSettings, HomepageSettings, HttpSettings, NightlySettings, RulesSettings, Section
 from runtime.sources import PREFIX, known_keys, nearest, open_layers
 from runtime.tls import make_context
 
@@ -292,6 +292,7 @@ class Settings(BaseSettings):
     store: StoreSettings = StoreSettings()
     state: StateSettings = StateSettings()
     train: TrainSettings = TrainSettings()
+    rules: RulesSettings = RulesSettings()
     nightly: NightlySettings = NightlySettings()
     trends: TrendsSettings = TrendsSettings()
     homepage: HomepageSettings = HomepageSettings()

@@ -9,6 +9,7 @@ import numpy as np
 
 from contracts.catalogue import CatalogueItem
 from contracts.manifest import CONFIDENCE_RULE, Confidence, Decision, Manifest
+from contracts.rules import CREATOR, TOPIC
 from embeddings.generation import NEVER_MS, FoldInParameters, Generation
 from embeddings.publishing import Contents, write_generation
 from embeddings.tables import FEATURES, HALF_LIVES_DAYS, Cowatch, Tables
@@ -78,9 +79,10 @@ def write_generation_folder(root: str | Path, generation: Generation, *, created
             metrics={},
             decision=Decision("unchecked", "made up"),
             files={},
+            rules=generation.rules,
         ),
         Contents(
-            [CatalogueItem(item_id, f"Title of {item_id}") for item_id in generation.item_ids],
+            [_title(generation, row) for row in range(generation.n_items)],
             generation.item_factors,
             generation.popularity,
             [],
@@ -88,3 +90,12 @@ def write_generation_folder(root: str | Path, generation: Generation, *, created
             generation.tables,
         ),
     )
+
+
+def _title(generation: Generation, row: int) -> CatalogueItem:
+    item_id = generation.item_ids[row]
+    names = [] if generation.groups is None else [generation.groups.names[group] for group in generation.groups.of(row)]
+    topics, creators = (
+        tuple(name.removeprefix(kind) for name in names if name.startswith(kind)) for kind in (TOPIC, CREATOR)
+    )
+    return CatalogueItem(item_id, f"Title of {item_id}", topics, creators)

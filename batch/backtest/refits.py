@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice, pairwise
 
 import numpy as np
@@ -20,10 +20,13 @@ from batch.backtest.plays import I64, Plays
 from batch.evaluate import make_generation
 from batch.play_log import PlayLog
 from batch.ranker import train_ranker
+from batch.repeats import Repeats, make_rules
 from batch.tables import DAY_MS, Counts
 from batch.train import fold_in_parameters, train_item_factors
 from embeddings.generation import F32, F64, Generation
+from embeddings.groups import Groups, make_groups
 from embeddings.tables import Tables
+from runtime.sections import RulesSettings
 from runtime.settings import TrainSettings
 from viewers.signals import play_strength
 from viewers.state import COMPLETED
@@ -67,10 +70,13 @@ def plan_nights(plays: Plays, first: int, every_days: float) -> list[Night]:
     return nights
 
 
-def make_refits(plays: Plays, nights: Sequence[Night], train: TrainSettings, max_plays: int) -> Iterator[Refit]:
+def make_refits(
+    plays: Plays, nights: Sequence[Night], train: TrainSettings, max_plays: int, rules: RulesSettings
+) -> Iterator[Refit]:
     """Each night's refit, in order; the next ones' factors are trained meanwhile, one on each core."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     following, ranking = iter(nights), NightlyRanking(plays, nights, train, max_plays)
+    repeats, groups = Repeats(ranking.log), topic_groups(plays) if rules.per_topic else None
     with ThreadPoolExecutor(cores, thread_name_prefix="refit") as executor:
         ahead = deque(
             (night, executor.submit(train_factors, plays, night.known, train)) for night in islice(following, cores)
@@ -79,7 +85,18 @@ def make_refits(plays: Plays, nights: Sequence[Night], train: TrainSettings, max
             night, factors = ahead.popleft()
             Y = factors.result()
             ahead.extend((one, executor.submit(train_factors, plays, one.known, train)) for one in islice(following, 1))
-            yield Refit(night, make_night(plays, night, Y, train, ranking.tables(night)))
+            made = make_night(plays, night, Y, train, ranking.tables(night))
+            in_force = make_rules(rules, *repeats.measure(night.known))
+            yield Refit(night, replace(made, rules=in_force, groups=None if groups is None else groups(made.n_items)))
+
+
+def topic_groups(plays: Plays) -> Callable[[int], Groups]:
+    """The topics of the first so many items, for a rule that counts them; nobody tells preferences here."""
+    bits = [
+        [f"{word}.{bit}" for word in range(plays.topics.shape[1]) for bit in range(64) if int(one[word]) >> bit & 1]
+        for one in plays.topics
+    ]
+    return lambda n: make_groups([()] * n, bits[:n])
 
 
 def refit(plays: Plays, night: Night, train: TrainSettings) -> Refit:
@@ -117,6 +134,11 @@ class NightlyRanking:
         self._period_ms = min((b.at_ms - a.at_ms for a, b in pairwise(nights)), default=DAY_MS)
         self._weights: F64 | None = None
         self._trained = 0  # on so many plays
+
+    @property
+    def log(self) -> PlayLog:
+        """All plays, also those that no night knows yet."""
+        return self._log
 
     def tables(self, night: Night) -> Tables | None:
         """What the night publishes beside the factors; None for a ranker that is no better than the blend."""
