@@ -29,6 +29,8 @@ from ranking import rules as placing
 HALF_EVIDENCE = 2.0
 """e₀: with two fully watched titles taste and popularity weigh the same."""
 
+TOLD_EVIDENCE = 2.0
+"""Evidence that a preference amounts to, times its strength: it was told on purpose, and nothing better is known then."""
 LEAST_TOLD = 0.02
 """Strength below which a preference is let go."""
 
@@ -116,7 +118,7 @@ def evidence_weight(generation: Generation, viewer: RankingInput) -> float:
     """w in 0…1: how much the viewer's own plays, and what was told, count against popularity. Whatever was told amounts to e₀ at most."""
     known = [generation.index[one] for one in viewer.item_ids if one in generation.index] if viewer.preferences else ()
     told = sum(s for s in _told(generation, viewer, known).values() if s > 0)
-    evidence = _evidence(viewer) + min(told, HALF_EVIDENCE)
+    evidence = _evidence(viewer) + min(TOLD_EVIDENCE * told, HALF_EVIDENCE)
     return evidence**2 / (evidence**2 + HALF_EVIDENCE**2)
 
 

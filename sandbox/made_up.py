@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from contracts.catalogue import CatalogueItem
 from contracts.manifest import CONFIDENCE_RULE, Confidence, Decision, Manifest
-from contracts.rules import CREATOR, TOPIC
+from contracts.rules import CREATOR, TOPIC, Rules
 from embeddings.generation import NEVER_MS, FoldInParameters, Generation
+from embeddings.groups import make_groups
 from embeddings.publishing import Contents, write_generation
 from embeddings.tables import FEATURES, HALF_LIVES_DAYS, Cowatch, Tables
 from viewers.state import item_digest
@@ -58,6 +60,13 @@ def make_tables(n_items: int, seed: int = 1, *, followers: int = 40) -> Tables:
     )
     trending = rng.pareto(1.2, size=(n_items, len(HALF_LIVES_DAYS))).astype(np.float32)
     return Tables(trending, cowatch, rng.normal(0.3, 0.3, len(FEATURES)))
+
+
+def make_rules(n_items: int) -> dict[str, Any]:
+    """`rules` and `groups` of a generation of so many items: every rule, forty creators, the nine topics of `chaos/stream.py`."""
+    groups = make_groups([[f"maker {i % 40}"] for i in range(n_items)], [[f"{i % 9}"] for i in range(n_items)])
+    rules = Rules(per_creator=1, per_topic=3, exploration=0.1, preference=1.0, repeats=0.2)
+    return {"rules": rules, "groups": groups}
 
 
 def write_generation_folder(root: str | Path, generation: Generation, *, created_at_ms: int = T0) -> None:

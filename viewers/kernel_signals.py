@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embeddings.compiled import jit
-from ranking.rows import HALF_EVIDENCE, LEAST_TOLD
+from ranking.rows import HALF_EVIDENCE, LEAST_TOLD, TOLD_EVIDENCE
 from viewers import kernel_bytes as kb
 from viewers.kernel_state import (
     HIDE,
@@ -170,7 +170,7 @@ def add_told(
             rows[n], c[n] = row, size if strength > 0 else -size
             told += max(strength, 0.0)
             n += 1
-    return n, evidence + min(told, HALF_EVIDENCE) if n > begin else evidence
+    return n, evidence + min(TOLD_EVIDENCE * told, HALF_EVIDENCE) if n > begin else evidence
 
 
 @jit
@@ -199,7 +199,7 @@ def activated(
 def exclude(
     data: Array, s: Columns, catalogue: Catalogue, sorted_digests: Array, digest_order: Array, rows: Array
 ) -> int:
-    """Rows (int32) that are not to be shown again: played, hidden, seen beyond the kept plays. How many; some may repeat."""
+    """Rows (int32) that are not to be shown again: played, hidden, disliked, seen beyond the kept plays. How many; some may repeat."""
     count = 0
     for i in range(s.n[PLAYED]):
         row = s.rows[s.order[i]]
@@ -208,8 +208,8 @@ def exclude(
             count += 1
     at = s.n[REGISTERS_AT]
     for _ in range(s.n[REGISTERS]):
-        kind, length = np.int64(data[at]), np.int64(data[at + 12])
-        if kind == HIDE:
+        kind, value, length = np.int64(data[at]), np.int64(np.int8(data[at + 1])), np.int64(data[at + 12])
+        if kind == HIDE or (kind == RATE and NO_VALUE < value < 0):
             row = s.rows[item_of_subject(data, at + _REGISTER_BYTES, length, s, catalogue)]
             if row >= 0:
                 rows[count] = row

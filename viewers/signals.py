@@ -134,8 +134,13 @@ def activations(state: ViewerState, item_ids: Sequence[str], of_age: NDArray[np.
 
 
 def hidden_items(state: ViewerState) -> set[str]:
-    """Items that the viewer asked not to be shown."""
-    return {register.subject for register in state.registers if register.kind is RegisterKind.HIDE}
+    """Items that the viewer asked not to be shown, or said to dislike."""
+    return {
+        register.subject
+        for register in state.registers
+        if register.kind is RegisterKind.HIDE
+        or (register.kind is RegisterKind.RATE and register.value is not None and register.value < 0)
+    }
 
 
 def played_items(plays: tuple[Play, ...]) -> set[str]:

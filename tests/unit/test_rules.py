@@ -195,14 +195,14 @@ def test_who_only_told_a_preference_has_a_row_of_their_own_that_names_it() -> No
     groups, Y = generation.groups, generation.item_factors.copy()
     assert groups is not None
     theirs = [item for row, item in enumerate(generation.item_ids) if name in [groups.names[g] for g in groups.of(row)]]
-    Y[[generation.index[item] for item in theirs]] += np.float32(0.4)  # who likes one of them likes the others
+    Y[[generation.index[item] for item in theirs]] += np.float32(1.0)  # who likes one of them likes the others
     generation = dataclasses.replace(generation, item_factors=Y)
     state = state_of(registers=(told(name),))
     row, twin = row_of(generation, state)
     popular, _ = row_of(dataclasses.replace(generation, rules=NO_RULES), state)
     ours, others = ([entry.item_id in theirs for entry in one.entries[:20]] for one in (row, popular))
     assert sum(ours) > sum(others) + 5
-    assert [reason.item_id for entry in row.entries[:10] for reason in entry.reasons] == [name] * 10
+    assert {reason.item_id for entry in row.entries for reason in entry.reasons} == {name}
     assert twin.weight > 0
 
 
