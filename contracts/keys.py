@@ -45,6 +45,11 @@ class Keys:
         return f"{self.namespace}:halt:{self.stream}"
 
     @property
+    def frozen(self) -> str:
+        """String: `unix_ms:reason` while rows are frozen: since when, and why; absent when they follow the plays."""
+        return f"{self.namespace}:frozen"
+
+    @property
     def seeded(self) -> str:
         """Hash: partition → the lake's cut-off offset that a completed rebuild from the lake has folded in."""
         return f"{self.namespace}:seeded:{self.stream}"

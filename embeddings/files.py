@@ -142,9 +142,7 @@ def load_users(root: str | Path | Root, generation_id: str) -> tuple[list[str], 
     opened = root if isinstance(root, Root) else open_root(root)
     manifest = load_manifest(opened, generation_id)
     where = f"{opened.name}/{generation_id}"
-    factors = parse_factors(
-        checked_bytes(opened, manifest, USER_FACTORS), manifest.n_users, manifest.k, where, USER_FACTORS
-    )
+    factors = load_user_factors(opened, generation_id)
     try:
         table = read_table(checked_bytes(opened, manifest, USERS), manifest.n_users)
         users: list[str] = table.column("viewer").to_pylist()
@@ -153,6 +151,14 @@ def load_users(root: str | Path | Root, generation_id: str) -> tuple[list[str], 
     if len(users) != manifest.n_users or len(set(users)) != len(users):
         raise GenerationError(f"{where}/{USERS}: {len(users)} rows, wanted {manifest.n_users} different viewers")
     return users, factors
+
+
+def load_user_factors(root: str | Path | Root, generation_id: str) -> F32:
+    """(n_users, k) float32: the published vectors, whosever they are. Errors: `GenerationError`."""
+    opened = root if isinstance(root, Root) else open_root(root)
+    manifest = load_manifest(opened, generation_id)
+    data = checked_bytes(opened, manifest, USER_FACTORS)
+    return parse_factors(data, manifest.n_users, manifest.k, f"{opened.name}/{generation_id}", USER_FACTORS)
 
 
 def verify_generation(root: str | Path | Root, generation_id: str) -> Manifest:

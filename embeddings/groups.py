@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,10 @@ class Groups:
     def of(self, row: int) -> list[int]:
         """The groups of an item."""
         return self.members[self.starts[row] : self.starts[row + 1]].tolist()  # type: ignore[no-any-return]
+
+    def longer(self, more: int) -> Groups:
+        """For so many more items, of which no creator or topic is known."""
+        return replace(self, starts=np.concatenate([self.starts, np.full(more, self.starts[-1])]))
 
     def limits(self, per_creator: int, per_topic: int) -> I64:
         """(n_groups,) int64: how many of each at most; 0: any number."""

@@ -205,8 +205,9 @@ async def _recompute(
     (ranked,) = rewriter.rank([state], computed_at_ms=row.computed_at_ms)
     if ranked is None:
         raise GenerationError(f"{viewer}: a row is stored but the state holds nothing; run: nearline nightly")
-    contributions = ranked.folded.contributions(generation.item_factors[ranked.rows]) * ranked.weight
-    return row, rewriter, ranked, contributions, [generation.fold_ids[i] for i in ranked.folded.rows]
+    ranked_by = rewriter.generation or generation  # with the items that came since
+    contributions = ranked.folded.contributions(ranked_by.item_factors[ranked.rows]) * ranked.weight
+    return row, rewriter, ranked, contributions, [ranked_by.fold_ids[i] for i in ranked.folded.rows]
 
 
 def render(view: View) -> None:

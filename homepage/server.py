@@ -12,15 +12,15 @@ from typing import Any
 
 import structlog
 
-from contracts.codec import Codec
 from homepage.catalogue import LiveCatalogue
-from homepage.feed import CatalogueFeed
 from homepage.identity import choose_identity
 from homepage.impressions import KafkaImpressions, QueuedImpressions
 from homepage.limits import RequestLimits
-from homepage.schemas import LearningCodec
 from homepage.service import ROW_DEADLINE_S, DefaultRows, Homepage, Metrics, make_app
+from runtime.catalogue_feed import CatalogueFeed
 from runtime.http import serve
+from runtime.learning_codec import LearningCodec
+from runtime.schemas import Schemas
 from runtime.settings import Settings
 from runtime.tasks import cancel_all
 from viewers.redis_store import open_store
@@ -58,10 +58,12 @@ async def run_homepage(
         reader = store if store is not None else open_store(settings.store, settings.keys, deadline_s=ROW_DEADLINE_S)
         if store is None:
             stack.push_async_callback(reader.close)
-        codec = Codec.load(settings.registry_path)
-        learning = LearningCodec(codec)  # what others write, by a schema that may be newer than this process
+        schemas = Schemas(settings)
+        learning = LearningCodec(
+            await asyncio.to_thread(schemas.begin), schemas=schemas
+        )  # what others write, by a schema that may be newer than this process
         catalogue = LiveCatalogue(settings.generations_path)
-        kafka = KafkaImpressions(settings, codec, metrics.impressions_lost)
+        kafka = KafkaImpressions(settings, learning, metrics.impressions_lost)
         stack.push_async_callback(kafka.close)
         tasks = await stack.enter_async_context(_Background())
         impressions = QueuedImpressions(kafka.send, metrics.impressions_lost)

@@ -46,8 +46,8 @@ from homepage.identity import viewer_from_path
 from homepage.impressions import ImpressionSink
 from homepage.limits import RequestLimits, TooMany
 from homepage.render import ANY, Audience, Selection, default_keys, render_row, select_entries
-from homepage.schemas import LearningCodec
 from runtime.http import AsgiApp
+from runtime.learning_codec import LearningCodec
 from viewers.store import Store
 
 ROW_DEADLINE_S = 0.25

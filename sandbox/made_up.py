@@ -28,11 +28,15 @@ def make_generation(
     *,
     generation_id: str = "g1",
     parameters: FoldInParameters | None = None,
+    skew: float = 0.5,
 ) -> Generation:
-    """Random factors with norms like those of real ones; item ids `tt0000000` …; every item always available."""
+    """Random factors with norms like those of real ones (`skew`: σ of their logarithm).
+
+    Item ids `tt0000000` …; every item always available.
+    """
     rng = np.random.default_rng(seed)
     ids = tuple(f"tt{i:07d}" for i in range(n_items))
-    factors = rng.normal(size=(n_items, k)) * rng.lognormal(-1, 0.5, size=(n_items, 1)) / np.sqrt(k)
+    factors = rng.normal(size=(n_items, k)) * rng.lognormal(-1, skew, size=(n_items, 1)) / np.sqrt(k)
     return Generation(
         generation_id=generation_id,
         item_ids=ids,

@@ -21,7 +21,7 @@ import structlog
 from contracts.anchors import Anchor
 from contracts.codec import Codec
 from contracts.errors import (
-    ContractError,
+    FreezeChanged,
     Halted,
     HaltError,
     KafkaUnavailable,
@@ -30,7 +30,6 @@ from contracts.errors import (
     TransientError,
     UnknownSchema,
 )
-from contracts.registry import Registry
 from runtime.kafka import (
     AIOKafkaConsumer,
     ConsumerRebalanceListener,
@@ -42,6 +41,7 @@ from runtime.kafka import (
     make_consumer,
     make_producer,
 )
+from runtime.schemas import Schemas
 from runtime.settings import Settings
 from runtime.tasks import cancel_all
 from updater.checkpoint import Checkpoint
@@ -53,7 +53,7 @@ from updater.swap import Swap
 from viewers.play_reader import PlayReader
 from viewers.rewrite import RewriteResult, Timing, rewrite_viewers
 from viewers.state import Limits
-from viewers.store import Store
+from viewers.store import Rows, Store
 from viewers.tokens import draw_token
 
 log = structlog.get_logger()
@@ -90,13 +90,16 @@ class Updater:
         *,
         instance: str | None = None,
         now_ms: Callable[[], float] = wall_ms,
+        schemas: Schemas | None = None,
     ) -> None:
+        """`schemas`: where `codec` is from; None: what the settings name."""
         self.settings = settings
         self.store = store
         self.metrics = Metrics()
         self.instance = instance or f"{os.uname().nodename}-{os.getpid()}"
         self.limits = Limits(**settings.state.model_dump())
         self.now_ms = now_ms
+        self._schemas = schemas or Schemas(settings)
         self._codec = codec
         self._read_plays = PlayReader(codec.event_header)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="rewrite")
@@ -198,11 +201,12 @@ class Updater:
         results = await rewrite_viewers(  # 2
             self.store,
             decided.jobs,
-            self.swap.rewriter,
+            self.swap.serving,
             now_ms=self.now_ms,
             draw_token=draw_token,
             executor=self._executor,
             turn=turn,
+            rows=Rows.FOLLOW,
         )
         counted = tallies(decided, results)
         await checkpoint.advance(decided.partitions, counted)  # 3; step 4, the commit, follows on its own clock
@@ -301,9 +305,18 @@ class Updater:
             with contextlib.suppress(TransientError):
                 await self.store.connect()
                 await self.swap.trends.keep(self.store.trends)
+        elif isinstance(error, FreezeChanged):
+            with contextlib.suppress(TransientError):
+                await self.swap.look_at_freeze(self.store)
         elif isinstance(error, UnknownSchema):
-            with contextlib.suppress(ContractError):  # half written: the next try sees it whole
-                self._codec = Codec(Registry.load(self.settings.registry_path))
+            if self._schemas.is_far:
+                loop = asyncio.get_running_loop()
+                learnt = await loop.run_in_executor(self._loader, self._schemas.learn, self._codec, error)
+            else:
+                learnt = self._schemas.learn(self._codec, error)
+            if learnt.event_header != self._codec.event_header:
+                self._read_plays = PlayReader(learnt.event_header)
+            self._codec = learnt
 
     async def _wait_for_generation(self, activation: int) -> None:
         """Load the generation that the store already knows of; look again until CURRENT names it."""

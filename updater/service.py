@@ -22,6 +22,7 @@ from contracts.errors import HaltError, KafkaUnavailable, TransientError
 from contracts.registry import Registry
 from runtime.http import serve
 from runtime.kafka import KafkaError, TopicPartition
+from runtime.schemas import Schemas
 from runtime.settings import Settings
 from runtime.tasks import cancel_all
 from updater.consumer import Updater
@@ -36,7 +37,7 @@ ASK_TIMEOUT_S = 5.0
 
 
 def make_codec(settings: Settings) -> Codec:
-    """The codec over the configured registry."""
+    """A codec of rows, over the registry's folder."""
     return Codec(Registry.load(settings.registry_path))
 
 
@@ -111,6 +112,7 @@ class Watch:
         swap = updater.swap
         metrics.activation.set(swap.rewriter.activation)
         metrics.swaps.set(swap.swaps)
+        metrics.frozen.set(swap.freeze is not None)
         metrics.refusals.set(swap.refusals)
         metrics.generation_age.set(max(0.0, updater.now_ms() / 1000 - swap.created_at_s) if swap.created_at_s else 0.0)
         metrics.trends_live.set(not swap.lacks_trends)
@@ -219,6 +221,7 @@ def make_app(updater: Updater, watch: Watch) -> Starlette:
         why = {
             "partitions": sorted(updater.checkpoint.progress) if updater.checkpoint else [],
             "generation_id": updater.swap.generation_id or None,
+            "frozen": None if updater.swap.freeze is None else asdict(updater.swap.freeze),  # by a person, on purpose
             "unaccounted": watch.unaccounted,  # wrong, and no reason to serve nobody
             "failing_for_s": None
             if updater.failing_since is None
@@ -251,7 +254,8 @@ def make_app(updater: Updater, watch: Watch) -> Starlette:
 async def run_updater(settings: Settings) -> None:
     """Run until SIGTERM or Ctrl-C. Errors: `HaltError`, `KafkaUnavailable` on a silent stall."""
     store = open_store(settings.store, settings.keys)
-    updater = Updater(settings, store, make_codec(settings))
+    schemas = Schemas(settings)
+    updater = Updater(settings, store, await asyncio.to_thread(schemas.begin), schemas=schemas)
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, updater.stop)

@@ -78,7 +78,8 @@ class Framing:
 class Kernel:
     """A generation prepared for the kernel; None: plays are kept, no rows are made."""
 
-    def __init__(self, generation: Generation | None, limits: Limits) -> None:
+    def __init__(self, generation: Generation | None, limits: Limits, shorter: Kernel | None = None) -> None:
+        """`shorter`: of the generation that this one extends; what is costly to prepare is taken from there."""
         self._generation = generation
         self._bounds = np.array([limits.max_plays, limits.max_plays_per_item, limits.max_registers, limits.max_seen])
         self._limits = limits
@@ -86,7 +87,7 @@ class Kernel:
         told = list(generation.told_index.values()) if generation else []
         self._catalogue = state.make_catalogue(generation.item_ids if generation else (), others, told)
         self._longest_id = int(self._catalogue.lengths.max(initial=1))
-        self._model = _model(generation, limits)
+        self._model: Model = _model(generation, limits, None if shorter is None else shorter._model)
         self._shelf = topk.make_shelf(self._model.Y[: len(self._model.allowed)], self._model.allowed)
         self._bounds_ms = _bounds_ms(generation)
         self._sources = _sources(generation)
@@ -157,7 +158,8 @@ class Kernel:
         self._valid_until_ms = int(self._bounds_ms[after]) if after < len(self._bounds_ms) else NEVER_MS
 
 
-def _model(generation: Generation | None, limits: Limits) -> Model:
+def _model(generation: Generation | None, limits: Limits, shorter: Model | None) -> Model:
+    """`shorter`: of a generation with the same YᵀY, most rows of which are the same."""
     decay: Array
     order: Array
     score: Array
@@ -173,8 +175,7 @@ def _model(generation: Generation | None, limits: Limits) -> Model:
         decay = p.decay_floor + (1 - p.decay_floor) * np.exp2(-ranks / p.decay_half_life)
         scale = float(p.alpha * p.decay_gain)
         A0 = generation.YtY + p.regularization * np.eye(generation.k)
-        steps = [Y[at : at + _STEP].astype(np.float64) @ generation.P for at in range(0, len(Y), _STEP)]
-        YP = np.concatenate([step.astype(np.float32) for step in steps])
+        YP = _products(Y, generation.P) if shorter is None else _longer_products(Y, generation.P, shorter)
         order, score = generation.popular_order, generation.popularity_score
         digests, by_digest = generation.sorted_digests, generation.digest_order
     return Model(
@@ -190,6 +191,23 @@ def _model(generation: Generation | None, limits: Limits) -> Model:
         frozen(np.ones(generation.n_items if generation else 0, np.bool_)),
         frozen(STRENGTH_TABLE),
     )
+
+
+def _products(Y: Array, P: Array) -> Array:
+    """(n, k) float32, (k, k) float64 → YP, (n, k) float32."""
+    products = np.empty_like(Y)
+    for at in range(0, len(Y), _STEP):
+        products[at : at + _STEP] = Y[at : at + _STEP].astype(np.float64) @ P
+    return products
+
+
+def _longer_products(Y: Array, P: Array, shorter: Model) -> Array:
+    """The same, where those of most rows are known."""
+    n = len(shorter.Y)
+    rows = np.concatenate([np.flatnonzero((Y[:n] != shorter.Y).any(axis=1)), np.arange(n, len(Y))])
+    products = np.concatenate([shorter.YP, np.empty((len(Y) - n, Y.shape[1]), np.float32)])
+    products[rows] = _products(Y[rows], P)
+    return products
 
 
 def _ranker(generation: Generation | None) -> ranking.Ranker:

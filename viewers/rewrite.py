@@ -23,9 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contracts.digests import id_digest
-from contracts.errors import StaleActivation, StoreUnavailable
+from contracts.errors import FreezeChanged, StaleActivation, StoreUnavailable
 from contracts.row_columns import GREATEST_HALF
 from contracts.rows import HomeRow
+from embeddings.added import Added, extended
 from embeddings.compiled import one_at_a_time
 from embeddings.generation import Generation
 from embeddings.tables import Tables
@@ -46,7 +47,7 @@ from viewers.kernel import (
 from viewers.packing import pack, unpack
 from viewers.signals import activations, hidden_items, item_signals, played_items, preferences
 from viewers.state import EMPTY, Limits, ViewerState, merge
-from viewers.store import Conflict, Stale, Store, StoredViewer, ViewerWrite, Written
+from viewers.store import Conflict, FreezeDiffers, Rows, Stale, Store, StoredViewer, ViewerWrite, Written
 
 NO_TRENDS = "-"
 """Trends snapshot of a row that used none."""
@@ -108,14 +109,19 @@ class Rewriter:
         encode_row: Callable[[HomeRow], bytes],
         limits: Limits,
         trends_snapshot: str = NO_TRENDS,
+        *,
+        keeps_rows: bool = False,
     ) -> None:
-        """`trends_snapshot`: names the snapshot that the generation's trends were replaced by."""
+        """`trends_snapshot`: names the snapshot that the generation's trends were replaced by. `keeps_rows`: rows are frozen, states are
+        merged alone; without a generation, then."""
+        self.keeps_rows = keeps_rows
         self.generation = generation
         self.activation = activation
         self.limits = limits
         self.trends_snapshot = trends_snapshot
         self._encode_row = encode_row
         self._kernel: Kernel | None = None
+        self._shorter: Rewriter | None = None  # what this one extends
 
     @property
     def is_prepared(self) -> bool:
@@ -125,16 +131,36 @@ class Rewriter:
     def prepare(self) -> None:
         """Do now what the first batch would have to wait for: load or compile the kernel, prepare the generation for it."""
         if self._kernel is None:
-            kernel = prepared(self.generation, self.limits)
+            kernel = self._longer_kernel() or prepared(self.generation, self.limits)
             with one_at_a_time():
                 kernel.rewrite([Todo(b"", (), True, None)], Framing(0, b"-", b"-", b"-"))
             self._kernel = kernel
+
+    def _longer_kernel(self) -> Kernel | None:
+        """By what is prepared of the generation that this one extends, always: so the last bits are the same whoever makes it."""
+        if self._shorter is None:
+            return None
+        self._shorter.prepare()
+        return Kernel(self.generation, self.limits, self._shorter._kernel)
+
+    def extended(self, added: Added) -> Rewriter:
+        """The same with items that the generation has no vector of. Errors: `GenerationError` if they do not fit."""
+        if not len(added):
+            return self
+        assert self.generation is not None  # there is something to add to
+        generation = extended(self.generation, added)
+        changed = Rewriter(generation, self.activation, self._encode_row, self.limits, self.trends_snapshot)
+        changed._shorter = self
+        if self._kernel is not None:
+            changed._kernel = changed._longer_kernel()
+        return changed
 
     def with_trends(self, tables: Tables, trends_snapshot: str) -> Rewriter:
         """The same with the trends of a snapshot, prepared if this one is. Errors: `GenerationError` if they do not fit."""
         assert self.generation is not None  # whose rows would these be?
         generation = self.generation.with_tables(tables)
         changed = Rewriter(generation, self.activation, self._encode_row, self.limits, trends_snapshot)
+        changed._shorter = self._shorter
         if self._kernel is not None:
             changed._kernel = self._kernel.with_tables_of(generation)
         return changed
@@ -307,11 +333,13 @@ async def rewrite_viewers(
     draw_token: Callable[[], bytes],
     executor: Executor | None = None,
     turn: Turn | None = None,
+    rows: Rows = Rows.ALWAYS,
 ) -> list[RewriteResult]:
     """Rewrite distinct viewers; results in the order of `jobs`.
 
     A viewer is a no-op if the facts change nothing and its row is already of this activation. `turn`: where other batches are in flight.
-    Errors: `StaleActivation` if the store holds a newer activation; `StoreUnavailable`, `StoreChanged`. After an error
+    `rows`: whether they may be written while they are frozen; a rewriter that keeps rows writes states, and only while they are.
+    Errors: `StaleActivation` if the store holds a newer activation; `FreezeChanged`; `StoreUnavailable`, `StoreChanged`. After an error
     some viewers may be rewritten; doing the whole batch again is harmless.
     """
     loop = asyncio.get_running_loop()
@@ -333,10 +361,11 @@ async def rewrite_viewers(
                 jobs[i].viewer,
                 stored[i].token,
                 draw_token(),
-                rewriter.activation,
+                stored[i].activation if rewriter.keeps_rows else rewriter.activation,
                 rewritten.state_bytes,
                 rewritten.vector_bytes,
                 rewritten.row_bytes,
+                _kept(stored[i].state, rewritten.state_bytes) if rewriter.keeps_rows else rows,
             )
             writes.append((i, write, rewritten.row_id))
         if turn is not None:
@@ -356,6 +385,10 @@ async def rewrite_viewers(
                     pending.append(i)
                 case Stale(stored_activation):
                     raise StaleActivation(stored_activation)
+                case FreezeDiffers():
+                    raise FreezeChanged(
+                        "rows were frozen, or follow the plays again, since this batch was begun: it is done again"
+                    )
         if not pending:
             break
     if pending:
@@ -364,6 +397,11 @@ async def rewrite_viewers(
             "is a second stream writing to this namespace?"
         )
     return [result for result in results if result is not None]
+
+
+def _kept(before: bytes, after: bytes) -> Rows:
+    """A frozen row stays, unless its viewer was erased: it would go on telling what they watched."""
+    return Rows.EMPTY if packing.erased_through_s(after) > packing.erased_through_s(before) else Rows.KEEP
 
 
 async def _take_turn(
@@ -383,9 +421,10 @@ def _compute(
     """Merge and rewrite; None where nothing changes."""
     batch = []
     for job, stored in todo:
-        if stored.activation > rewriter.activation:
+        behind = not rewriter.keeps_rows and stored.activation != rewriter.activation
+        if behind and stored.activation > rewriter.activation:
             raise StaleActivation(stored.activation)
-        batch.append(Todo(stored.state, job.parts, stored.activation != rewriter.activation, job.event_time_ms))
+        batch.append(Todo(stored.state, job.parts, behind, job.event_time_ms))
     try:
         return rewriter.rewrite_many(batch, computed_at_ms=computed_at_ms)
     except packing.BadState:

@@ -71,6 +71,11 @@ def without_live(generation: Generation) -> Generation:
     return generation
 
 
+def without_new(generation: Generation) -> Generation:
+    """Items that came since the last refit wait for the next: `Incremental` does not take them up."""
+    return generation
+
+
 WITHOUT: dict[str, Change] = {
     "decay": without_decay,
     "blend": without_blend,
@@ -79,6 +84,7 @@ WITHOUT: dict[str, Change] = {
     "trending": without_trending,
     "ranker": without_ranker,
     "live": without_live,
+    "new": without_new,
 }
 """Part → the generation without it. The ranker's weights stay those that were trained with it."""
 NOT_LIVE = {"trending", "ranker", "live"}
@@ -89,7 +95,7 @@ class RowMaker:
     """Rows from one night's generation, by the code that serves. `generation`: the night's, or what a part was taken from."""
 
     def __init__(self, refit: Refit, limits: Limits, generation: Generation) -> None:
-        self._index = refit.generation.index
+        self._index = refit.numbers
         self._at_ms = refit.night.at_ms
         self._rewriter = Rewriter(generation, 1, _no_bytes, limits)
         self._generation = generation
@@ -122,7 +128,7 @@ class Incremental:
     """The product: the row follows every play, and the default row the trends.
 
     The row shown is the one made at the viewer's last play, from the trends of that moment, or at the last refit if that is later, from
-    the refit's. `live` False: trends stay those of the refit.
+    the refit's. `live` False: trends stay those of the refit. `new_items` False: items that came since are not taken up.
     """
 
     def __init__(
@@ -133,11 +139,12 @@ class Incremental:
         answer: Answer,
         change: Change = lambda generation: generation,
         live: bool = True,
+        new_items: bool = True,
     ) -> None:
         self._limits = limits
         self._answer = answer
         self._change = change
-        self._follows = live
+        self._follows, self._new_items = live, new_items
         self._refit: Refit | None = None
         self._generation: Generation | None = None
         self._live: LiveTrends | None = None
@@ -152,7 +159,7 @@ class Incremental:
         self._rows.clear()
         self._refit, self._generation = refit, self._change(refit.generation)
         own = self._generation.tables
-        self._live = LiveTrends(refit, own) if self._follows and own is not None else None
+        self._live = LiveTrends(refit, own, new_items=self._new_items) if self._follows and own is not None else None
         self._rebuilt = self._now = RowMaker(refit, self._limits, self._generation)
 
     def ask(self, ask: Ask) -> None:
@@ -174,7 +181,7 @@ class Incremental:
         """The viewer's row is made; the next snapshot counts the play."""
         self._add(viewer, state, self._maker_at(time_ms))
         if self._live is not None:
-            self._live.watch(viewer, item, time_ms)
+            self._live.watch(viewer, item, time_ms, state)
 
     def _maker_at(self, time_ms: int) -> RowMaker:
         """The one with the newest snapshot's trends."""
@@ -182,8 +189,7 @@ class Incremental:
         if newer is not None:
             self.flush()  # so that no more than two are held
             assert self._refit is not None  # what is live began with it
-            assert self._generation is not None
-            self._now = RowMaker(self._refit, self._limits, self._generation.with_tables(newer))
+            self._now = RowMaker(self._refit, self._limits, self._change(newer))
         assert self._now is not None  # a replay begins with a refit
         return self._now
 
@@ -260,7 +266,7 @@ ARMS: dict[str, MakeArm] = {
     "nightly-unseen": partial(Nightly, drop_seen=True),
     PRODUCT: Incremental,
     **{
-        f"{PRODUCT}-{part}": partial(Incremental, change=change, live=part not in NOT_LIVE)
+        f"{PRODUCT}-{part}": partial(Incremental, change=change, live=part not in NOT_LIVE, new_items=part != "new")
         for part, change in WITHOUT.items()
     },
 }

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice, pairwise
 
 import numpy as np
@@ -23,14 +24,20 @@ from batch.ranker import train_ranker
 from batch.repeats import Repeats, make_rules
 from batch.tables import DAY_MS, Counts
 from batch.train import fold_in_parameters, train_item_factors
+from contracts.catalogue import CatalogueItem
 from embeddings.generation import F32, F64, Generation
-from embeddings.groups import Groups, make_groups
+from embeddings.groups import make_groups
 from embeddings.tables import Tables
+from ranking.rows import fold
 from runtime.sections import RulesSettings
 from runtime.settings import TrainSettings
+from trends.new_items import Content, ItemFold, content_of, item_fold
+from viewers.rewrite import ranking_input
 from viewers.signals import play_strength
-from viewers.state import COMPLETED
+from viewers.state import COMPLETED, Limits, Play, ViewerState, merge
 
+VIEWERS_FOLDED = 500
+"""Sampled for XᵀX."""
 GROWTH = 1.05
 WHOLE = 255
 """Watched share of a whole play, in 255ths."""
@@ -46,12 +53,49 @@ class Night:
     stop: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)
 class Refit:
-    """What the night made. Row r of the generation is item r of `Plays`."""
+    """What the night made. Row r of the generation is item r of `Plays`. `titles`: of the catalogue by number, those that nobody has played
+    yet too. `past`: the plays that it was made from."""
 
     night: Night
     generation: Generation
+    titles: Sequence[CatalogueItem] = ()
+    past: Plays | None = None
+
+    @cached_property
+    def numbers(self) -> Mapping[str, int]:
+        """Item → its number."""
+        return {one.item_id: n for n, one in enumerate(self.titles)} or self.generation.index
+
+    @cached_property
+    def content(self) -> Content:
+        """What titles are about."""
+        known = self.titles or [CatalogueItem(one, one) for one in self.generation.item_ids]
+        return content_of(known[: self.generation.n_items], self.generation.item_factors)
+
+    @cached_property
+    def item_fold(self) -> ItemFold:
+        """From a sample of the viewers, where the night publishes the vectors of all."""
+        X, viewers = np.zeros((0, self.generation.k), np.float32), 0
+        if self.past is not None and len(self.past):
+            viewers = len(self.past.viewer_ids)
+            sampled = np.random.default_rng(self.night.known).permutation(viewers)[:VIEWERS_FOLDED]
+            X = np.stack([fold(self.generation, ranking_input(one)).x for one in states_of(self.past, sampled)])
+        return item_fold(X, self.generation.item_factors, self.generation.parameters, viewers)
+
+
+def states_of(past: Plays, viewers: I64) -> Iterator[ViewerState]:
+    """The states of some viewers who have played."""
+    rows = np.flatnonzero(np.isin(past.viewer, viewers))
+    rows = rows[np.argsort(past.viewer[rows], kind="stable")]
+    starts = np.flatnonzero(np.diff(past.viewer[rows], prepend=-1))
+    for of_viewer in np.split(rows, starts[1:]):
+        plays = (
+            Play(int(past.time_ms[row]), play_digest(row), past.item_ids[past.item[row]], WHOLE, COMPLETED)
+            for row in of_viewer.tolist()
+        )
+        yield merge((ViewerState(plays=tuple(plays)),), Limits())
 
 
 def plan_nights(plays: Plays, first: int, every_days: float) -> list[Night]:
@@ -75,8 +119,8 @@ def make_refits(
 ) -> Iterator[Refit]:
     """Each night's refit, in order; the next ones' factors are trained meanwhile, one on each core."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    following, ranking = iter(nights), NightlyRanking(plays, nights, train, max_plays)
-    repeats, groups = Repeats(ranking.log), topic_groups(plays) if rules.per_topic else None
+    following, ranking, titles = iter(nights), NightlyRanking(plays, nights, train, max_plays), titles_of(plays)
+    repeats = Repeats(ranking.log)
     with ThreadPoolExecutor(cores, thread_name_prefix="refit") as executor:
         ahead = deque(
             (night, executor.submit(train_factors, plays, night.known, train)) for night in islice(following, cores)
@@ -87,21 +131,21 @@ def make_refits(
             ahead.extend((one, executor.submit(train_factors, plays, one.known, train)) for one in islice(following, 1))
             made = make_night(plays, night, Y, train, ranking.tables(night))
             in_force = make_rules(rules, *repeats.measure(night.known))
-            yield Refit(night, replace(made, rules=in_force, groups=None if groups is None else groups(made.n_items)))
-
-
-def topic_groups(plays: Plays) -> Callable[[int], Groups]:
-    """The topics of the first so many items, for a rule that counts them; nobody tells preferences here."""
-    bits = [
-        [f"{word}.{bit}" for word in range(plays.topics.shape[1]) for bit in range(64) if int(one[word]) >> bit & 1]
-        for one in plays.topics
-    ]
-    return lambda n: make_groups([()] * n, bits[:n])
+            topics = [one.topics for one in titles[: made.n_items]] if in_force.limit_groups else None
+            groups = None if topics is None else make_groups([()] * made.n_items, topics)
+            yield Refit(night, replace(made, rules=in_force, groups=groups), titles, plays.first(night.known))
 
 
 def refit(plays: Plays, night: Night, train: TrainSettings) -> Refit:
     """One night's alone, without tables. Errors: `DataError` if there are no plays, `GenerationError` on NaN."""
     return Refit(night, make_night(plays, night, train_factors(plays, night.known, train), train, None))
+
+
+def titles_of(plays: Plays) -> list[CatalogueItem]:
+    """The catalogue by number: what titles are about is known before anybody plays them."""
+    bits = np.unpackbits(plays.topics.view(np.uint8), axis=1, bitorder="little") if plays.topics.size else None
+    topics = [()] * len(plays.item_ids) if bits is None else [tuple(map(str, np.flatnonzero(one))) for one in bits]
+    return [CatalogueItem(item_id, item_id, topics=of) for item_id, of in zip(plays.item_ids, topics, strict=True)]
 
 
 def train_factors(plays: Plays, known: int, train: TrainSettings) -> F32:

@@ -85,6 +85,7 @@ class Arena:
         self.secrets = {SECRET}
         self.forgotten: dict[str, str] = {}
         self.points: Counter[str] = Counter()
+        self.behind: dict[str, list[float]] = {}  # class of faults → seconds, of each fault the worst
         self.halts = 0
         self.repaired = 0
         self._stores = 0

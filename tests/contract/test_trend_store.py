@@ -14,7 +14,7 @@ from trends.aggregator import FETCH_RECORDS, MOST_CHANGED
 from trends.checkpoints import RING
 from viewers.redis_store import RedisStore
 from viewers.redis_trends import FIELDS_AT_ONCE, ROWS_AT_ONCE
-from viewers.store import Store
+from viewers.store import Freeze, Store
 from viewers.trend_store import CHECKPOINT_KEPT_S, SNAPSHOT_KEPT_S, CheckpointWrite, Pointer
 
 
@@ -107,6 +107,9 @@ async def test_default_rows_are_those_of_the_activation_in_force(stores: tuple[S
         assert not await store.trends.write_default_rows({"*:*": b"other"}, activation)
     rows = {"*:*": b"fresh"} | {f"GB:{age}": b"gb" for age in range(2 * ROWS_AT_ONCE)}
     assert await store.trends.write_default_rows(rows, 4)
+    assert await store.read_default_rows() == {"*:12": b"12", **rows}
+    await store.write_freeze(Freeze(1, ""))
+    assert not await store.trends.write_default_rows({"*:*": b"of trends that are frozen out"}, 4)
     assert await store.read_default_rows() == {"*:12": b"12", **rows}
 
 
