@@ -55,6 +55,39 @@ class NightlySettings(Section):
         return value
 
 
+class RulesSettings(Section):
+    """What every row obeys beside its ranking. The nightly job writes it into the generation: a change is in force with the next one."""
+
+    window: int = Field(10, ge=2, le=60, description="entries in a row among which creators and topics are counted")
+    per_creator: int = Field(0, ge=0, description="entries of one creator among any `window`, at most; 0: any number")
+    per_topic: int = Field(0, ge=0, description="entries of one topic among any `window`, at most; 0: any number")
+    exploration: float = Field(
+        0.0,
+        ge=0,
+        le=0.5,
+        description="share of the places that titles of few plays get, those closest to the viewer's taste",
+    )
+    preference_strength: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="what a told preference counts, a whole play counting 1, until plays outweigh it; 0: nothing",
+    )
+    repeats: Literal["auto", "never", "always"] = Field(
+        "auto",
+        description="whether watched titles come back, at the share of places that the night measures; auto: where 5 % of the plays repeat",
+    )
+
+    @model_validator(mode="after")
+    def _binding(self) -> Self:
+        for name in ("per_creator", "per_topic"):
+            if getattr(self, name) >= self.window:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} among any {self.window} entries limits nothing: lower it (0: any number) or raise window"
+                )
+        return self
+
+
 class SchemasSettings(Section):
     """A Confluent-compatible schema registry's server, instead of the registry's folder."""
 

@@ -30,6 +30,7 @@ from runtime.sections import (
     HomepageSettings,
     HttpSettings,
     NightlySettings,
+    RulesSettings,
     SchemasSettings,
     Section,
     TracingSettings,
@@ -314,6 +315,7 @@ class Settings(BaseSettings):
     store: StoreSettings = StoreSettings()
     state: StateSettings = StateSettings()
     train: TrainSettings = TrainSettings()
+    rules: RulesSettings = RulesSettings()
     nightly: NightlySettings = NightlySettings()
     trends: TrendsSettings = TrendsSettings()
     homepage: HomepageSettings = HomepageSettings()

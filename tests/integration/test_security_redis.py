@@ -35,6 +35,7 @@ from tests.integration.test_nightly import catalogue, history, send
 from tests.worlds import T0, make_generation, make_tables, play_event, wait_until, write_generation_folder
 from trends.aggregator import Aggregator
 from updater.consumer import Updater
+from updater.shadow import Shadow
 from viewers.redis_store import RedisStore, open_store
 
 PASSWORD = "a:pass/word@with?everything#"
@@ -289,6 +290,12 @@ async def counting(settings: Settings) -> None:
     try:
         await wait_until(lambda: aggregator.figures.newest, "a snapshot")
 
+        def looked_at() -> bool:
+            base = aggregator._base
+            return base is not None and bool(base.newcomers.added.popularity.any())
+
+        await wait_until(looked_at, "the vectors of who watched what nobody had played are read")
+
         async def default_row() -> bool:
             row = await store._command("HGET", store.keys.default_row, "*:*")  # all of them this user may not read
             return CODEC.decode_row(row).generation_id == TRENDY
@@ -300,10 +307,21 @@ async def counting(settings: Settings) -> None:
         await store.close()
 
 
+async def shadowing(settings: Settings, viewer: str) -> None:
+    """One look of a shadow generation."""
+    store = open_store(settings.store, settings.keys)
+    shadow = Shadow(settings, store, CODEC, TRENDY, 100)
+    await shadow.load()
+    await shadow.look([viewer])
+    assert shadow.metrics.count("in_force") == 1
+    await store.close()
+
+
 def put_in_force_with_trends(settings: Settings, secure: SecureRedis) -> None:
     """A generation that trends can be added to: the night's few plays make none."""
     tables = dataclasses.replace(make_tables(60), at_ms=T0)
     made = make_generation(60, 4, generation_id=TRENDY).with_tables(tables)
+    made.item_factors[4] = made.popularity[4] = 0  # came with the catalogue: nobody had played it
     write_generation_folder(settings.generations_path, made)
     activation = GenerationsFolder(settings.generations_path).activate(TRENDY, floor=0).activation
     secure.command("SET", settings.keys.activation, activation)
@@ -344,7 +362,7 @@ async def test_each_process_runs_with_its_rights_and_needs_every_one_of_them(
         secure = SecureRedis(request.getfixturevalue("fresh_valkey"), 0, None, namespace)
     else:
         secure = request.getfixturevalue("secure")
-    for user in ("updater", "homepage", "nightly", "operator", "trends"):
+    for user in ("updater", "homepage", "nightly", "operator", "trends", "shadow"):
         secure.allow(f"nearline-{user}")
     own_words = ("+acl", "+config", "+info", "+ping", "+set")
     secure.command("ACL", "SETUSER", "default", "-@all", *own_words)  # nobody's else
@@ -376,6 +394,8 @@ async def test_each_process_runs_with_its_rights_and_needs_every_one_of_them(
     assert [row["default"] for row in (own, new, unknown)] == [False, False, True]
     assert {row["generation_id"] for row in (own, new, unknown)} == {TRENDY}
     assert own["freshness_ms"] is not None
+
+    await watched("nearline-shadow", shadowing(as_user(base, secure, "nearline-shadow"), "v00"))
 
     operator = as_user(base, secure, "nearline-operator")
     async with store_of(operator) as store:
