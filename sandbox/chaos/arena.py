@@ -39,7 +39,7 @@ from sandbox.chaos.truth import Truth, partitions_of
 from sandbox.chaos.waiting import GIVE_UP_S, Stuck, wait_until
 from sandbox.children import SandboxError, find_free_port
 from sandbox.kafka_server import KafkaServer
-from sandbox.made_up import T0, make_generation, make_tables, write_generation_folder
+from sandbox.made_up import T0, make_generation, make_rules, make_tables, write_generation_folder
 from sandbox.processes import ROOT, environment_of
 from sandbox.topics import ensure_topics
 from sandbox.valkey_server import ValkeyServer
@@ -112,7 +112,7 @@ class Arena:
         await self._announce()
         for generation_id, (titles, seed) in GENERATIONS.items():
             made = make_generation(titles, FACTORS, seed, generation_id=generation_id)
-            made = made.with_tables(replace(make_tables(titles, seed), at_ms=T0 + seed))
+            made = replace(made, tables=replace(make_tables(titles, seed), at_ms=T0 + seed), **make_rules(titles))
             write_generation_folder(self.settings.generations_path, made, created_at_ms=T0 + seed)
         self.folder_of_generations.activate(next(iter(GENERATIONS)), floor=0)
         self._tasks = [
