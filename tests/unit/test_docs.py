@@ -66,7 +66,7 @@ def commands_of(page: Path) -> list[Command]:
 def _command(page: Path, number: int, text: str, block: bool) -> Command | None:
     text = text.partition("  #")[0].removeprefix("$ ").strip()
     text = re.sub(r"^[\d*]+( [\d*]+){4}\s+cd \S+ && ", "", text)  # a line of a crontab
-    text = re.split(r"\s(?:>>?|\||&&)\s", text)[0]
+    text = re.split(r"\s(?:>>?|\||&&|&$)(?:\s|$)", text)[0]
     found = re.match(r"((?:[A-Z_]+=\S+\s+)*)(\./run\b|nearline(?=\s+[a-z]))(.*)", text)
     if found is None or "…" in text or "[" in text:
         return None
