@@ -38,9 +38,8 @@ from contracts.digests import item_digest
 from contracts.errors import GenerationError
 from contracts.manifest import GENERATION_ID, Manifest, from_json
 from embeddings.generation import F32, NEVER_MS, FoldInParameters, Generation
-from embeddings.groups import Groups, make_groups
 from embeddings.roots import FOREIGN, Root, flush_folder, open_root, read_table, write_file
-from embeddings.table_files import COWATCH, RANKER, TABLE_FILES, TRENDING, parse_tables
+from embeddings.table_files import COWATCH, RANKER, TABLE_FILES, TRENDING, parse_groups, parse_tables
 from embeddings.tables import HALF_LIVES_DAYS, Tables
 
 ITEM_FACTORS, ITEMS, USER_FACTORS, USERS = "item_factors.npy", "items.parquet", "user_factors.npy", "users.parquet"
@@ -235,12 +234,8 @@ def parse_generation(
         item_digests=np.array([item_digest(item_id) for item_id in ids], dtype=np.int64),
         tables=tables,
         rules=manifest.rules,
-        groups=_groups(table) if manifest.rules.limit_groups or manifest.rules.preference else None,
+        groups=parse_groups(table) if manifest.rules.limit_groups or manifest.rules.preference else None,
     )
-
-
-def _groups(table: Any) -> Groups:
-    return make_groups(table.column("creators").to_pylist(), table.column("topics").to_pylist())
 
 
 def _integers(table: Any, column: str, missing: int) -> np.ndarray[Any, np.dtype[np.int64]]:

@@ -68,7 +68,7 @@ class Generation:
     digest_order: I64 = field(init=False, repr=False)  # rows by digest
     sorted_digests: I64 = field(init=False, repr=False)
     # What a viewer may be folded in from: the items, and behind them, where preferences count, the groups as if each were an item.
-    fold_factors: F32 = field(init=False, repr=False)  # (n_items + n_groups, k)
+    fold_factors: F32 = field(init=False, repr=False)  # (n_items + groups that preferences may be about, k)
     fold_ids: tuple[str, ...] = field(init=False, repr=False)
     told_index: dict[str, int] = field(init=False, repr=False)  # subject of a preference → row of `fold_factors`
     explorable: I64 = field(init=False, repr=False)  # rows of the less played half of what was played
@@ -99,9 +99,10 @@ class Generation:
         set_, Y, ids = object.__setattr__, self.item_factors, self.item_ids
         told: dict[str, int] = {}
         if self.groups is not None and self.rules.preference > 0:
-            typical = typical_vectors(self.groups, Y, self.popularity)
-            Y, ids = np.concatenate([Y, typical]), ids + self.groups.names
-            told = {self.groups.names[i]: self.n_items + i for i in np.flatnonzero(typical.any(axis=1)).tolist()}
+            chosen, vectors = typical_vectors(self.groups, Y, self.popularity)
+            names = tuple(self.groups.names[group] for group in chosen.tolist())
+            Y, ids = np.concatenate([Y, vectors]), ids + names
+            told = {names[i]: self.n_items + i for i in np.flatnonzero(vectors.any(axis=1)).tolist()}
         set_(self, "fold_factors", Y)
         set_(self, "fold_ids", ids)
         set_(self, "told_index", told)

@@ -16,6 +16,11 @@ I64 = NDArray[np.int64]
 
 TYPICAL = 20
 """The most popular titles of a topic or creator, whose mean stands for it."""
+TOLD = 20_000
+"""Topics and creators that a preference may be about: each takes as much memory as a title."""
+
+Encoded = tuple[Sequence[str], I64, I64]
+"""Names, and of each (title, name) the title's row and the name's number."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -44,34 +49,53 @@ class Groups:
 
 
 def make_groups(creators: Sequence[Sequence[str] | None], topics: Sequence[Sequence[str] | None]) -> Groups:
-    """(n_items,) names of each title's creators and topics. Names that differ only in what ids cannot hold are one group."""
+    """(n_items,) names of each title's creators and topics."""
+    return encode_groups(len(creators), _encoded(creators), _encoded(topics))
+
+
+def encode_groups(n_items: int, creators: Encoded, topics: Encoded) -> Groups:
+    """Names that differ only in what ids cannot hold are one group. By arrays, as there may be a million titles."""
     numbers: dict[str, int] = {}
-    of_items: list[list[int]] = [[] for _ in creators]
+    items, members = [], []
     n_creators = 0
-    for prefix, column in ((CREATOR, creators), (TOPIC, topics)):
-        for groups, names in zip(of_items, column, strict=True):
-            for name in names or ():
-                number = numbers.setdefault(subject(prefix, name), len(numbers))
-                if number not in groups:
-                    groups.append(number)
+    for prefix, (names, item, code) in ((CREATOR, creators), (TOPIC, topics)):
+        number = np.array([numbers.setdefault(subject(prefix, name), len(numbers)) for name in names], np.int64)
+        items.append(item)
+        members.append(number[code])
         n_creators = n_creators or len(numbers) if prefix == CREATOR else n_creators
-    starts = np.cumsum([0, *map(len, of_items)]).astype(np.int64)
-    members = np.array([number for groups in of_items for number in groups], np.int32)
-    return Groups(tuple(numbers), n_creators, starts, members)
+    pairs = np.unique(np.concatenate(items) * max(1, len(numbers)) + np.concatenate(members))
+    item, member = pairs // max(1, len(numbers)), pairs % max(1, len(numbers))
+    starts = np.searchsorted(item, np.arange(n_items + 1)).astype(np.int64)
+    return Groups(tuple(numbers), n_creators, starts, member.astype(np.int32))
 
 
-def typical_vectors(groups: Groups, Y: F32, popularity: F32) -> F32:
-    """(n_groups, k) float32: the mean vector of the `TYPICAL` most popular titles of each group that were played; zero where none was."""
+def _encoded(column: Sequence[Sequence[str] | None]) -> Encoded:
+    numbers: dict[str, int] = {}
+    pairs = [(row, numbers.setdefault(name, len(numbers))) for row, names in enumerate(column) for name in names or ()]
+    both = np.array(pairs, np.int64).reshape(-1, 2)
+    return list(numbers), both[:, 0], both[:, 1]
+
+
+def typical_vectors(groups: Groups, Y: F32, popularity: F32) -> tuple[I64, F32]:
+    """Groups that a preference may be about, the `TOLD` most played at most, and what stands for each: the mean vector of its `TYPICAL`
+    most popular titles. (m,) ascending group numbers, (m, k) float32."""
     item = np.repeat(np.arange(len(Y)), np.diff(groups.starts))
     played = popularity[item] > 0
     item, group = item[played], groups.members[played]
+    plays = np.bincount(group, popularity[item], minlength=len(groups.names))
+    chosen: I64 = np.sort(np.argsort(-plays, kind="stable")[:TOLD])
+    chosen = chosen[plays[chosen] > 0]
+    wanted = np.isin(group, chosen)
+    item, group = item[wanted], group[wanted]
     order = np.lexsort((item, -popularity[item], group))  # by group, then falling popularity, of equals the lower row
     item, group = item[order], group[order]
-    first = np.searchsorted(group, np.arange(len(groups.names)))
-    kept = np.arange(len(group)) - first[group] < TYPICAL
+    first = np.searchsorted(group, chosen)
+    kept = np.arange(len(group)) - np.repeat(first, np.diff([*first.tolist(), len(group)])) < TYPICAL
     item, group = item[kept], group[kept]
-    sums = np.zeros((len(groups.names), Y.shape[1]))
-    np.add.at(sums, group, Y[item].astype(np.float64))
-    counts = np.bincount(group, minlength=len(groups.names))
-    result: F32 = (sums / np.maximum(counts, 1)[:, None]).astype(np.float32)
-    return result
+    starts = np.searchsorted(group, chosen)
+    if not len(chosen):
+        return chosen, np.zeros((0, Y.shape[1]), np.float32)
+    sums = np.add.reduceat(Y[item].astype(np.float64), starts, axis=0)
+    counts = np.diff([*starts.tolist(), len(group)])
+    vectors: F32 = (sums / counts[:, None]).astype(np.float32)
+    return chosen, vectors

@@ -130,15 +130,22 @@ def make_refits(
             Y = factors.result()
             ahead.extend((one, executor.submit(train_factors, plays, one.known, train)) for one in islice(following, 1))
             made = make_night(plays, night, Y, train, ranking.tables(night))
-            in_force = make_rules(rules, *repeats.measure(night.known))
-            topics = [one.topics for one in titles[: made.n_items]] if in_force.limit_groups else None
-            groups = None if topics is None else make_groups([()] * made.n_items, topics)
-            yield Refit(night, replace(made, rules=in_force, groups=groups), titles, plays.first(night.known))
+            yield Refit(night, ruled(made, night, rules, repeats, titles), titles, plays.first(night.known))
+
+
+def ruled(
+    made: Generation, night: Night, rules: RulesSettings, repeats: Repeats, titles: Sequence[CatalogueItem]
+) -> Generation:
+    """The generation with the rules that the night publishes it with."""
+    in_force = make_rules(rules, *repeats.measure(night.known))
+    topics = [one.topics for one in titles[: made.n_items]] if in_force.limit_groups else None
+    return replace(made, rules=in_force, groups=None if topics is None else make_groups([()] * made.n_items, topics))
 
 
 def refit(plays: Plays, night: Night, train: TrainSettings) -> Refit:
     """One night's alone, without tables. Errors: `DataError` if there are no plays, `GenerationError` on NaN."""
-    return Refit(night, make_night(plays, night, train_factors(plays, night.known, train), train, None))
+    made = make_night(plays, night, train_factors(plays, night.known, train), train, None)
+    return Refit(night, ruled(made, night, RulesSettings(), Repeats(play_log(plays)), titles_of(plays)))
 
 
 def titles_of(plays: Plays) -> list[CatalogueItem]:
@@ -163,16 +170,19 @@ def make_night(plays: Plays, night: Night, Y: F32, train: TrainSettings, tables:
     )
 
 
+def play_log(plays: Plays) -> PlayLog:
+    """The plays as the nightly job reads them from the lake."""
+    strengths = np.full(len(plays), play_strength(WHOLE, COMPLETED), np.float32)
+    digests = np.array([play_digest(row) for row in range(len(plays))], np.int64)
+    return PlayLog(plays.viewer, plays.item, plays.time_ms, digests, strengths, plays.item_ids)
+
+
 class NightlyRanking:
     """Each night's tables: counts go on from the night before, and the ranker is trained anew once the plays have grown by `GROWTH`
     (the nightly job trains it every night: some days more hardly change it)."""
 
     def __init__(self, plays: Plays, nights: Sequence[Night], train: TrainSettings, max_plays: int) -> None:
-        whole = play_strength(WHOLE, COMPLETED)
-        digests = [play_digest(row) for row in range(len(plays))]
-        strengths = np.full(len(plays), whole, np.float32)
-        columns = (plays.viewer, plays.item, plays.time_ms, np.array(digests, np.int64), strengths)
-        self._log = PlayLog(*columns, plays.item_ids)
+        self._log = play_log(plays)
         self._plays, self._train, self._max_plays = plays, train, max_plays
         self._counts = Counts(self._log)
         self._period_ms = min((b.at_ms - a.at_ms for a, b in pairwise(nights)), default=DAY_MS)

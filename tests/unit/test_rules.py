@@ -14,8 +14,9 @@ from contracts.errors import GenerationError, SettingsError
 from contracts.manifest import from_json
 from contracts.rows import ENTRIES_KEPT
 from contracts.rules import NO_RULES, Rules, subject
+from embeddings.added import Added
 from embeddings.files import MANIFEST, load_generation
-from embeddings.generation import Generation
+from embeddings.generation import NEVER_MS, Generation
 from embeddings.groups import Groups, make_groups
 from ranking import kernel_rules
 from ranking.rules import AGAIN, EXPLORE, RANKED, activation, arrange, splitmix
@@ -182,6 +183,15 @@ def test_hidden_and_disliked_titles_do_not_come_back() -> None:
     assert {e.item_id for e in row.entries if e.source == "again"} == {"tt0000005", "tt0000006"}
 
 
+def test_a_disliked_title_is_not_shown_though_it_was_never_watched() -> None:
+    generation = ruled(NO_RULES)
+    first = row_of(generation, state_of(5, 6))[0].entries[0].item_id
+    for value, shown in ((-1, False), (0, True), (None, True)):
+        state = state_of(5, 6, registers=(Register(RegisterKind.RATE, first, T0, 1, value),))
+        row, _ = row_of(generation, state)
+        assert (first in [entry.item_id for entry in row.entries]) == shown
+
+
 def test_without_repeats_nothing_that_was_watched_is_shown() -> None:
     row, _ = row_of(ruled(NO_RULES), state_of(5, 6, 7))
     assert not {"tt0000005", "tt0000006", "tt0000007"} & {entry.item_id for entry in row.entries}
@@ -321,3 +331,22 @@ def test_queues_and_activations_are_read_as_documented() -> None:
     assert activation(4).tolist() == pytest.approx([1, 0.7071, 0.5774, 0.5], abs=1e-4)
     assert ranking_input(unpack(pack(state_of(5, 6, 5)))).activations == pytest.approx([1 + 3**-0.5, 2**-0.5])
     assert len(kernel_rules.make_rule_set(None, 10).starts) == 0
+
+
+def test_items_that_came_since_the_night_are_ranked_under_its_rules() -> None:
+    """They belong to no creator or topic until the night; what was told goes on meaning the same."""
+    generation, state = ruled(RULES["all"]), state_of(3, 4, registers=(told("topic:topic_2"),))
+    own = Rewriter(generation, 3, CODEC.encode_row, LIMITS)
+    (plain,) = own.rank([state], computed_at_ms=T0)
+    liked = np.tile(50 * plain.folded.x, (3, 1)).astype(np.float32)
+    none, until = np.zeros(3, np.int64), np.full(3, NEVER_MS, np.int64)
+    added = Added(("n1", "n2", "n3"), liked, np.ones(3, np.float32), none, until, none.astype(np.uint8))
+    rewriter = own.extended(added)
+    longer = rewriter.generation
+    assert longer is not None
+    (twin,) = rewriter.rank([state], computed_at_ms=T0)
+    row = CODEC.decode_row(rewriter.rewrite(state, computed_at_ms=T0).row_bytes)
+    assert [(e.item_id, e.source) for e in row.entries] == [(e.item_id, e.source) for e in twin.entries]
+    assert longer.fold_ids[int(twin.folded.rows[-1])] == "topic:topic_2"
+    assert (twin.folded.x == plain.folded.x).all()
+    assert {"n1", "n2", "n3"} <= {entry.item_id for entry in row.entries}
