@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from contracts.codec import Codec
 from contracts.errors import GenerationError
 from contracts.rows import ENTRIES_SHOWN
+from embeddings.generation import FoldInParameters
 from ranking.overlap import overlap_at, rank_biased_overlap
 from runtime.settings import Settings
 from tests.worlds import T0, make_generation, play_event, write_generation_folder
@@ -25,7 +27,11 @@ from viewers.store import StoredViewer
 
 CODEC = Codec.load()
 LIMITS = Limits()
-GENERATIONS = {name: make_generation(seed=number, generation_id=name) for number, name in enumerate(("g1", "g2"), 1)}
+OTHER = replace(FoldInParameters(), regularization=FoldInParameters().regularization * 100)  # alike, and not the same
+GENERATIONS = {
+    "g1": make_generation(generation_id="g1"),
+    "g2": make_generation(generation_id="g2", parameters=OTHER),
+}
 
 
 def state_with(viewer: str, *items: int) -> ViewerState:
