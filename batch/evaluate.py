@@ -25,7 +25,9 @@ from batch.interactions import COLUMNS, PLAY_KIND_NAMES, Codes, play_columns, st
 from batch.lake import Lake
 from contracts.digests import item_digest
 from contracts.manifest import Decision
+from contracts.rules import NO_RULES, Rules
 from embeddings.generation import F32, NEVER_MS, FoldInParameters, Generation
+from embeddings.groups import Groups
 from embeddings.tables import Tables
 from ranking.rows import RankingInput, fold
 from viewers.rewrite import ranking_input
@@ -136,6 +138,8 @@ def make_generation(
     popularity: F32,
     parameters: FoldInParameters,
     tables: Tables | None = None,
+    rules: Rules = NO_RULES,
+    groups: Groups | None = None,
 ) -> Generation:
     """A generation in memory, everything available: what an evaluation folds in against."""
     n = len(item_ids)
@@ -150,6 +154,8 @@ def make_generation(
         maturity=np.zeros(n, dtype=np.uint8),
         item_digests=np.array([item_digest(item_id) for item_id in item_ids], dtype=np.int64),
         tables=tables,
+        rules=rules,
+        groups=groups,
     )
 
 

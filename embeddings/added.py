@@ -96,6 +96,11 @@ def extended(generation: Generation, added: Added) -> Generation:
     own["popularity_score"] = np.zeros(len(own["popularity"]), np.float32)
     own["popularity_score"][: generation.n_items] = generation.popularity_score  # what is known keeps its scale
     own["popularity_score"][rows] = np.log1p(added.popularity.astype(np.float64)) / (top if top > 0 else 1.0)
+    beside, told = generation.fold_factors[generation.n_items :], generation.fold_ids[generation.n_items :]
+    own["fold_factors"] = np.concatenate([own["item_factors"], beside]) if told else own["item_factors"]
+    own["fold_ids"] = own["item_ids"] + told
+    own["told_index"] = {subject: row + len(new) for subject, row in generation.told_index.items()}
+    own["groups"] = None if generation.groups is None else generation.groups.longer(len(new))
     own["windows"] = (
         [value if value > 0 else None for value in own["available_from_ms"].tolist()],
         [value if value < NEVER_MS else None for value in own["available_until_ms"].tolist()],

@@ -39,7 +39,7 @@ from contracts.errors import GenerationError
 from contracts.manifest import GENERATION_ID, Manifest, from_json
 from embeddings.generation import F32, NEVER_MS, FoldInParameters, Generation
 from embeddings.roots import FOREIGN, Root, flush_folder, open_root, read_table, write_file
-from embeddings.table_files import COWATCH, RANKER, TABLE_FILES, TRENDING, parse_tables
+from embeddings.table_files import COWATCH, RANKER, TABLE_FILES, TRENDING, parse_groups, parse_tables
 from embeddings.tables import HALF_LIVES_DAYS, Tables
 
 ITEM_FACTORS, ITEMS, USER_FACTORS, USERS = "item_factors.npy", "items.parquet", "user_factors.npy", "users.parquet"
@@ -233,6 +233,8 @@ def parse_generation(
         maturity=np.clip(_integers(table, "maturity", 0), 0, 255).astype(np.uint8),
         item_digests=np.array([item_digest(item_id) for item_id in ids], dtype=np.int64),
         tables=tables,
+        rules=manifest.rules,
+        groups=parse_groups(table) if manifest.rules.limit_groups or manifest.rules.preference else None,
     )
 
 

@@ -30,8 +30,10 @@ from runtime.sections import (
     HomepageSettings,
     HttpSettings,
     NightlySettings,
+    RulesSettings,
     SchemasSettings,
     Section,
+    TracingSettings,
 )
 from runtime.sources import PREFIX, known_keys, nearest, open_layers
 from runtime.tls import make_context
@@ -313,10 +315,12 @@ class Settings(BaseSettings):
     store: StoreSettings = StoreSettings()
     state: StateSettings = StateSettings()
     train: TrainSettings = TrainSettings()
+    rules: RulesSettings = RulesSettings()
     nightly: NightlySettings = NightlySettings()
     trends: TrendsSettings = TrendsSettings()
     homepage: HomepageSettings = HomepageSettings()
     schemas: SchemasSettings = SchemasSettings()
+    tracing: TracingSettings = TracingSettings()
     health: HealthSettings = HealthSettings()
     generations_path: str = Field(".nearline/generations", description="folder or URL of the generations")
     lake_path: str = Field(".nearline/lake", description="folder of the lake")

@@ -31,6 +31,7 @@ from embeddings.compiled import one_at_a_time
 from embeddings.generation import Generation
 from embeddings.tables import Tables
 from ranking.rows import Cold, Ranked, RankingInput, popular_entries, rank
+from ranking.rules import activation
 from viewers import packing
 from viewers.kernel import (
     HEADER_BYTES,
@@ -44,7 +45,7 @@ from viewers.kernel import (
     Todo,
 )
 from viewers.packing import pack, unpack
-from viewers.signals import hidden_items, item_signals, played_items
+from viewers.signals import activations, hidden_items, item_signals, played_items, preferences
 from viewers.state import EMPTY, Limits, ViewerState, merge
 from viewers.store import Conflict, FreezeDiffers, Rows, Stale, Store, StoredViewer, ViewerWrite, Written
 
@@ -81,9 +82,10 @@ class RewriteJob(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Wall-clock milliseconds at which a row was computed and known to be in the store."""
+    """Wall-clock milliseconds at which a row's computation began, and ended, and at which it was known to be in the store."""
 
     computed_at_ms: float
+    rewritten_at_ms: float
     written_at_ms: float
 
 
@@ -216,8 +218,18 @@ class Rewriter:
         present = [viewer for viewer in inputs if viewer is not None]
         if self.generation is None or not present:
             return [None] * len(states)
-        ranked = iter(rank(self.generation, present, computed_at_ms))
+        seeds = None
+        if self.generation.rules.exploration:
+            ids = [self._row_digest(pack(state), computed_at_ms) for state in states if not state.is_empty]
+            seeds = [int.from_bytes(digest, "little") for digest in ids]
+        ranked = iter(rank(self.generation, present, computed_at_ms, seeds))
         return [None if viewer is None else next(ranked) for viewer in inputs]
+
+    def _row_digest(self, state_bytes: bytes, computed_at_ms: int) -> bytes:
+        """What a row's id is: a digest of everything that the row is made of."""
+        assert self.generation is not None  # whose rows would these be?
+        named = f"{self.generation.generation_id}|{self.activation}|{self.trends_snapshot}|{computed_at_ms}|"
+        return hashlib.blake2b(named.encode() + state_bytes, digest_size=8).digest()
 
     def rewrite_by_reference(self, todo: Todo, *, computed_at_ms: int) -> Rewritten:
         """What `rewrite_many` does, in readable steps: equal states, and rows that differ in the last bits of their numbers at most."""
@@ -227,10 +239,8 @@ class Rewriter:
         if ranked is None or self.generation is None:
             return Rewritten(REWRITTEN, state_bytes)
         generation_id = self.generation.generation_id
-        origin = f"{generation_id}|{self.activation}|{self.trends_snapshot}|{computed_at_ms}|".encode()
-        row_id = hashlib.blake2b(origin + state_bytes, digest_size=8).hexdigest()
         row = HomeRow(
-            row_id,
+            self._row_digest(state_bytes, computed_at_ms).hex(),
             generation_id,
             self.activation,
             self.trends_snapshot,
@@ -290,12 +300,15 @@ def prepared(generation: Generation | None, limits: Limits) -> Kernel:
 def ranking_input(state: ViewerState) -> RankingInput:
     """What ranking needs of a state."""
     signals = item_signals(state)
+    ids = [signal.item_id for signal in signals]
     return RankingInput(
-        [signal.item_id for signal in signals],
+        ids,
         [signal.strength for signal in signals],
         [signal.rank for signal in signals],
         frozenset(played_items(state.plays) | hidden_items(state)),
         np.array([digest for digest, _ in state.seen], dtype=np.int64),
+        preferences(state) if state.registers else (),
+        activations(state, ids, activation(len(state.plays))),
     )
 
 
@@ -340,6 +353,7 @@ async def rewrite_viewers(
         computed_at_ms = now_ms()
         todo = [(jobs[i], stored[i]) for i in pending]
         computed = await loop.run_in_executor(executor, _compute, rewriter, todo, int(computed_at_ms))
+        rewritten_at_ms = now_ms()
         writes: list[tuple[int, ViewerWrite, str]] = []
         for i, rewritten in zip(pending, computed, strict=True):
             if rewritten is None:
@@ -363,7 +377,7 @@ async def rewrite_viewers(
         if not writes:
             break
         answers = await store.write_viewers([write for _, write, _ in writes])
-        timing = Timing(computed_at_ms, now_ms())
+        timing = Timing(computed_at_ms, rewritten_at_ms, now_ms())
         for (i, _, row_id), answer in zip(writes, answers, strict=True):
             match answer:
                 case Written():

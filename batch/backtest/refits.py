@@ -10,7 +10,7 @@ import os
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice, pairwise
 
@@ -21,12 +21,15 @@ from batch.backtest.plays import I64, Plays
 from batch.evaluate import make_generation
 from batch.play_log import PlayLog
 from batch.ranker import train_ranker
+from batch.repeats import Repeats, make_rules
 from batch.tables import DAY_MS, Counts
 from batch.train import fold_in_parameters, train_item_factors
 from contracts.catalogue import CatalogueItem
 from embeddings.generation import F32, F64, Generation
+from embeddings.groups import make_groups
 from embeddings.tables import Tables
 from ranking.rows import fold
+from runtime.sections import RulesSettings
 from runtime.settings import TrainSettings
 from trends.new_items import Content, ItemFold, content_of, item_fold
 from viewers.rewrite import ranking_input
@@ -111,10 +114,13 @@ def plan_nights(plays: Plays, first: int, every_days: float) -> list[Night]:
     return nights
 
 
-def make_refits(plays: Plays, nights: Sequence[Night], train: TrainSettings, max_plays: int) -> Iterator[Refit]:
+def make_refits(
+    plays: Plays, nights: Sequence[Night], train: TrainSettings, max_plays: int, rules: RulesSettings
+) -> Iterator[Refit]:
     """Each night's refit, in order; the next ones' factors are trained meanwhile, one on each core."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     following, ranking, titles = iter(nights), NightlyRanking(plays, nights, train, max_plays), titles_of(plays)
+    repeats = Repeats(ranking.log)
     with ThreadPoolExecutor(cores, thread_name_prefix="refit") as executor:
         ahead = deque(
             (night, executor.submit(train_factors, plays, night.known, train)) for night in islice(following, cores)
@@ -123,13 +129,23 @@ def make_refits(plays: Plays, nights: Sequence[Night], train: TrainSettings, max
             night, factors = ahead.popleft()
             Y = factors.result()
             ahead.extend((one, executor.submit(train_factors, plays, one.known, train)) for one in islice(following, 1))
-            generation = make_night(plays, night, Y, train, ranking.tables(night))
-            yield Refit(night, generation, titles, plays.first(night.known))
+            made = make_night(plays, night, Y, train, ranking.tables(night))
+            yield Refit(night, ruled(made, night, rules, repeats, titles), titles, plays.first(night.known))
+
+
+def ruled(
+    made: Generation, night: Night, rules: RulesSettings, repeats: Repeats, titles: Sequence[CatalogueItem]
+) -> Generation:
+    """The generation with the rules that the night publishes it with."""
+    in_force = make_rules(rules, *repeats.measure(night.known))
+    topics = [one.topics for one in titles[: made.n_items]] if in_force.limit_groups else None
+    return replace(made, rules=in_force, groups=None if topics is None else make_groups([()] * made.n_items, topics))
 
 
 def refit(plays: Plays, night: Night, train: TrainSettings) -> Refit:
     """One night's alone, without tables. Errors: `DataError` if there are no plays, `GenerationError` on NaN."""
-    return Refit(night, make_night(plays, night, train_factors(plays, night.known, train), train, None))
+    made = make_night(plays, night, train_factors(plays, night.known, train), train, None)
+    return Refit(night, ruled(made, night, RulesSettings(), Repeats(play_log(plays)), titles_of(plays)))
 
 
 def titles_of(plays: Plays) -> list[CatalogueItem]:
@@ -154,21 +170,29 @@ def make_night(plays: Plays, night: Night, Y: F32, train: TrainSettings, tables:
     )
 
 
+def play_log(plays: Plays) -> PlayLog:
+    """The plays as the nightly job reads them from the lake."""
+    strengths = np.full(len(plays), play_strength(WHOLE, COMPLETED), np.float32)
+    digests = np.array([play_digest(row) for row in range(len(plays))], np.int64)
+    return PlayLog(plays.viewer, plays.item, plays.time_ms, digests, strengths, plays.item_ids)
+
+
 class NightlyRanking:
     """Each night's tables: counts go on from the night before, and the ranker is trained anew once the plays have grown by `GROWTH`
     (the nightly job trains it every night: some days more hardly change it)."""
 
     def __init__(self, plays: Plays, nights: Sequence[Night], train: TrainSettings, max_plays: int) -> None:
-        whole = play_strength(WHOLE, COMPLETED)
-        digests = [play_digest(row) for row in range(len(plays))]
-        strengths = np.full(len(plays), whole, np.float32)
-        columns = (plays.viewer, plays.item, plays.time_ms, np.array(digests, np.int64), strengths)
-        self._log = PlayLog(*columns, plays.item_ids)
+        self._log = play_log(plays)
         self._plays, self._train, self._max_plays = plays, train, max_plays
         self._counts = Counts(self._log)
         self._period_ms = min((b.at_ms - a.at_ms for a, b in pairwise(nights)), default=DAY_MS)
         self._weights: F64 | None = None
         self._trained = 0  # on so many plays
+
+    @property
+    def log(self) -> PlayLog:
+        """All plays, also those that no night knows yet."""
+        return self._log
 
     def tables(self, night: Night) -> Tables | None:
         """What the night publishes beside the factors; None for a ranker that is no better than the blend."""
