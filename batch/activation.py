@@ -178,9 +178,10 @@ async def activate(
 
 
 async def rollback(settings: Settings, store: Store, *, progress: ProgressReporter | None = None) -> ActivationReport:
-    """Put the newest kept generation that is older than the one in force back: a new activation of an old generation.
+    """Put back what was in force before, if that is older; else the newest kept generation that is: a new activation of an old one.
 
-    Not "what was in force before": a second rollback would go forward again. Errors: `UserError` if none is kept.
+    Not always "what was in force before": a second rollback would go forward again. Not always the next older one: it may have been
+    published only, and never have served anybody. Errors: `UserError` if none is kept.
     """
     folder = GenerationsFolder(settings.generations_path)
     current = folder.read_current()
@@ -195,4 +196,5 @@ async def rollback(settings: Settings, store: Store, *, progress: ProgressReport
             f"no generation older than {current.generation_id} is known: choose one (nearline generations list) "
             "and put it in force by name (nearline generations activate)"
         )
-    return await activate(settings, store, older[-1], progress=progress)
+    chosen = current.previous if current.previous in older else older[-1]
+    return await activate(settings, store, chosen, progress=progress)

@@ -77,7 +77,7 @@ async def run_nightly(
     """Do the steps. `store` is connected.
 
     `force`: publish even what the gate holds back. `skip_evaluation`: publish without asking it. `seed`: merge every play of the
-    lake into the viewers' states, and let updaters without a marker start at the cut-offs. `publish_only`: stop before step 4: what was
+    lake into the viewers' states, and let updaters without a marker start at the cut-offs. `publish_only`: leave out steps 4 and 5: what was
     published waits until a person (or the next night) puts it in force.
     Errors: `UserError` if another nightly job runs on this lake; `HaltError`, `GenerationError`; `TransientError` if a server
     stays away.
@@ -140,14 +140,19 @@ class _Nightly:
             self._told(reused=True, metrics={a: m for a, m in manifest.metrics.items() if a != TRAINING})
         self._tell_about(manifest)
         if publish_only:
-            return await self._stay_with_the_old(plan, why)
+            await self._stay_with_the_old(plan, why)
+            return await self._prune()
         current = await self._timed(
             "activate", self._retried(lambda: self._activator.activate(manifest.generation_id, again=False))
         )  # 4
         self._told(activation=current.activation)
         await self._timed("rebuild", self._rebuild(current, plan, bool(why)))  # 5
-        pruned = await asyncio.to_thread(self._folder.prune, self._settings.train.keep_generations)  # 6
+        report = await self._prune()  # 6
         self._note.complete(int(self._now_ms()))
+        return report
+
+    async def _prune(self) -> NightlyReport:
+        pruned = await asyncio.to_thread(self._folder.prune, self._settings.train.keep_generations)
         return self._told(pruned=tuple(pruned))
 
     async def _stay_with_the_old(self, plan: CopyPlan, why_seed: str) -> NightlyReport:

@@ -199,7 +199,7 @@ def generations_activate(
 
 @generations_app.command("rollback")
 def generations_rollback(json_output: Json = False) -> None:
-    """Put the newest kept generation that is older than the one in force in its place, and rebuild every row.
+    """Put back the generation that was in force before (else the newest older one that is kept), and rebuild every row.
 
     Example: nearline generations rollback
     """

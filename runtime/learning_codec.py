@@ -46,6 +46,8 @@ class LearningCodec:
 
     def decode_item(self, data: bytes) -> CatalogueItem:
         """As `Codec.decode_item`."""
+        if self._server is not None:
+            self.current = self._server.doubting(self.current)
         return self._decode(Codec.decode_item, data)
 
     def encode_impression(self, impression: Impression) -> bytes:

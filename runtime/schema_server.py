@@ -66,7 +66,7 @@ class SchemaServer:
 
     def read(self) -> Registry:
         """What is registered for our topics now."""
-        guids, refused, subjects = dict(self._guids), self._remembered(), {}
+        guids, refused, subjects = dict(self._guids), dict(self._remembered()), {}
         for subject in self._subjects.values():
             found = []
             for number in self._numbers(subject):
@@ -96,6 +96,12 @@ class SchemaServer:
                 del self._refused[next(iter(self._refused))]
         return self.read()
 
+    def still_refused(self, known: Mapping[int | bytes, str]) -> Mapping[int | bytes, str]:
+        """`known` without what is to be asked about again; `known` itself if that is nothing. Asks nothing; for any thread."""
+        due_s = self._clock_s() - FORGET_AFTER_S
+        gone = [schema for schema, (_, since_s) in tuple(self._refused.items()) if since_s < due_s and schema in known]
+        return {schema: why for schema, why in known.items() if schema not in gone} if gone else known
+
     def register(self, subject: str, schema: Schema) -> int:
         """Register a schema under a subject; returns its id. Errors: `ContractError` if the server refuses it."""
         answer = self._ask("POST", f"subjects/{quote(subject, safe='')}/versions", {"schema": json.dumps(schema)})
@@ -112,12 +118,8 @@ class SchemaServer:
         reasons = answer.get("messages") or [answer.get("reason") or _told(answer)]
         return [f"the registry says: {str(one)[:500]}" for one in reasons]
 
-    def _remembered(self) -> dict[int | bytes, str]:
-        now_s = self._clock_s()
-        for schema, (_, since_s) in tuple(self._refused.items()):
-            if now_s - since_s > FORGET_AFTER_S:
-                del self._refused[schema]
-        return {schema: why for schema, (why, _) in self._refused.items()}
+    def _remembered(self) -> Mapping[int | bytes, str]:
+        return self.still_refused({schema: why for schema, (why, _) in self._refused.items()})
 
     def _numbers(self, subject: str) -> list[int]:
         """A subject's versions, those that were deleted softly included: their records may still be in the log."""
@@ -152,7 +154,7 @@ class SchemaServer:
             since_s = self._missing.setdefault(schema, now_s)
             if len(self._missing) > MAX_REFUSED:
                 del self._missing[next(iter(self._missing))]
-            if now_s - since_s < SURE_AFTER_S:
+            if now_s - since_s < SURE_AFTER_S and schema not in self._refused:  # denied before: believed at once
                 return None
             del self._missing[schema]
             return f"is not known to the registry {self.url}"

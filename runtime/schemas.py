@@ -7,6 +7,7 @@ pauses, as for any schema that is not known. A verb asks `open_codec`, which fai
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import structlog
 
@@ -69,6 +70,14 @@ class Schemas:
             self._told = ""
             log.info("registry_reloaded", registry=registry.place)
         return codec
+
+    def doubting(self, known: Codec) -> Codec:
+        """`known`, less the ids that were denied so long ago that the server is to be asked again: it may have learnt them since. Costs
+        a look, and does not block."""
+        if self._server is None or not known.registry.refused:
+            return known
+        refused = self._server.still_refused(known.registry.refused)
+        return known if refused is known.registry.refused else self._codec(replace(known.registry, refused=refused))
 
     def _codec(self, registry: Registry) -> Codec:
         return Codec(registry) if self._server is None else Codec(registry, rows=self._rows)

@@ -339,6 +339,7 @@ class Counting:
 
     def _take(self, fetched: Mapping[TopicPartition, Sequence[ConsumerRecord]]) -> None:
         """Off the loop. A record whose schema is not known yet ends it with nothing passed."""
+        self._of._codec = self._of._schemas.doubting(self._of._codec)
         tally, now_ms, decode = self._of.figures.records, self._of._now_ms(), self._of._codec.decode_event
         for tp, records in fetched.items():
             counts = self._counts[tp.partition]

@@ -195,6 +195,7 @@ class Updater:
         """One batch, in the order of effects of `checkpoint.py`."""
         loop = asyncio.get_running_loop()
         positions = await turn.to_decide(checkpoint.positions)
+        self._codec = self._schemas.doubting(self._codec)
         decided = await loop.run_in_executor(
             self._planner, plan, fetched, positions, self._codec.decode_event, self.limits, self._read_plays
         )

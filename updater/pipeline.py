@@ -69,6 +69,7 @@ class PartitionPlan:
     private: int = 0
     dead: int = 0
     absent: int = 0
+    private_offsets: list[int] = field(default_factory=list)
     jobs: list[int] = field(default_factory=list)  # per counted event record: index of its viewer's job
     last_timestamp_ms: int = 0
     anchor: Anchor | None = None  # of the last record that is known not to be private
@@ -139,6 +140,7 @@ def plan(
             decision = play if play and not said_private(record.headers) else _decide(record, decode)
             if decision is None:
                 todo.private += counted
+                todo.private_offsets.append(record.offset)
             elif isinstance(decision, DeadLetter):
                 dead_letters.append(decision)
                 todo.dead += counted

@@ -79,10 +79,12 @@ class EventTraces:
             todo = decided.partitions.get(record.partition)
             if todo is None or not todo.uncounted_from <= record.offset < todo.next_offset:
                 continue  # told before a rewind, or not ours any more
+            if record.offset in todo.private_offsets:
+                continue  # whatever its header said
             result = of_viewer.get((record.key or b"").decode("ascii", "replace"))
             is_dead = (record.partition, record.offset) in dead
             if result is None and not is_dead:
-                continue  # private after all: nothing is told
+                continue  # nothing is known of it: nothing is told
             decision = "dead" if is_dead or result is None else result.outcome.value
             span = self._tell(record, parent, None if is_dead else result, decision, times)
             if not is_dead and result is not None and result.row_id:

@@ -175,6 +175,19 @@ async def test_a_rollback_is_a_new_activation_of_the_older_generation(settings: 
         await rollback(settings, store, progress=SilentProgress())
 
 
+async def test_a_rollback_passes_over_what_was_published_only(settings: Settings) -> None:
+    store = MemoryStore()
+    await send(settings, history())
+    first = await run(settings, store, seed=True)
+    await send(settings, [play_event("v00", 21, 10**5)])
+    published = await run(settings, store, skip_evaluation=True, publish_only=True)
+    await send(settings, [play_event("v00", 22, 2 * 10**5)])
+    third = await run(settings, store, skip_evaluation=True)
+    assert len({first.generation_id, published.generation_id, third.generation_id}) == 3
+    done = await rollback(settings, store, progress=SilentProgress())
+    assert done.generation_id == first.generation_id
+
+
 async def test_a_night_without_anything_to_learn_from_is_given_up_and_the_next_one_copies_what_came(
     settings: Settings,
 ) -> None:

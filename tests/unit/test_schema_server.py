@@ -219,6 +219,32 @@ def test_an_id_that_the_server_denies_twice_is_a_dead_letter_and_one_it_learns_m
     assert asked.learn(late).subject_of(late) == "playback-value"
     clock.now_s += FORGET_AFTER_S + 1
     assert noise not in asked.read().refused, "asked again after a while"
+    assert noise in asked.learn(noise).refused, "denied before: believed at once"
+
+
+def test_a_codec_that_runs_on_asks_again_about_an_id_that_the_server_has_learnt_since(server: RegistryServer) -> None:
+    settings, clock = settings_for(server.url), Clock()
+    register_all(settings)
+    schemas = Schemas(settings)
+    assert schemas._server is not None
+    schemas._server._clock_s = clock
+    late, codec = 4, schemas.open()
+    record = b"\x00" + late.to_bytes(4, "big") + codec.encode_event(EVENT)[5:] + b"\x00"
+    for _ in range(2):
+        with pytest.raises(UnknownSchema) as unknown:
+            schemas.doubting(codec).decode_event(record)
+        codec = schemas.learn(codec, unknown.value)
+        clock.now_s += SURE_AFTER_S
+    newer = {**EVENT_SCHEMA, "fields": [*EVENT_SCHEMA["fields"], {"name": "more", "type": "boolean", "default": False}]}
+    assert server.register("playback-value", newer) == late
+    assert schemas.doubting(codec) is codec
+    with pytest.raises(UndecodableRecord):
+        codec.decode_event(record)
+    clock.now_s += FORGET_AFTER_S
+    codec = schemas.doubting(codec)
+    with pytest.raises(UnknownSchema) as unknown:
+        codec.decode_event(record)
+    assert schemas.learn(codec, unknown.value).decode_event(record) == EVENT
 
 
 def test_a_registered_schema_that_is_dangerous_to_read_is_refused_and_the_others_serve(server: RegistryServer) -> None:

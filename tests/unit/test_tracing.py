@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -10,14 +11,19 @@ from types import SimpleNamespace
 import pytest
 from structlog.testing import capture_logs
 
+from contracts.codec import Codec
 from contracts.errors import SettingsError
 from contracts.traceparent import TraceParent, read_sampled
 from homepage.traces import QUEUE, PageTraces
 from runtime.sections import TracingSettings
 from runtime.settings import load_settings
 from runtime.tracing import Tracer, open_tracer
-from updater.traces import MAX_TRACED, find_traced
+from tests.worlds import T0, play_event
+from updater.pipeline import Position, plan
+from updater.traces import MAX_TRACED, BatchTimes, EventTraces, find_traced
 from viewers.memory_store import MemoryServer, MemoryStore
+from viewers.rewrite import Outcome, RewriteResult
+from viewers.state import Limits
 
 ROOT = Path(__file__).parent.parent.parent
 NAMED = b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
@@ -98,3 +104,31 @@ async def test_old_rows_and_untraced_views_cost_no_look_up_and_a_full_queue_cost
     for _ in range(QUEUE + 5):
         traces.served(NAMED.decode(), "r1", 0, "own", 0.001)
     assert traces._queue.qsize() == QUEUE
+
+
+class Told:
+    """A tracer that remembers."""
+
+    def __init__(self) -> None:
+        self.spans: list[tuple[str, dict[str, object]]] = []
+
+    def tell(self, name: str, start_ms: float, end_ms: float, attributes: dict[str, object], **_: object) -> TraceParent:
+        self.spans.append((name, attributes))
+        return TraceParent(1, 2)
+
+
+async def test_a_private_play_whose_header_denies_it_is_not_told_beside_its_viewers_other_plays() -> None:
+    codec, asked = Codec.load(), [("traceparent", NAMED), ("private", b"0")]
+    public = play_event("ana", 1, 0)
+    batch = {0: [
+        SimpleNamespace(partition=0, offset=n, timestamp=T0, key=b"ana", value=codec.encode_event(event), headers=asked)
+        for n, event in enumerate([public, dataclasses.replace(public, event_id="other", private=True)])
+    ]}  # fmt: skip
+    decided = plan(batch, {0: Position(0, 0)}, codec.decode_event, Limits())
+    results = [RewriteResult(Outcome.APPLIED) for _ in decided.jobs]
+    tracer = Told()
+    EventTraces(tracer, MemoryStore(MemoryServer()), "playback").tell(
+        find_traced(batch), decided, results, BatchTimes(0, 1, 2, 3)
+    )
+    assert (decided.partitions[0].private, len(decided.jobs)) == (1, 1)
+    assert [at["messaging.kafka.offset"] for name, at in tracer.spans if name.startswith("process")] == [0]
