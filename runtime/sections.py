@@ -88,6 +88,23 @@ class RulesSettings(Section):
         return self
 
 
+def _address(value: str | None, example: str, login: str) -> str | None:
+    """An http(s) URL, nothing behind its path. `login`: the settings that a user and a password belong in. An error quotes nothing: what is
+    written wrongly may hold a password. Errors: `ValueError`."""
+    if value is None:
+        return None
+    try:
+        parts = urlsplit(value)
+        named = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        raise ValueError(f"not a URL, e.g. {example}") from None
+    if "@" in parts.netloc:
+        raise ValueError(f"a user or a password is no part of it ({login})")
+    if parts.scheme not in ("http", "https") or not named or parts.query or parts.fragment:
+        raise ValueError(f"must be an http:// or https:// address without anything behind its path, e.g. {example}")
+    return value.rstrip("/")
+
+
 class SchemasSettings(Section):
     """A Confluent-compatible schema registry's server, instead of the registry's folder."""
 
@@ -103,23 +120,8 @@ class SchemasSettings(Section):
 
     @field_validator("registry_url")
     @classmethod
-    def _address(cls, value: str | None) -> str | None:
-        """Quotes nothing: what is written wrongly may hold a password."""
-        example = "e.g. https://registry:8081"
-        if value is None:
-            return None
-        try:
-            parts = urlsplit(value)
-            named = bool(parts.hostname) and parts.port != 0
-        except ValueError:
-            raise ValueError(f"not a URL, {example}") from None
-        if "@" in parts.netloc:
-            raise ValueError(
-                "a user or a password is no part of it (NEARLINE_SCHEMAS__REGISTRY_USER, …__REGISTRY_PASSWORD)"
-            )
-        if parts.scheme not in ("http", "https") or not named or parts.query or parts.fragment:
-            raise ValueError(f"must be an http:// or https:// address without anything behind its path, {example}")
-        return value.rstrip("/")
+    def _url(cls, value: str | None) -> str | None:
+        return _address(value, "https://registry:8081", "NEARLINE_SCHEMAS__REGISTRY_USER, …__REGISTRY_PASSWORD")
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -149,15 +151,8 @@ class TracingSettings(Section):
 
     @field_validator("endpoint")
     @classmethod
-    def _address(cls, value: str | None) -> str | None:
-        if value is None:
-            return None
-        parts = urlsplit(value)
-        if "@" in parts.netloc:
-            raise ValueError("a user or a password is no part of it (NEARLINE_TRACING__HEADERS)")
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-            raise ValueError("must be an http:// or https:// address, e.g. http://collector:4318")
-        return value.rstrip("/")
+    def _endpoint(cls, value: str | None) -> str | None:
+        return _address(value, "http://collector:4318", "NEARLINE_TRACING__HEADERS")
 
 
 class HealthSettings(HttpSettings):
