@@ -27,7 +27,7 @@ from runtime.redis_errors import explain, explain_timeout
 from viewers import scripts
 from viewers.packing import BadState
 from viewers.redis_trends import RedisTrends
-from viewers.row_reads import RowReads
+from viewers.row_reads import RowReads, drop
 from viewers.store import (
     TRACES_KEPT_S,
     Conflict,
@@ -343,7 +343,7 @@ class RedisStore:
                 await connection.send_packed_command(packed)
                 return await _read_answers(connection, len(packed))
             except BaseException:  # a refusal, too: the answers behind it must be nobody's
-                await connection.disconnect(nowait=True)
+                await drop(connection)
                 raise
             finally:
                 await self._pool.release(connection)

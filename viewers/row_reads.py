@@ -41,7 +41,7 @@ class RowReads:
         """Close the connection; the next question opens another."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            await connection.disconnect(nowait=True)
+            await drop(connection)
 
     async def _run(self) -> None:
         """Ask until nobody waits. Whoever has given up in the meantime is passed over."""
@@ -82,3 +82,12 @@ class RowReads:
             except ResponseError as error:  # of this one; the connection is as good as before
                 replies.append(error)
         return replies
+
+
+async def drop(connection: AbstractConnection) -> None:
+    """Close a connection at once, whatever is under way on it. The client's own `nowait` begins TLS's farewell and waits for nobody: if the
+    loop ends before the server has answered it, the socket is left open."""
+    writer: Any = getattr(connection, "_writer", None)  # the client tells no other way
+    if writer is not None:
+        writer.transport.abort()
+    await connection.disconnect(nowait=True)

@@ -114,7 +114,9 @@ class Told:
     def __init__(self) -> None:
         self.spans: list[tuple[str, dict[str, object]]] = []
 
-    def tell(self, name: str, start_ms: float, end_ms: float, attributes: dict[str, object], **_: object) -> TraceParent:
+    def tell(
+        self, name: str, start_ms: float, end_ms: float, attributes: dict[str, object], **_: object
+    ) -> TraceParent:
         self.spans.append((name, attributes))
         return TraceParent(1, 2)
 
