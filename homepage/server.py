@@ -60,6 +60,9 @@ async def run_homepage(
         reader = store if store is not None else open_store(settings.store, settings.keys, deadline_s=ROW_DEADLINE_S)
         if store is None:
             stack.push_async_callback(reader.close)
+        tracer = open_tracer(settings.tracing, "nearline-homepage")
+        if tracer is not None:
+            stack.push_async_callback(asyncio.to_thread, tracer.close)  # after impressions are sent: they matter more
         schemas = Schemas(settings)
         learning = LearningCodec(
             await asyncio.to_thread(schemas.begin), schemas=schemas
@@ -71,7 +74,6 @@ async def run_homepage(
         impressions = QueuedImpressions(kafka.send, metrics.impressions_lost)
         stack.push_async_callback(impressions.drain)
         defaults = DefaultRows(reader)
-        tracer = open_tracer(settings.tracing, "nearline-homepage")
         traces = None if tracer is None else PageTraces(tracer, reader)
         homepage = Homepage(
             reader, learning, catalogue, impressions, defaults, metrics, identify,
@@ -81,8 +83,7 @@ async def run_homepage(
         tasks.start(
             defaults.run(), catalogue.run(), impressions.run(), CatalogueFeed(settings, learning, catalogue).run()
         )
-        if tracer is not None and traces is not None:
-            stack.push_async_callback(asyncio.to_thread, tracer.close)
+        if traces is not None:
             tasks.start(traces.run())
         port = await stack.enter_async_context(
             serve(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, MutableMapping
@@ -33,19 +34,21 @@ class Repeats:
 
     def __init__(self, clock_s: Callable[[], float] = time.monotonic) -> None:
         self._clock_s = clock_s
+        self._one_at_a_time = threading.Lock()  # whoever works off the loop has things to tell, too
         self._told: dict[str, tuple[float, int]] = {}  # line → when it was last written, how many were dropped since
 
     def __call__(self, _: Any, level: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         if level == "critical" or "exc_info" in event:
             return event
         line, now_s = f"{level}{event!r}", self._clock_s()
-        told_s, dropped = self._told.pop(line, (float("-inf"), 0))
-        if now_s - told_s < REPEAT_AFTER_S:
-            self._told[line] = told_s, dropped + 1
-            raise structlog.DropEvent
-        self._told[line] = now_s, 0
-        while len(self._told) > MAX_REMEMBERED:
-            del self._told[next(iter(self._told))]
+        with self._one_at_a_time:
+            told_s, dropped = self._told.pop(line, (float("-inf"), 0))
+            if now_s - told_s < REPEAT_AFTER_S:
+                self._told[line] = told_s, dropped + 1
+                raise structlog.DropEvent
+            self._told[line] = now_s, 0
+            while len(self._told) > MAX_REMEMBERED:
+                del self._told[next(iter(self._told))]
         if dropped:
             event["repeated"] = dropped
         return event

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import random
+import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,10 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
 
 EXPORT_TIMEOUT_S = 5
-"""Also how long a stop waits at most for the last spans."""
+"""Deadline of one export, its tries included."""
+STOP_TIMEOUT_S = 6.0
+"""So long a stop waits for the last spans: one export to a collector that does not answer. A full queue has several, and a process that
+is being stopped has more important things to end before it is killed."""
 
 log = structlog.get_logger()
 
@@ -82,9 +86,11 @@ class Tracer:
         return TraceParent(told.trace_id, told.span_id)
 
     def close(self) -> None:
-        """Send what is left; blocks for a few seconds at most."""
-        self._provider.force_flush(EXPORT_TIMEOUT_S * 1000)
-        self._provider.shutdown()
+        """Send what is left; blocks for `STOP_TIMEOUT_S` at most."""
+        # The library's own deadlines hold for each export, not for all. The interpreter's end does not wait for this thread.
+        closing = threading.Thread(target=self._provider.shutdown, name="last-spans", daemon=True)
+        closing.start()
+        closing.join(STOP_TIMEOUT_S)
 
     def _named(self, span: TraceParent) -> Any:
         flags = self._trace.TraceFlags(self._trace.TraceFlags.SAMPLED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -79,6 +80,19 @@ def test_a_collector_that_is_away_is_told_and_stops_nobody() -> None:
         tracer.tell("a", 0.0, 1.0, {})
         tracer.close()
     assert [(one["event"], one["endpoint"]) for one in logs] == [("spans_not_sent", "http://127.0.0.1:1")]
+
+
+def test_a_stop_waits_for_a_silent_collector_once_and_not_for_each_batch_of_a_full_queue(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("runtime.tracing.EXPORT_TIMEOUT_S", 1)
+    monkeypatch.setattr("runtime.tracing.STOP_TIMEOUT_S", 1.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent, capture_logs() as logs:
+        tracer = Tracer(TracingSettings(endpoint=f"http://127.0.0.1:{silent.getsockname()[1]}"), "x")
+        for _ in range(2_000):  # four batches
+            tracer.tell("a", 0.0, 1.0, {})
+        tracer.close()
+        assert len(logs) < 4
 
 
 def test_an_endpoint_that_is_none_is_refused_without_quoting_it() -> None:
