@@ -77,7 +77,7 @@ async def run_nightly(
     """Do the steps. `store` is connected.
 
     `force`: publish even what the gate holds back. `skip_evaluation`: publish without asking it. `seed`: merge every play of the
-    lake into the viewers' states, and let updaters without a marker start at the cut-offs. `publish_only`: leave out steps 4 and 5: what was
+    lake into the viewers' states, and let updaters without a marker start at the cut-offs. `publish_only`: leave out 4 and 5: what was
     published waits until a person (or the next night) puts it in force.
     Errors: `UserError` if another nightly job runs on this lake; `HaltError`, `GenerationError`; `TransientError` if a server
     stays away.
