@@ -165,12 +165,12 @@ def read_json(path: Path) -> Any:
         content = json.loads(raw)
     except (ValueError, RecursionError) as error:
         raise ContractError(f"{path}: not JSON ({error})") from error
-    if _is_deeper(content, MAX_SCHEMA_DEPTH):
+    if is_deeper(content, MAX_SCHEMA_DEPTH):
         raise ContractError(f"{path}: nested deeper than the {MAX_SCHEMA_DEPTH} levels that a schema may have")
     return content
 
 
-def _is_deeper(content: Any, depth: int) -> bool:
+def is_deeper(content: Any, depth: int) -> bool:
     """Level by level: from Python 3.12 on the parser takes what no recursion of ours survives."""
     level = [content]
     while level and depth >= 0:

@@ -17,7 +17,18 @@ import httpx
 from fastavro import parse_schema
 
 from contracts.errors import ContractError, RegistryUnavailable
-from contracts.registry import DEFAULT_PATH, MAX_SCHEMA_BYTES, Registry, Schema, Version, schema_problems, without_docs
+from contracts.registry import (
+    DEFAULT_PATH,
+    MAX_SCHEMA_BYTES,
+    MAX_SCHEMA_DEPTH,
+    MAX_SCHEMA_ID,
+    Registry,
+    Schema,
+    Version,
+    is_deeper,
+    schema_problems,
+    without_docs,
+)
 from runtime.sections import SchemasSettings
 from runtime.settings import Settings
 from runtime.tls import explain_tls, find_tls_error, make_context
@@ -107,7 +118,10 @@ class SchemaServer:
         answer = self._ask("POST", f"subjects/{quote(subject, safe='')}/versions", {"schema": json.dumps(schema)})
         if "id" not in answer:
             raise ContractError(f"{self.url} does not register {subject}: {_told(answer)}")
-        return int(answer["id"])
+        try:
+            return int(answer["id"])
+        except (TypeError, ValueError) as error:
+            raise RegistryUnavailable(f"schema registry {self.url}: {_told(answer)}") from error
 
     def objections(self, subject: str, schema: Schema) -> list[str]:
         """Why the server would not let the schema follow the subject's newest version; empty if it would."""
@@ -123,7 +137,7 @@ class SchemaServer:
 
     def _numbers(self, subject: str) -> list[int]:
         """A subject's versions, those that were deleted softly included: their records may still be in the log."""
-        answer = self._ask("GET", f"subjects/{quote(subject, safe='')}/versions?deleted=true")
+        answer = self._ask("GET", f"subjects/{quote(subject, safe='')}/versions?deleted=true", may_list=True)
         if isinstance(answer, dict) and answer.get("error_code") in NOT_FOUND:
             return []
         if not isinstance(answer, list):
@@ -158,7 +172,7 @@ class SchemaServer:
                 return None
             del self._missing[schema]
             return f"is not known to the registry {self.url}"
-        if "schema" not in answer:
+        if not isinstance(answer.get("schema"), str):
             raise RegistryUnavailable(f"schema registry {self.url}: {_told(answer)}")
         self._missing.pop(schema, None)
         if isinstance(schema, bytes):
@@ -170,29 +184,37 @@ class SchemaServer:
 
     def _same(self, answer: Mapping[str, Any], registry: Registry) -> int | None:
         """The id of our version with the same schema."""
-        wanted = without_docs(_json(answer["schema"]))
+        schema = _json(answer["schema"])
+        if is_deeper(schema, MAX_SCHEMA_DEPTH):
+            return None
+        wanted = without_docs(schema)
         every = (one for versions in registry.subjects.values() for one in versions)
         return next((one.schema_id for one in every if without_docs(one.schema) == wanted), None)
 
     def _owners(self, schema: int | bytes) -> str:
         if isinstance(schema, bytes):
             return ""
-        answer = self._ask("GET", f"schemas/ids/{schema}/versions?deleted=true", may_lack=True)
+        answer = self._ask("GET", f"schemas/ids/{schema}/versions?deleted=true", may_lack=True, may_list=True)
         if not isinstance(answer, list):
             return ""
         owners = {str(one.get("subject")) for one in answer if isinstance(one, dict)}
         return f" but for {', '.join(sorted(owners))}"[:300]
 
-    def _ask(self, method: str, path: str, body: object = None, *, may_lack: bool = False) -> Any:
-        """The answer as JSON, a registry's own errors included; None if it `may_lack` the path, and does. Errors: `RegistryUnavailable`."""
+    def _ask(
+        self, method: str, path: str, body: object = None, *, may_lack: bool = False, may_list: bool = False
+    ) -> Any:
+        """The answer, an object (or a list, if it `may_list`), a registry's own errors included; None if it `may_lack` the path, and does.
+        Errors: `RegistryUnavailable`."""
         try:
             response = self._http.request(method, f"{self.url}/{path}", json=body)
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise RegistryUnavailable(f"schema registry {self.url}: {_explain(error)}") from error
         try:
             answer = response.json()
-        except ValueError:
+        except (ValueError, RecursionError):
             answer = None
+        if not isinstance(answer, (dict, list) if may_list else dict):
+            answer = None  # JSON, and no registry's
         if answer is not None and (response.is_success or (response.status_code < 500 and _is_word(answer))):
             return answer
         if may_lack and response.status_code == 404:
@@ -221,7 +243,9 @@ def _parsed(subject: str, number: int, answer: Any, url: str) -> tuple[Version |
         schema_id = int(answer["id"])
         guid = UUID(answer["guid"]).bytes if answer.get("guid") else None
         text, kind = answer["schema"], answer.get("schemaType") or "AVRO"
-    except (KeyError, TypeError, ValueError) as error:
+        if not isinstance(text, str) or not 0 < schema_id <= MAX_SCHEMA_ID:
+            raise ValueError("no schema, or no id")
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise RegistryUnavailable(f"schema registry {url}: {subject} version {number}: {_told(answer)}") from error
     where = f"is {subject} version {number}, which cannot be used: "
     if kind != "AVRO" or answer.get("references"):
@@ -229,7 +253,9 @@ def _parsed(subject: str, number: int, answer: Any, url: str) -> tuple[Version |
     if len(text) > MAX_SCHEMA_BYTES:
         return None, schema_id, guid, where + f"more than {MAX_SCHEMA_BYTES} bytes"
     schema = _json(text)
-    problems = schema_problems(schema) or _not_avro(schema)
+    problems = (
+        ["nested too deep"] if is_deeper(schema, MAX_SCHEMA_DEPTH) else schema_problems(schema) or _not_avro(schema)
+    )
     if problems:
         return None, schema_id, guid, where + "; ".join(problems)
     return Version(subject, number, schema_id, schema), schema_id, guid, ""
@@ -276,7 +302,7 @@ def _told(answer: Any) -> str:
     return "not the answer of a registry"
 
 
-def _explain(error: httpx.HTTPError) -> str:
+def _explain(error: httpx.HTTPError | httpx.InvalidURL) -> str:
     tls = find_tls_error(error)
     if tls is not None:
         return explain_tls(tls, "NEARLINE_SCHEMAS__", URL)

@@ -5,6 +5,7 @@ With `NEARLINE_TEST_REGISTRY_URL` the first tests ask a server that is there (ea
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -257,6 +258,34 @@ def test_a_registered_schema_that_is_dangerous_to_read_is_refused_and_the_others
     assert codec.decode_event(codec.encode_event(EVENT)) == EVENT
     with pytest.raises(UndecodableRecord, match=r"playback-value version 2, which cannot be used: .*recursive"):
         codec.decode_event(b"\x00" + bad.to_bytes(4, "big") + b"\x02\x02\x00")
+
+
+DEEP = '{"type": "long", "x": ' + '{"x": ' * 400 + "1" + "}" * 401
+NASTY = [None, True, -1, 2**40, 1.5, float("nan"), "", "x", [], [1], {}, {"x": 1}, '"long"', "[" * 5_000, DEEP]
+
+
+@pytest.mark.parametrize("what", ["id", "guid", "schema", "schemaType", "references", "all"])
+def test_a_server_that_answers_nonsense_is_away_or_its_version_is_refused(server: RegistryServer, what: str) -> None:
+    settings = settings_for(server.url)
+    register_all(settings)
+    honest = server.answer
+    for nasty in NASTY:
+
+        def answer(method: str, path: str, body: dict, login: str | None, nasty: object = nasty):
+            status, said = honest(method, path, body, login)
+            if status == 200 and what == "all" and "schemas" in path:
+                return status, nasty
+            if status == 200 and isinstance(said, dict) and ("schemas" in path or "playback-value" in path):
+                said = nasty if what == "all" else {**said, what: nasty}
+            return status, said
+
+        server.answer = answer  # type: ignore[method-assign]
+        asked = SchemaServer(settings)
+        for schema in (1, 9, b"g" * 16):
+            with contextlib.suppress(RegistryUnavailable, ContractError):
+                codec = Codec(asked.learn(schema), rows=Registry.load())
+                with contextlib.suppress(UndecodableRecord, UnknownSchema):
+                    codec.decode_event(b"\x00\x00\x00\x00\x01\x02")
 
 
 def test_a_server_that_is_away_at_the_start_is_waited_for_and_rows_do_not_need_it(server: RegistryServer) -> None:
