@@ -15,7 +15,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from batch.rollout_verbs import freeze, unfreeze
-from batch.verbs import evaluate, forget, generations_app, nightly, with_store
+from batch.verbs import evaluate, forget, generations_app, known_generations, nightly, with_store
 from bench.verbs import plan
 from contracts.errors import HaltError, NearlineError, TransientError, UserError
 from runtime.console import Json, print_json, read_settings
@@ -66,6 +66,26 @@ def trends() -> None:
     from trends.service import run_trends
 
     asyncio.run(run_trends(read_settings()))
+
+
+@app.command()
+def shadow(
+    generation_id: Annotated[
+        str, typer.Argument(help="as `nearline generations list` prints it", autocompletion=known_generations)
+    ],
+    share: Annotated[
+        float, typer.Option(min=0.01, max=100, help="percent of the viewers who play, chosen by hash")
+    ] = 10.0,
+) -> None:
+    """Compute a generation's rows for viewers who play, beside those they are served, and export how alike they are.
+
+    Nothing is served or written. Until SIGTERM or Ctrl-C.
+
+    Example: NEARLINE_HEALTH__PORT=9101 nearline shadow 20261121T094009.191Z-e1a2e022 --share 5
+    """
+    from updater.shadow_service import run_shadow
+
+    asyncio.run(run_shadow(read_settings(), generation_id, share))
 
 
 @app.command()

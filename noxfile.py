@@ -18,6 +18,8 @@ RESULTS = ROOT / ".nox" / "results"
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 STORED = ("tests/contract", "tests/integration/test_updater.py", "tests/integration/test_security_redis.py")
 """What speaks to a store: the suite that every store runs, the updater on a real Kafka, and the rights of each process."""
+TIMEOUT_S = 900
+"""Of a test: the recorded runs are about what works, on machines that may do other things."""
 ONE_THREAD = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 nox.options.sessions = ("compat", "page")

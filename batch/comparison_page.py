@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from html import escape
 
-from batch.comparison import DEPTH, Comparison, Reach, Tile, ViewerComparison
+from batch.comparison import Comparison, Reach, Tile, ViewerComparison
+from ranking.overlap import DEPTH
 
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --new: #1a7f37; --gone: #b35900; }

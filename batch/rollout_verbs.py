@@ -125,8 +125,8 @@ def _table(one: ViewerComparison) -> object:
 
     from rich.table import Table
 
-    from batch.comparison import DEPTH
     from batch.comparison_page import change_of
+    from ranking.overlap import DEPTH
 
     table = Table(
         "#", "A", "", "B", "", title=f"{one.viewer}, who watched {'; '.join(one.plays)}", title_justify="left"

@@ -34,6 +34,10 @@ class Keys:
     def viewer_prefix(self) -> str:
         return f"{self.namespace}:v:"
 
+    def trace(self, row_id: str) -> str:
+        """String: W3C's `traceparent` of the span that wrote this row; expires after an hour. Only of traced events."""
+        return f"{self.namespace}:trace:{row_id}"
+
     def marker(self, partition: int) -> str:
         """Hash: `next`, `origin`, `applied`, `noop`, `private`, `dead`, `absent`: decimals; `anchor`: `offset:timestamp_ms:digest` of the
         newest finished record that is not private, empty before the first; `gap_end`: the end of the newest declared gap, 0 for none."""

@@ -29,6 +29,9 @@ DEFAULT_PATH = Path(__file__).parent / "registry"
 SCHEMAS_PATH = Path(__file__).parent / "schemas"
 """The schemas this code reads and writes: `<name>.avsc`, subject `<name>-value`."""
 
+MAX_SCHEMA_DEPTH = 64
+"""Levels of objects and lists: several times what ours have."""
+
 MAX_SCHEMA_BYTES = 64 * 1024
 """Longest schema file, bytes: ten times the largest one here; a bigger one is a mistake."""
 
@@ -159,9 +162,22 @@ def read_json(path: Path) -> Any:
     if len(raw) > MAX_SCHEMA_BYTES:
         raise ContractError(f"{path}: more than the {MAX_SCHEMA_BYTES} bytes that a schema may have")
     try:
-        return json.loads(raw)
+        content = json.loads(raw)
     except (ValueError, RecursionError) as error:
         raise ContractError(f"{path}: not JSON ({error})") from error
+    if _is_deeper(content, MAX_SCHEMA_DEPTH):
+        raise ContractError(f"{path}: nested deeper than the {MAX_SCHEMA_DEPTH} levels that a schema may have")
+    return content
+
+
+def _is_deeper(content: Any, depth: int) -> bool:
+    """Level by level: from Python 3.12 on the parser takes what no recursion of ours survives."""
+    level = [content]
+    while level and depth >= 0:
+        inner = [one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list)]
+        level = [value for values in inner for value in values]
+        depth -= 1
+    return bool(level)
 
 
 def without_docs(schema: Any) -> Any:

@@ -8,6 +8,7 @@ Kafka the home page goes on with the generation's.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Protocol
 
 import structlog
@@ -19,6 +20,7 @@ from contracts.framing import framed
 from runtime.kafka import AIOKafkaConsumer, TopicPartition, kafka_errors, make_admin, make_consumer
 from runtime.learning_codec import LearningCodec
 from runtime.settings import Settings
+from runtime.tasks import stop_client
 
 RETRY_S = 5.0
 """Between two tries while Kafka is away, or the topic is not there yet."""
@@ -42,6 +44,7 @@ class CatalogueFeed:
 
     def __init__(self, settings: Settings, codec: LearningCodec, catalogue: Catalogue) -> None:
         self.caught_up = False
+        self._stopping = asyncio.Event()
         self._settings = settings
         self._codec = codec
         self._catalogue = catalogue
@@ -50,19 +53,24 @@ class CatalogueFeed:
         self._unread_with = codec.current
 
     async def run(self) -> None:
-        """Follow until cancelled; a failure is logged once per message and tried again."""
+        """Follow until `stop`, or until cancelled; a failure is logged once per message and tried again."""
         reported = ""
-        while True:
+        while not self._stopping.is_set():
             try:
                 await self._follow()
             except KafkaUnavailable as error:
                 if str(error) != reported:
                     reported = str(error)
                     log.warning("catalogue_feed_away", problem=reported)
-            await asyncio.sleep(RETRY_S)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), RETRY_S)
+
+    def stop(self) -> None:
+        """End with the fetch under way: a client that is cut short where it connects or closes leaves its connection open."""
+        self._stopping.set()
 
     async def _follow(self) -> None:
-        """Read every partition from its beginning, for ever. Returns if the topic does not exist."""
+        """Read every partition from its beginning, until `stop`. Returns if the topic does not exist."""
         partitions = await self._partitions()
         if not partitions:
             self.caught_up = True
@@ -74,13 +82,13 @@ class CatalogueFeed:
                 for partition, offset in (await consumer.beginning_offsets(partitions)).items():
                     consumer.seek(partition, offset)
                 ends = await consumer.end_offsets(partitions)
-                while True:
+                while not self._stopping.is_set():
                     await self._take(consumer)
                     if not self.caught_up:
                         reached = [await consumer.position(partition) >= end for partition, end in ends.items()]
                         self.caught_up = all(reached)
         finally:
-            await consumer.stop()
+            await stop_client(consumer)
 
     async def _take(self, consumer: AIOKafkaConsumer) -> None:
         fetched = await consumer.getmany(timeout_ms=FETCH_WAIT_MS)

@@ -6,6 +6,8 @@ pauses, as for any schema that is not known. A verb asks `open_codec`, which fai
 
 from __future__ import annotations
 
+import threading
+
 import structlog
 
 from contracts.codec import Codec
@@ -17,12 +19,13 @@ log = structlog.get_logger()
 
 
 class Schemas:
-    """The configured registry. Its methods block, and are for one thread at a time."""
+    """The configured registry. Its methods block; threads may share it."""
 
     def __init__(self, settings: Settings) -> None:
         self._path = settings.registry_path
         self._server = None
         self._told = ""
+        self._one_at_a_time = threading.Lock()
         if settings.schemas.registry_url:
             from runtime.schema_server import SchemaServer  # a tenth of a second, which most processes need not spend
 
@@ -38,7 +41,8 @@ class Schemas:
         """A codec over what is registered now. Errors: `ContractError`, `RegistryUnavailable`."""
         if self._server is None:
             return Codec(Registry.load(self._path))
-        return self._codec(self._server.read())
+        with self._one_at_a_time:
+            return self._codec(self._server.read())
 
     def begin(self) -> Codec:
         """The same; with a server that is away, a codec that knows nothing but rows until it has learnt. Errors: `ContractError`."""
@@ -55,7 +59,8 @@ class Schemas:
             if self._server is None:
                 registry = Registry.load(self._path)
             else:
-                registry = self._server.learn(None if unknown is None else unknown.schema)
+                with self._one_at_a_time:
+                    registry = self._server.learn(None if unknown is None else unknown.schema)
             codec = known if registry == known.registry else self._codec(registry)
         except (ContractError, RegistryUnavailable) as error:
             self._tell(str(error))

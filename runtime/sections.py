@@ -133,6 +133,33 @@ class SchemasSettings(Section):
         return self
 
 
+class TracingSettings(Section):
+    """OpenTelemetry's spans, sent by OTLP over HTTP; off unless an endpoint is set (docs/tracing.md)."""
+
+    endpoint: str | None = Field(None, description="the collector, e.g. http://collector:4318; unset: off")
+    headers: SecretStr | None = Field(
+        None, description="headers that the collector asks for, e.g. authorization=Bearer …, comma-separated"
+    )
+    ssl_ca_file: Path | None = Field(
+        None, description="authority of the collector's certificate; the machine's if unset"
+    )
+    page_share: float = Field(
+        0.0, ge=0, le=1, description="share of page views that are traced without being asked to by a traceparent"
+    )
+
+    @field_validator("endpoint")
+    @classmethod
+    def _address(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        parts = urlsplit(value)
+        if "@" in parts.netloc:
+            raise ValueError("a user or a password is no part of it (NEARLINE_TRACING__HEADERS)")
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+            raise ValueError("must be an http:// or https:// address, e.g. http://collector:4318")
+        return value.rstrip("/")
+
+
 class HealthSettings(HttpSettings):
     """Health and metrics of the updater, of the aggregator of trends, and of the scheduler."""
 

@@ -33,6 +33,7 @@ from runtime.sections import (
     RulesSettings,
     SchemasSettings,
     Section,
+    TracingSettings,
 )
 from runtime.sources import PREFIX, known_keys, nearest, open_layers
 from runtime.tls import make_context
@@ -319,6 +320,7 @@ class Settings(BaseSettings):
     trends: TrendsSettings = TrendsSettings()
     homepage: HomepageSettings = HomepageSettings()
     schemas: SchemasSettings = SchemasSettings()
+    tracing: TracingSettings = TracingSettings()
     health: HealthSettings = HealthSettings()
     generations_path: str = Field(".nearline/generations", description="folder or URL of the generations")
     lake_path: str = Field(".nearline/lake", description="folder of the lake")

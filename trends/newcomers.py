@@ -7,7 +7,6 @@ vectors were when they were read. So it is part of the snapshot, whose bytes its
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -22,6 +21,7 @@ from runtime.catalogue_feed import CatalogueFeed
 from runtime.learning_codec import LearningCodec
 from runtime.schemas import Schemas
 from runtime.settings import Settings
+from runtime.tasks import cancel_all
 from trends.counters import Counts
 from trends.new_items import Content, ItemFold, NewItem, added_of, choose
 from viewers.trend_store import TrendStore
@@ -30,6 +30,8 @@ EVERY_S = 10.0
 """Between two looks: a change of them costs every updater some milliseconds."""
 LOOKS = 3
 """At an item after each play: its viewer's vector may not have followed yet."""
+STOP_WITHIN_S = 5.0
+"""The feed ends by itself within a fetch; where Kafka is away it is cut short."""
 READ_AT_ONCE = 4_000
 """Viewers' vectors in one look; items that have to wait have the next."""
 
@@ -85,9 +87,9 @@ class Newcomers:
         try:
             yield
         finally:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+            self._feed.stop()
+            await asyncio.wait({task}, timeout=STOP_WITHIN_S)
+            await cancel_all(task)
 
     @property
     def titles(self) -> Mapping[str, CatalogueItem] | None:

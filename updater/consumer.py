@@ -44,12 +44,14 @@ from runtime.kafka import (
 from runtime.schemas import Schemas
 from runtime.settings import Settings
 from runtime.tasks import cancel_all
+from runtime.tracing import Tracer
 from updater.checkpoint import Checkpoint
 from updater.deadletter import DeadLetterQueue, FloodGuard, without_erased
 from updater.line import Line, Turn
 from updater.metrics import Metrics, RowTiming
 from updater.pipeline import Plan, plan, tallies
 from updater.swap import Swap
+from updater.traces import BatchTimes, EventTraces, find_traced
 from viewers.play_reader import PlayReader
 from viewers.rewrite import RewriteResult, Timing, rewrite_viewers
 from viewers.state import Limits
@@ -91,8 +93,9 @@ class Updater:
         instance: str | None = None,
         now_ms: Callable[[], float] = wall_ms,
         schemas: Schemas | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
-        """`schemas`: where `codec` is from; None: what the settings name."""
+        """`schemas`: where `codec` is from; None: what the settings name. `tracer`: None: nothing is traced."""
         self.settings = settings
         self.store = store
         self.metrics = Metrics()
@@ -100,6 +103,7 @@ class Updater:
         self.limits = Limits(**settings.state.model_dump())
         self.now_ms = now_ms
         self._schemas = schemas or Schemas(settings)
+        self._traces = EventTraces(tracer, store, settings.kafka.topic) if tracer is not None else None
         self._codec = codec
         self._read_plays = PlayReader(codec.event_header)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="rewrite")
@@ -195,6 +199,7 @@ class Updater:
             self._planner, plan, fetched, positions, self._codec.decode_event, self.limits, self._read_plays
         )
         turn.decided({**positions, **decided.positions})
+        decided_at_ms = self.now_ms()
         if decided.dead_letters:
             await turn.to_write()  # an erasure may be among what is written
             await dead_letters.send(await without_erased(self.store, decided, checkpoint.passed))  # 1
@@ -208,9 +213,13 @@ class Updater:
             turn=turn,
             rows=Rows.FOLLOW,
         )
+        written_at_ms = self.now_ms()
         counted = tallies(decided, results)
         await checkpoint.advance(decided.partitions, counted)  # 3; step 4, the commit, follows on its own clock
         self._observe(decided, results, fetched_at_ms)
+        if self._traces is not None:
+            times = BatchTimes(fetched_at_ms, decided_at_ms, written_at_ms, self.now_ms())
+            self._traces.tell(find_traced(fetched), decided, results, times)
         for tally in counted.values():
             for decision in ("applied", "noop", "private", "dead", "absent"):
                 self.metrics.records.labels(decision).inc(getattr(tally, decision))

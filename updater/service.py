@@ -25,6 +25,7 @@ from runtime.kafka import KafkaError, TopicPartition
 from runtime.schemas import Schemas
 from runtime.settings import Settings
 from runtime.tasks import cancel_all
+from runtime.tracing import open_tracer
 from updater.consumer import Updater
 from viewers.redis_store import open_store
 from viewers.store import Marker
@@ -254,8 +255,8 @@ def make_app(updater: Updater, watch: Watch) -> Starlette:
 async def run_updater(settings: Settings) -> None:
     """Run until SIGTERM or Ctrl-C. Errors: `HaltError`, `KafkaUnavailable` on a silent stall."""
     store = open_store(settings.store, settings.keys)
-    schemas = Schemas(settings)
-    updater = Updater(settings, store, await asyncio.to_thread(schemas.begin), schemas=schemas)
+    schemas, tracer = Schemas(settings), open_tracer(settings.tracing, "nearline-updater")
+    updater = Updater(settings, store, await asyncio.to_thread(schemas.begin), schemas=schemas, tracer=tracer)
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, updater.stop)
@@ -270,6 +271,8 @@ async def run_updater(settings: Settings) -> None:
         raise
     finally:
         await store.close()
+        if tracer is not None:
+            await asyncio.to_thread(tracer.close)
     log.info("updater_stopped", **{k: v for k, v in watch.stats().items() if k in ("rows_written", "unaccounted")})
 
 

@@ -39,6 +39,7 @@ class MemoryServer:
         self.updaters: dict[str, tuple[int, int]] = {}
         self.rebuilt: set[int] = set()
         self.default_rows: dict[str, bytes] = {}
+        self.traces: dict[str, str] = {}
         self.trends = MemoryTrendsContent()
 
     @property
@@ -192,6 +193,12 @@ class MemoryStore:
     async def write_rebuilt(self, activation: int) -> None:
         self._check()
         self.server.rebuilt.add(activation)
+
+    async def write_traces(self, traces: Mapping[str, str]) -> None:
+        self.server.traces |= traces
+
+    async def read_trace(self, row_id: str) -> str | None:
+        return self.server.traces.get(row_id)
 
     async def read_default_rows(self) -> Mapping[str, bytes]:
         return dict(self.server.default_rows)

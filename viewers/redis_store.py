@@ -29,6 +29,7 @@ from viewers.packing import BadState
 from viewers.redis_trends import RedisTrends
 from viewers.row_reads import RowReads
 from viewers.store import (
+    TRACES_KEPT_S,
     Conflict,
     Freeze,
     FreezeDiffers,
@@ -289,6 +290,16 @@ class RedisStore:
             raise StoreChanged(
                 f"{key}: found {found.decode()} where {self._identity} was; the rebuild is to be done again"
             )
+
+    async def write_traces(self, traces: Mapping[str, str]) -> None:
+        if traces:
+            await self._pipeline(
+                [("SET", self.keys.trace(row_id), trace, "EX", TRACES_KEPT_S) for row_id, trace in traces.items()]
+            )
+
+    async def read_trace(self, row_id: str) -> str | None:
+        found = await self._command("GET", self.keys.trace(row_id))
+        return None if found is None else found.decode("ascii", "replace")
 
     async def read_default_rows(self) -> Mapping[str, bytes]:
         return {name.decode(): row for name, row in (await self._hgetall(self.keys.default_row)).items()}

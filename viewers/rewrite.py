@@ -82,9 +82,10 @@ class RewriteJob(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Wall-clock milliseconds at which a row was computed and known to be in the store."""
+    """Wall-clock milliseconds at which a row's computation began, and ended, and at which it was known to be in the store."""
 
     computed_at_ms: float
+    rewritten_at_ms: float
     written_at_ms: float
 
 
@@ -352,6 +353,7 @@ async def rewrite_viewers(
         computed_at_ms = now_ms()
         todo = [(jobs[i], stored[i]) for i in pending]
         computed = await loop.run_in_executor(executor, _compute, rewriter, todo, int(computed_at_ms))
+        rewritten_at_ms = now_ms()
         writes: list[tuple[int, ViewerWrite, str]] = []
         for i, rewritten in zip(pending, computed, strict=True):
             if rewritten is None:
@@ -375,7 +377,7 @@ async def rewrite_viewers(
         if not writes:
             break
         answers = await store.write_viewers([write for _, write, _ in writes])
-        timing = Timing(computed_at_ms, now_ms())
+        timing = Timing(computed_at_ms, rewritten_at_ms, now_ms())
         for (i, _, row_id), answer in zip(writes, answers, strict=True):
             match answer:
                 case Written():

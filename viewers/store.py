@@ -13,6 +13,9 @@ from typing import NamedTuple, Protocol
 from contracts.anchors import Anchor
 from viewers.trend_store import TrendStore
 
+TRACES_KEPT_S = 3_600
+"""So long is it told which trace a row is from; it names no viewer, and is gone before anybody would have to forget it."""
+
 
 class StoredViewer(NamedTuple):
     """What the store holds of one viewer. An absent viewer is all empty bytes and activation 0."""
@@ -253,6 +256,12 @@ class Store(Protocol):
 
     async def write_rebuilt(self, activation: int) -> None:
         """Record a completed rebuild and sweep; `StoreChanged` if the server is not the one that holds them."""
+
+    async def write_traces(self, traces: Mapping[str, str]) -> None:
+        """Row id → `traceparent` of the span that wrote the row; kept for `TRACES_KEPT_S`. Nothing else hangs on them."""
+
+    async def read_trace(self, row_id: str) -> str | None:
+        """What `write_traces` was told of a row lately."""
 
     async def read_default_rows(self) -> Mapping[str, bytes]:
         """`territory:maturity` → encoded home row."""

@@ -11,9 +11,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from mkdocs.structure.files import File, Files  # noqa: E402
+from mkdocs.structure.files import File, Files
 
-from website.reference import PAGES  # noqa: E402
+from website.reference import PAGES
 
 ELSEWHERE = {
     "ARCHITECTURE.md": "architecture.md",

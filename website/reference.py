@@ -6,21 +6,26 @@ import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-import click
 import typer
 
 import contracts.keys
 import homepage.service
+from contracts.catalogue import CatalogueItem
+from contracts.codec import Codec
 from contracts.keys import Keys
+from contracts.rows import Entry, HomeRow
+from homepage.catalogue import Catalogue
+from homepage.render import Audience, render_row, select_entries
 
 ROOT = Path(__file__).parent.parent
 Family = tuple[str, str, str]
 """(name, kind, what it says)."""
 
 
-def verbs() -> Iterator[tuple[tuple[str, ...], click.Command]]:
+def verbs() -> Iterator[tuple[tuple[str, ...], Any]]:
     """Every verb by its words, groups left out."""
     import nearline
 
@@ -59,13 +64,13 @@ def _prose(text: str) -> str:
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n")).strip()
 
 
-def _parameters(command: click.Command) -> list[str]:
+def _parameters(command: Any) -> list[str]:
     rows = []
     for parameter in command.params:
         if parameter.name in ("help", "install_completion", "show_completion"):
             continue
         names = ", ".join(f"`{name}`" for name in (*parameter.opts, *parameter.secondary_opts))
-        if isinstance(parameter, click.Argument) or parameter.param_type_name == "argument":
+        if parameter.param_type_name == "argument":
             names = f"`{str(parameter.name).upper()}`"
         default = (
             ""
@@ -85,20 +90,15 @@ def metrics() -> Mapping[str, list[Family]]:
     """Process → every metric family that it exports."""
     from batch.schedule import NightMetrics
     from homepage.service import Metrics as HomeMetrics
+    from trends.aggregator import Figures
     from trends.service import Metrics as TrendMetrics
     from updater.metrics import Metrics as UpdaterMetrics
-
-    class Idle:
-        """An aggregator before its first record, for the shape of what it tells."""
-
-        def __getattr__(self, name: str) -> Any:
-            return 0
 
     made: dict[str, Callable[[], Any]] = {
         "nearline updater": UpdaterMetrics,
         "nearline homepage": HomeMetrics,
         "nearline nightly --at": NightMetrics,
-        "nearline trends": lambda: TrendMetrics(Idle()),  # type: ignore[arg-type]
+        "nearline trends": lambda: TrendMetrics(SimpleNamespace(figures=Figures())),  # type: ignore[arg-type]
     }
     return {name: _families(make().registry) for name, make in made.items()}
 
@@ -125,11 +125,34 @@ def metrics_page() -> str:
 
 def http_page() -> str:
     """The home page's addresses, from the head of its module, and the fields of an answer."""
-    from homepage.render import render_row
-
     text = inspect.getdoc(homepage.service) or ""
-    how = inspect.getdoc(render_row) or ""
-    return f"# The home page's HTTP\n\n{text}\n\n## The answer\n\n{how}\n\nWho may ask: [security](security.md#the-home-page).\n"
+    rows = [f"| `{name}` | {cell(str(value))} |" for name, value in example_answer().items() if name != "entries"]
+    entry = [f"| `entries[].{name}` | {cell(str(value))} |" for name, value in example_answer()["entries"][0].items()]
+    return (
+        "\n\n".join(
+            [
+                "# The home page's HTTP",
+                text,
+                "Who may ask, and the limits: [security](security.md#the-home-page).",
+                "## The answer",
+                f"JSON. {' '.join((inspect.getdoc(render_row) or '').split())}",
+                "\n".join(["| field | for example |", "|---|---|", *rows, *entry]),
+            ]
+        )
+        + "\n"
+    )
+
+
+def example_answer() -> dict[str, Any]:
+    """What the renderer makes of a row of one entry."""
+    codec = Codec.load()
+    row = HomeRow("0f3a…", "20261121T220000.000Z-0123abcd", 7, "-", 2_000, 1_980, (Entry("tt0000001", 0.5, "als"),))
+    catalogue = Catalogue({"tt0000001": CatalogueItem("tt0000001", "A title", ("drama",))}, activation=7)
+    columns = codec.decode_columns(codec.encode_row(row))
+    selection = select_entries(columns, catalogue, Audience(), now_ms=2_010, limit=1)
+    rendered = render_row(columns, selection, catalogue, viewer="ana-0042", now_ms=2_010, default=False, degraded=False)
+    answer: dict[str, Any] = json.loads(rendered)
+    return answer
 
 
 def keys_page() -> str:
@@ -141,7 +164,7 @@ def keys_page() -> str:
             continue
         function = member.fget if isinstance(member, property) else member
         text = inspect.getdoc(function)
-        if text is None:  # a prefix, not a key
+        if function is None or text is None:  # a prefix, not a key
             continue
         arguments = {parameter: f"{{{parameter}}}" for parameter in list(inspect.signature(function).parameters)[1:]}
         key = getattr(keys, name) if isinstance(member, property) else member(keys, **arguments)

@@ -116,10 +116,10 @@ class RowMaker:
 
 @dataclass(eq=False, slots=True)
 class _Row:
-    """A viewer's row: what it is made of until it is made. `asks`: who waits for it."""
+    """A viewer's row: what it is made of until it is made (then its maker goes: each holds a catalogue's tables). `asks`: who waits."""
 
     state: ViewerState
-    maker: RowMaker
+    maker: RowMaker | None
     asks: list[int] = field(default_factory=list)
     made: tuple[list[int], list[float]] | None = None
 
@@ -203,9 +203,10 @@ class Incremental:
     def flush(self) -> None:
         """Make the open rows."""
         for maker in {id(row.maker): row.maker for row in self._open}.values():
+            assert maker is not None  # the row is not made yet
             mine = [row for row in self._open if row.maker is maker]
             for row, made in zip(mine, maker.rows([row.state for row in mine]), strict=True):
-                row.made = made
+                row.made, row.maker = made, None
                 for number in row.asks:
                     self._answer(number, *made)
                 row.asks.clear()

@@ -348,6 +348,14 @@ async def test_a_connection_that_the_system_gives_up_is_no_answer(
     await store.close()
 
 
+async def test_a_rows_trace_is_found_by_the_row_alone(stores: tuple[Store, Store]) -> None:
+    one, other = stores
+    await one.write_traces({})
+    await one.write_traces({"r1": "00-a-b-01", "r2": "00-c-d-01"})
+    assert (await other.read_trace("r1"), await other.read_trace("r2")) == ("00-a-b-01", "00-c-d-01")
+    assert await other.read_trace("r3") is None
+
+
 async def test_default_rows_that_could_not_be_written_are_told(valkey: ValkeyServer, namespace: str) -> None:
     store = RedisStore(valkey.url, Keys(namespace, "t@1"))
     await store.connect()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 
@@ -48,8 +49,6 @@ async def keep_plays(viewers: int) -> None:
 
 
 def test_compare_prints_answers_programs_and_writes_a_page(typed, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    import asyncio
-
     asyncio.run(keep_plays(8))
     page = tmp_path / "review.html"
     told = typed("generations", "compare", "g1", "g2", "--viewers", "v1, v2", "--html", str(page))
@@ -65,3 +64,18 @@ def test_what_compare_cannot_do_is_said_before_anything_is_computed(typed, tmp_p
     assert "there is no folder" in str(nowhere.exception)
     unknown = typed("generations", "compare", "g1", "g2", "--viewers", "nobody")
     assert "nothing is known of nobody" in str(unknown.exception)
+
+
+def test_freezing_and_letting_go_are_told_and_can_be_repeated(typed) -> None:  # type: ignore[no-untyped-def]
+    asyncio.run(keep_plays(3))
+    told = typed("freeze", "--reason", "odd rows")
+    assert told.exit_code == 0 and "rows are frozen since" in told.output and "(odd rows)" in told.output
+    again = json.loads(typed("freeze", "--json").output)
+    assert (again["already"], again["reason"]) == (True, "odd rows")
+    back = json.loads(typed("unfreeze", "--json").output)
+    assert (back["was_frozen"], back["rebuilt"]) == (True, None)  # no generation is in force
+    assert "they were not frozen" in typed("unfreeze").output
+    assert typed("generations", "activate", "g1").exit_code == 0
+    typed("freeze")
+    assert "g1 is in force as activation 2, 3 rows rewritten" in typed("unfreeze").output
+    assert "--reason" in str(typed("freeze", "--reason", "two\nlines").exception)

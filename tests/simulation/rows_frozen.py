@@ -92,7 +92,8 @@ class FrozenWorld(World):
         self.checker.rebuilders.add(self.nightly.store.client)
 
     def do_rebuild(self) -> None:
-        if self._resting and self._held:
+        # A server that lost the end of its log may be frozen again: doctor and alarm say so, and somebody lets go once more.
+        if self._resting and (self._held or self.cluster.primary.frozen is not None):
             self.do_kill_nightly()
             self._held = False
             self.do_let_go()

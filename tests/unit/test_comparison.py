@@ -8,12 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batch.comparison import compare, compare_rows, overlap_at, rank_biased_overlap, summarize
+from batch.comparison import compare, compare_rows, summarize
 from batch.comparison_page import change_of, render_page
 from contracts.codec import Codec
 from contracts.errors import GenerationError, UserError
 from contracts.rows import ENTRIES_SHOWN, Entry
 from embeddings.files import load_generation
+from ranking.overlap import overlap_at, rank_biased_overlap
 from runtime.settings import Settings
 from tests.worlds import T0, make_generation, play_event, write_generation_folder
 from viewers.memory_store import MemoryStore

