@@ -42,7 +42,8 @@ class RankingInput:
     """What ranking needs to know of one viewer, newest signal first.
 
     `item_ids`, `strengths`, `ranks`: (n,) signals (unknown items allowed: they wait for an embedding).
-    `seen_item_ids`: not to be shown again. `seen_digests`: (s,) int64, the same for items known by digest only.
+    `seen_item_ids`: not to be shown again. `seen_digests`: (s,) int64, the same for items known by digest only. `newest_ms`: when the
+    newest play that says something started; None: none is kept.
     """
 
     item_ids: Sequence[str]
@@ -50,6 +51,7 @@ class RankingInput:
     ranks: Sequence[int]
     seen_item_ids: frozenset[str]
     seen_digests: I64
+    newest_ms: int | None = None
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -91,7 +93,7 @@ def rank(generation: Generation, viewers: Sequence[RankingInput], now_ms: int) -
     if tables is not None:
         return [
             _rank_by_features(
-                generation, tables, folded, _candidates(generation, tables, viewer, folded, allowed, out, rows)
+                generation, tables, folded, _candidates(generation, tables, viewer, folded, allowed, out, rows, now_ms)
             )
             for viewer, folded, out, rows in by_taste
         ]
@@ -191,13 +193,14 @@ def _rank_one(
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Candidates:
-    """What the ranker chooses from. `rows`: (m,) ascending. `als`: (m,) y·x. `features`: (m, features)."""
+    """What the ranker chooses from. `rows`: (m,) ascending. `als`: (m,) y·x. `features`: (m, features of `BASE`). `context`: (contexts,)
+    of the moment."""
 
     rows: I64
     als: F64
     features: F64
     follows: ranker.Following
-    weight: float  # w, of the evidence
+    context: F64
 
 
 def rank_candidates(generation: Generation, viewers: Sequence[RankingInput], now_ms: int) -> list[Candidates]:
@@ -205,7 +208,7 @@ def rank_candidates(generation: Generation, viewers: Sequence[RankingInput], now
     tables, allowed = generation.tables, available(generation, now_ms)
     assert tables is not None
     return [
-        _candidates(generation, tables, viewer, folded, allowed, excluded, als_rows)
+        _candidates(generation, tables, viewer, folded, allowed, excluded, als_rows, now_ms)
         for viewer, folded, excluded, als_rows in _by_taste(generation, viewers, allowed)
     ]
 
@@ -218,6 +221,7 @@ def _candidates(
     allowed: NDArray[np.bool_],
     excluded: I64,
     als_rows: I64,
+    now_ms: int,
 ) -> Candidates:
     """Of all sources. Without a signal that the generation knows there is no taste to go by."""
     w = evidence_weight(viewer) if len(folded.rows) else 0.0
@@ -228,29 +232,32 @@ def _candidates(
     further = ranker.further_candidates(tables, follows, showable)
     rows = np.unique(np.concatenate([als_rows if w > 0 else als_rows[:0], popular, further]))
     als = scores(generation, folded.x, rows, padded_to=len(rows))
-    return Candidates(rows, als, ranker.features(generation, tables, rows, als, w, follows), follows, w)
+    away_ms = 0 if viewer.newest_ms is None else max(0, now_ms - viewer.newest_ms)
+    context = ranker.context(w, len(viewer.item_ids), away_ms)
+    return Candidates(rows, als, ranker.features(generation, tables, rows, als, follows), follows, context)
 
 
 def _rank_by_features(generation: Generation, tables: Tables, folded: FoldedViewer, found: Candidates) -> Ranked:
-    of_source = ranker.parts(tables, found.features)
+    weights = ranker.weights_of(tables, found.context)
+    of_source = ranker.parts(weights, found.features)
     score, origin = of_source.sum(axis=1), ranker.origins(of_source)
     best = np.argsort(-score, kind="stable")[:ENTRIES_KEPT]  # rows ascend: ties go to the lower one
     rows, als, score, origin = found.rows[best], found.als[best], score[best], origin[best]
-    weight = float(tables.weights[ranker.TASTE] + found.weight * tables.weights[ranker.TASTE + 1])
+    weight = float(weights[ranker.TASTE])
     reasons = _reasons(generation, folded, rows[:ENTRIES_WITH_REASONS], weight)
     for place in np.flatnonzero(origin[:ENTRIES_WITH_REASONS] == COWATCH).tolist():
-        reasons[place] = _followed(generation, tables, folded, found.follows, int(rows[place]))
+        reasons[place] = _followed(generation, weights, folded, found.follows, int(rows[place]))
     reasons += [()] * (len(rows) - len(reasons))
     sources = [SOURCES[one] for one in origin.tolist()]
     return Ranked(folded, weight, rows, als, _entries(generation, rows.tolist(), score.tolist(), sources, reasons))
 
 
 def _followed(
-    generation: Generation, tables: Tables, folded: FoldedViewer, follows: ranker.Following, row: int
+    generation: Generation, weights: F64, folded: FoldedViewer, follows: ranker.Following, row: int
 ) -> tuple[Reason, ...]:
     """The plays that an entry follows, strongest first."""
     plays = folded.rows[folded.c > 0][: ranker.FOLLOWED]
-    values = ranker.following_contributions(tables, follows, row, len(plays))
+    values = ranker.following_contributions(weights, follows, row, len(plays))
     strongest = np.argsort(-values, kind="stable")[:REASONS_PER_ENTRY]
     return tuple(Reason(generation.item_ids[plays[i]], float(values[i])) for i in strongest if values[i] > 0)
 

@@ -39,11 +39,13 @@ from viewers.kernel import (
     UNCHANGED,
     Framing,
     Kernel,
+    Ranks,
     Rewritten,
     Todo,
+    make_ranks,
 )
 from viewers.packing import pack, unpack
-from viewers.signals import hidden_items, item_signals, played_items
+from viewers.signals import hidden_items, item_signals, play_strength, played_items
 from viewers.state import EMPTY, Limits, ViewerState, merge
 from viewers.store import Conflict, Stale, Store, StoredViewer, ViewerWrite, Written
 
@@ -193,6 +195,17 @@ class Rewriter:
         ranked = iter(rank(self.generation, present, computed_at_ms))
         return [None if viewer is None else next(ranked) for viewer in inputs]
 
+    def rank_packed(self, states: Sequence[bytes], *, computed_at_ms: int) -> Ranks:
+        """The rows that `rewrite_many` would make of packed states, as numbers: for who measures rows. Errors: `BadState`."""
+        self.prepare()
+        assert self._kernel is not None
+        ranks = make_ranks(len(states))
+        batch = [Todo(state, (), True, None) for state in states]
+        done = self._kernel.rewrite(batch, self._framing(computed_at_ms), ranks)
+        if any(one.status != REWRITTEN for one in done):
+            raise packing.BadState("a state that the kernel does not read; pack it again")
+        return ranks
+
     def rewrite_by_reference(self, todo: Todo, *, computed_at_ms: int) -> Rewritten:
         """What `rewrite_many` does, in readable steps: equal states, and rows that differ in the last bits of their numbers at most."""
         state = unpack(self._merge_by_reference(todo).stored)
@@ -270,6 +283,7 @@ def ranking_input(state: ViewerState) -> RankingInput:
         [signal.rank for signal in signals],
         frozenset(played_items(state.plays) | hidden_items(state)),
         np.array([digest for digest, _ in state.seen], dtype=np.int64),
+        next((play.started_at_ms for play in state.plays if play_strength(play.share, play.flags)), None),
     )
 
 

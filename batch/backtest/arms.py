@@ -18,10 +18,11 @@ from batch.backtest.plays import Plays
 from batch.backtest.refits import Refit
 from batch.backtest.replay import Answer, Ask, MakeArm
 from contracts.errors import UserError
-from contracts.rows import Entry, HomeRow
+from contracts.rows import HomeRow
 from embeddings.generation import Generation
 from embeddings.tables import Cowatch
 from ranking.rows import popular_entries
+from viewers.packing import pack
 from viewers.rewrite import Rewriter
 from viewers.state import Limits, ViewerState
 
@@ -86,26 +87,27 @@ NOT_LIVE = {"trending", "ranker", "live"}
 
 
 class RowMaker:
-    """Rows from one night's generation, by the code that serves. `generation`: the night's, or what a part was taken from."""
+    """Rows from one generation, by the code that serves. `rewriter`: of the night's, or of what a part was taken from."""
 
-    def __init__(self, refit: Refit, limits: Limits, generation: Generation) -> None:
-        self._index = refit.generation.index
+    def __init__(self, refit: Refit, rewriter: Rewriter) -> None:
         self._at_ms = refit.night.at_ms
-        self._rewriter = Rewriter(generation, 1, _no_bytes, limits)
-        self._generation = generation
+        self._rewriter = rewriter
 
     def rows(self, states: Sequence[ViewerState]) -> list[tuple[list[int], list[float]]]:
-        """(items, scores) for each state; the default row for who has done nothing."""
-        ranked = self._rewriter.rank(states, computed_at_ms=self._at_ms)
-        return [self.default if one is None else self._row(one.entries) for one in ranked]
+        """(items, scores) for each state; the default row for who has done nothing. Row r of a generation is item r."""
+        ranks = self._rewriter.rank_packed([pack(state) for state in states], computed_at_ms=self._at_ms)
+        return [
+            (rows[:count].tolist(), scores[:count].tolist()) if count else self.default
+            for count, rows, scores in zip(ranks.counts.tolist(), ranks.rows, ranks.scores, strict=True)
+        ]
 
     @cached_property
     def default(self) -> tuple[list[int], list[float]]:
         """The row of who has done nothing."""
-        return self._row(popular_entries(self._generation, self._at_ms, maturity=EVERY_AGE))
-
-    def _row(self, entries: Sequence[Entry]) -> tuple[list[int], list[float]]:
-        return [self._index[entry.item_id] for entry in entries], [entry.score for entry in entries]
+        generation = self._rewriter.generation
+        assert generation is not None  # a refit made it
+        entries = popular_entries(generation, self._at_ms, maturity=EVERY_AGE)
+        return [generation.index[entry.item_id] for entry in entries], [entry.score for entry in entries]
 
 
 @dataclass(eq=False, slots=True)
@@ -139,7 +141,7 @@ class Incremental:
         self._change = change
         self._follows = live
         self._refit: Refit | None = None
-        self._generation: Generation | None = None
+        self._rewriter: Rewriter | None = None  # of the refit
         self._live: LiveTrends | None = None
         self._rebuilt: RowMaker | None = None  # of the refit
         self._now: RowMaker | None = None  # with the trends of now
@@ -150,10 +152,12 @@ class Incremental:
         """Everybody's row is rebuilt."""
         self.flush()
         self._rows.clear()
-        self._refit, self._generation = refit, self._change(refit.generation)
-        own = self._generation.tables
+        generation = self._change(refit.generation)
+        self._refit, self._rewriter = refit, Rewriter(generation, 1, _no_bytes, self._limits)
+        self._rewriter.prepare()
+        own = generation.tables
         self._live = LiveTrends(refit, own) if self._follows and own is not None else None
-        self._rebuilt = self._now = RowMaker(refit, self._limits, self._generation)
+        self._rebuilt = self._now = RowMaker(refit, self._rewriter)
 
     def ask(self, ask: Ask) -> None:
         """Answered with others, from what is known at this moment."""
@@ -182,8 +186,8 @@ class Incremental:
         if newer is not None:
             self.flush()  # so that no more than two are held
             assert self._refit is not None  # what is live began with it
-            assert self._generation is not None
-            self._now = RowMaker(self._refit, self._limits, self._generation.with_tables(newer))
+            assert self._rewriter is not None
+            self._now = RowMaker(self._refit, self._rewriter.with_trends(newer, "now"))
         assert self._now is not None  # a replay begins with a refit
         return self._now
 
@@ -224,7 +228,7 @@ class Nightly:
 
     def refit(self, refit: Refit) -> None:
         """Everybody's row is rebuilt and stays."""
-        self._maker = RowMaker(refit, self._limits, refit.generation)
+        self._maker = RowMaker(refit, Rewriter(refit.generation, 1, _no_bytes, self._limits))
         self._states, self._rows, self._since = {}, {}, {}
 
     def ask(self, ask: Ask) -> None:

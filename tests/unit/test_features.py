@@ -15,7 +15,7 @@ from embeddings.files import MANIFEST, load_generation, verify_generation
 from embeddings.generation import Generation
 from embeddings.publishing import _entry_of
 from embeddings.table_files import COWATCH, RANKER, TRENDING, table_bytes
-from embeddings.tables import FEATURES, Cowatch, Tables
+from embeddings.tables import FEATURES, STEPS, Cowatch, Tables
 from ranking import features
 from ranking.rows import SOURCES, RankingInput, popular_entries, rank, rank_candidates
 from tests.worlds import T0, make_generation, make_tables, write_generation_folder
@@ -39,17 +39,17 @@ def weighing(tables: Tables = TABLES, **weights: float) -> Generation:
 
 
 def lists(**of: dict[int, float]) -> Cowatch:
-    """Followers of items by number: {item: lift}; the share is a tenth of the lift."""
+    """Followers of items by number: {item: lift}; the share is a tenth of the lift, which is the same at every distance."""
     rows = [of.get(f"i{i}", {}) for i in range(N)]
     starts = np.cumsum([0, *map(len, rows)]).astype(np.int64)
     items = np.array([item for row in rows for item in row], dtype=np.int32)
     lift = np.array([lift for row in rows for lift in row.values()], dtype=np.float32)
-    return Cowatch(starts, items, lift / 10, lift)
+    return Cowatch(starts, items, lift / 10, np.tile(lift[:, None], (1, len(STEPS))))
 
 
 def test_what_follows_the_last_play_comes_first_and_says_so() -> None:
     tables = dataclasses.replace(TABLES, cowatch=lists(i7={20: 3.0, 7: 9.0, 8: 8.0}, i8={30: 5.0}))
-    (ranked,) = rank(weighing(tables, follows_last=2.0, follows_2nd=1.0), [viewer(7, 8)], T0)
+    (ranked,) = rank(weighing(tables, follows_last_any=2.0, follows_2nd_any=1.0), [viewer(7, 8)], T0)
     first, second, *rest = ranked.entries
     ids = GENERATION.item_ids
     assert (first.item_id, first.score, first.source, first.reasons) == (ids[20], 6.0, "cowatch", ((ids[7], 6.0),))
@@ -59,7 +59,7 @@ def test_what_follows_the_last_play_comes_first_and_says_so() -> None:
 
 def test_what_was_disliked_is_not_followed() -> None:
     tables = dataclasses.replace(TABLES, cowatch=lists(i7={20: 3.0}, i8={30: 5.0}))
-    (ranked,) = rank(weighing(tables, follows_last=1.0), [viewer(7, 8, strengths=(-0.3, 1.0))], T0)
+    (ranked,) = rank(weighing(tables, follows_last_any=1.0), [viewer(7, 8, strengths=(-0.3, 1.0))], T0)
     assert ranked.entries[0].item_id == GENERATION.item_ids[30]
 
 
@@ -74,12 +74,13 @@ def test_the_trend_of_a_day_leads_a_row_that_weighs_nothing_else() -> None:
 def test_parts_and_reasons_sum_to_the_score() -> None:
     (found,) = rank_candidates(GENERATION, [viewer(10, 20, 30, 40, 50)], T0)
     (ranked,) = rank(GENERATION, [viewer(10, 20, 30, 40, 50)], T0)
-    by_source = features.parts(TABLES, found.features)
-    assert by_source.sum(axis=1) == pytest.approx(found.features @ TABLES.weights)
+    weights = features.weights_of(TABLES, found.context)
+    by_source = features.parts(weights, found.features)
+    assert by_source.sum(axis=1) == pytest.approx(found.features @ weights)
     taste = ranked.folded.contributions(GENERATION.item_factors[found.rows]).sum(axis=1) * ranked.weight
     assert by_source[:, 0] == pytest.approx(taste, abs=1e-5)
     for row, parts in zip(found.rows.tolist(), by_source, strict=True):
-        follows = features.following_contributions(TABLES, found.follows, row, 5)
+        follows = features.following_contributions(weights, found.follows, row, 5)
         assert follows.sum() == pytest.approx(parts[SOURCES.index("cowatch")])
 
 
