@@ -39,9 +39,14 @@ SHARE = 0.2
 """Newest plays that may be taken, of all: the rest has to make good tables."""
 FEWEST = 300
 """Plays whose title was among the candidates: with fewer no ranker is trained."""
+SPREAD = 3
+"""Of so many times more plays those that are trained on are drawn: one evening's are of few viewers."""
 HELD_OUT = 0.2
 L2 = 1e-3
 ITERATIONS = 100
+OTHERS = 100
+"""Candidates that were not watched which a play teaches by."""
+SEED = 7
 AT_ONCE = 256
 TOP = 10
 
@@ -87,11 +92,11 @@ def train_ranker(
     max_plays: int,
     period_ms: int = DAY_MS,
 ) -> Trained:
-    """Train on the newest `plays` of the log. `max_plays`: kept in a state. `period_ms`: between two nights."""
-    begin = max(len(log) - plays, round(len(log) * (1 - SHARE)))
+    """Train on `plays` of the newest of the log. `max_plays`: kept in a state. `period_ms`: between two nights."""
+    begin = max(len(log) - SPREAD * plays, round(len(log) * (1 - SHARE)))
     if len(log) - begin < FEWEST:
         return Trained(None, {})
-    samples = gather_samples(log, begin, past_factors, parameters, max_plays=max_plays, period_ms=period_ms)
+    samples = gather_samples(log, begin, past_factors, parameters, max_plays=max_plays, period_ms=period_ms, most=plays)
     held = len(samples.sizes) - round(len(samples.sizes) * HELD_OUT)
     first, last = samples.part(0, held), samples.part(held, len(samples.sizes))
     if (first.target >= 0).sum() < FEWEST:
@@ -109,9 +114,21 @@ def blend_weights() -> F64:
 
 
 def gather_samples(
-    log: PlayLog, begin: int, past_factors: PastFactors, parameters: FoldInParameters, *, max_plays: int, period_ms: int
+    log: PlayLog,
+    begin: int,
+    past_factors: PastFactors,
+    parameters: FoldInParameters,
+    *,
+    max_plays: int,
+    period_ms: int,
+    most: int | None = None,
 ) -> Samples:
-    """Candidates and features for the liked plays from `begin` on of what the viewer had not watched before."""
+    """Candidates and features for the liked plays from `begin` on of what the viewer had not watched before. `most`: of more plays so many
+    are drawn, the same ones each time; None: all."""
+    newest = len(log) - begin
+    drawn = np.ones(newest, np.bool_)
+    if most is not None and most < newest:
+        drawn[np.random.default_rng(SEED).permutation(newest)[most:]] = False
     began_ms = int(log.time_ms[begin])
     ids, Y = past_factors(began_ms)
     row_of = {item_id: row for row, item_id in enumerate(ids)}
@@ -124,7 +141,7 @@ def gather_samples(
         counts.advance(start)
         generation = _generation(log, counts, factors, start, parameters)
         wanted = np.arange(start, stop)
-        wanted = wanted[log.is_first[wanted] & (log.strength[wanted] > 0)]
+        wanted = wanted[log.is_first[wanted] & (log.strength[wanted] > 0) & drawn[wanted - begin]]
         for part in np.split(wanted, range(AT_ONCE, len(wanted), AT_ONCE)):
             viewers = [state_before(log, play, max_plays) for play in part.tolist()]
             for play, found in zip(
@@ -187,14 +204,14 @@ def state_before(log: PlayLog, play: int, max_plays: int) -> RankingInput:
 
 def fit(samples: Samples, begin: F64 | None = None) -> F64:
     """(features,) float64. Plays whose title was not among the candidates teach nothing. `begin`: weights to start from."""
+    kept, sizes, watched = _sampled(samples)
+    Z = samples.features[kept]
     chosen = samples.target >= 0
-    X = samples.features[np.repeat(chosen, samples.sizes)]
-    sizes, target = samples.sizes[chosen], samples.target[chosen]
     starts = np.cumsum(sizes) - sizes
-    watched = starts + target
-    mean, scale = X.mean(axis=0, dtype=np.float64), X.std(axis=0, dtype=np.float64)
+    mean, scale = Z.mean(axis=0, dtype=np.float64), Z.std(axis=0, dtype=np.float64)
     scale[scale < 1e-6] = np.inf  # a feature that never differs weighs nothing
-    Z = ((X - mean) / scale).astype(np.float32)
+    Z -= mean.astype(np.float32)
+    Z /= scale.astype(np.float32)
     contexts = samples.contexts[chosen]  # (plays, contexts)
     of_row = np.repeat(contexts, sizes, axis=0).astype(np.float32)
     Z_watched = contexts.T @ Z[watched] / len(sizes)  # (contexts, features)
@@ -215,6 +232,19 @@ def fit(samples: Samples, begin: F64 | None = None) -> F64:
         found = minimize(loss, b, jac=True, method="L-BFGS-B", options={"maxiter": ITERATIONS})
     weights: F64 = found.x / np.tile(scale, len(CONTEXTS))
     return weights
+
+
+def _sampled(samples: Samples) -> tuple[I64, I64, I64]:
+    """What is learnt from: rows, how many of each play whose title was among its candidates, where in them is what was watched. That is
+    kept always, of the others about `OTHERS` a play: twice as many take twice as long and teach hardly more. The same each time."""
+    chosen = np.repeat(samples.target >= 0, samples.sizes)
+    watched = (np.cumsum(samples.sizes) - samples.sizes + samples.target)[samples.target >= 0]
+    drawn = np.random.default_rng(SEED).random(len(chosen)) < np.repeat(OTHERS / samples.sizes.clip(1), samples.sizes)
+    drawn[watched] = True
+    kept = np.flatnonzero(drawn & chosen)
+    play = np.repeat(np.arange(len(samples.sizes)), samples.sizes)[kept]
+    sizes = np.bincount(play, minlength=len(samples.sizes))[samples.target >= 0]
+    return kept, sizes, np.searchsorted(kept, watched)
 
 
 def ndcg(samples: Samples, weights: F64) -> float:
