@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from contracts.errors import GenerationError
@@ -15,7 +17,7 @@ from embeddings.files import MANIFEST, load_generation, verify_generation
 from embeddings.generation import Generation
 from embeddings.publishing import _entry_of
 from embeddings.table_files import COWATCH, RANKER, TRENDING, table_bytes
-from embeddings.tables import FEATURES, STEPS, Cowatch, Tables
+from embeddings.tables import BASE, FEATURES, SLOTS, STEPS, Cowatch, Tables
 from ranking import features
 from ranking.rows import SOURCES, RankingInput, popular_entries, rank, rank_candidates
 from tests.worlds import T0, make_generation, make_tables, write_generation_folder
@@ -136,6 +138,30 @@ def replaced(tmp_path, name: str, data: bytes | None) -> None:
         (folder / name).write_bytes(data)
         files[name] = _entry_of(data)
     (folder / MANIFEST).write_text(to_json(dataclasses.replace(manifest, files=files)))
+
+
+def test_tables_of_the_rule_before_serve_as_they_did(tmp_path) -> None:
+    """An older program's files: one lift an entry, 17 weights, of which three are of what is known of few plays."""
+    write_generation_folder(tmp_path, GENERATION)
+    table = pq.read_table(tmp_path / "g1" / COWATCH).select(["items", "share", "lift"])
+    written = io.BytesIO()
+    pq.write_table(table, written)
+    replaced(tmp_path, COWATCH, written.getvalue())
+    slots = {f"follows_{slot}": 0.1 * n for n, slot in enumerate(SLOTS, 1)}
+    trends = {f"trend_{of}": 0.2 for of in ("12h", "1d", "3d", "7d", "30d")}
+    weights = {"taste": 2.0, "taste_by_evidence": 3.0, "popularity": 0.5, "popularity_without_evidence": 0.7}
+    weights |= {"trend_1d_without_evidence": 0.4, "trend_7d_without_evidence": 0.6, "follows_any": 0.9}
+    replaced(tmp_path, RANKER, json.dumps({"rule": "softmax-1", "weights": weights | slots | trends}).encode())
+    read = load_generation(tmp_path, "g1").tables
+    assert read is not None
+    found = dict(zip(BASE, features.weights_of(read, features.context(0.25, 2, 10**9)).tolist(), strict=True))
+    assert found["taste"] == pytest.approx(2 + 0.25 * 3)
+    assert found["popularity"] == pytest.approx(0.5 + 0.75 * 0.7)
+    assert [found[name] for name in trends] == pytest.approx([0.2, 0.2 + 0.75 * 0.4, 0.2, 0.2 + 0.75 * 0.6, 0.2])
+    assert [found[f"{name}_any"] for name in slots] == pytest.approx(list(slots.values()))
+    assert found["follows_any"] == 0.9
+    assert (read.cowatch.lift[:, 0] == TABLES.cowatch.lift[:, 0]).all()
+    assert not read.cowatch.lift[:, 1:].any()
 
 
 BAD = {
