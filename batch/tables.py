@@ -28,7 +28,7 @@ SMOOTHING = (100.0, 50.0, 100.0, 300.0)
 """s of each, in plays."""
 FOLLOWERS = 128
 """Kept of each item."""
-AT_ONCE = 1_000_000
+AT_ONCE = 400_000
 """Plays counted at once: some 100 MB."""
 
 
@@ -72,9 +72,9 @@ class Counts:
             play, earlier = play[there], earlier[there]
             pair = (log.strength[earlier] > 0) & (log.item[earlier] != log.item[play])
             before, after = log.item[earlier[pair]].astype(np.int64), log.item[play[pair]].astype(np.int64)
-            for of_step, weights in zip(found, WEIGHTS, strict=True):
-                if distance < len(weights) and weights[distance]:
-                    of_step.append((before, after, np.full(len(before), weights[distance])))
+            for of_step, counting in zip(found, WEIGHTS, strict=True):
+                if distance < len(counting) and counting[distance]:
+                    of_step.append((before, after, np.full(len(before), counting[distance])))
         for step, of_step in enumerate(found):
             before, after, weight = (np.concatenate(column) for column in zip(*of_step, strict=True))
             self._pairs[step] = self._pairs[step] + csr_matrix((weight, (before, after)), shape=(n, n))
