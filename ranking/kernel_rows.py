@@ -54,6 +54,7 @@ FREE, HIDDEN = ROOM, ROOM + 1
 
 assert ENTRIES_WITH_REASONS <= LANES
 assert len(CONTEXTS) == 4  # `weigh` names them
+assert len(STEPS) == 4  # `_add_up` names them
 
 
 class Popularity(NamedTuple):
@@ -293,9 +294,15 @@ def _add_up(count: int, followed: int, r: Ranker, e: Entries) -> None:
     begin = 0
     for play in range(followed):
         first, fading = r.slot[play], r.fading[play]
+        any_, next_ = (
+            e.weights[first],
+            e.weights[first + 1],
+        )  # read once: in a loop that writes they would be read each time
+        soon, later = e.weights[first + 2], e.weights[first + 3]
         for hit in range(begin, e.hit_ends[play]):
             slot, at = e.hit_slots[hit], e.hits[hit]
-            e.lifts[slot] += weighted_lift(first, at, r, e)
+            lift = r.lift[at]
+            e.lifts[slot] += any_ * lift[0] + next_ * lift[1] + soon * lift[2] + later * lift[3]
             e.shares[slot] += fading * r.share[at]
         begin = e.hit_ends[play]
 
