@@ -10,15 +10,16 @@ for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
 import asyncio
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
 
-from batch.verbs import evaluate, forget, generations_app, nightly, with_store
+from batch.rollout_verbs import freeze, unfreeze
+from batch.verbs import evaluate, forget, generations_app, known_generations, nightly, with_store
 from bench.verbs import plan
 from contracts.errors import HaltError, NearlineError, TransientError, UserError
 from runtime.console import Json, print_json, read_settings
+from runtime.contract_verbs import contracts_app
 from sandbox.verbs import chaos, demo, import_app, replay
 from updater.verbs import dlq_app
 
@@ -37,12 +38,11 @@ EXIT_STATUSES = """Exit status:
 app = typer.Typer(
     no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, help=HELP, epilog=EXIT_STATUSES
 )
-contracts_app = typer.Typer(no_args_is_help=True, help="Check and register Avro schemas.")
 app.add_typer(generations_app, name="generations")
 app.add_typer(contracts_app, name="contracts")
 app.add_typer(import_app, name="import")
 app.add_typer(dlq_app, name="dlq")
-for _verb in (demo, nightly, evaluate, replay, forget, chaos, plan):
+for _verb in (demo, nightly, evaluate, replay, forget, freeze, unfreeze, chaos, plan):
     app.command()(_verb)
 
 
@@ -66,6 +66,26 @@ def trends() -> None:
     from trends.service import run_trends
 
     asyncio.run(run_trends(read_settings()))
+
+
+@app.command()
+def shadow(
+    generation_id: Annotated[
+        str, typer.Argument(help="as `nearline generations list` prints it", autocompletion=known_generations)
+    ],
+    share: Annotated[
+        float, typer.Option(min=0.01, max=100, help="percent of the viewers who play, chosen by hash")
+    ] = 10.0,
+) -> None:
+    """Compute a generation's rows for viewers who play, beside those they are served, and export how alike they are.
+
+    Nothing is served or written. Until SIGTERM or Ctrl-C.
+
+    Example: NEARLINE_HEALTH__PORT=9101 nearline shadow 20261121T094009.191Z-e1a2e022 --share 5
+    """
+    from updater.shadow_service import run_shadow
+
+    asyncio.run(run_shadow(read_settings(), generation_id, share))
 
 
 @app.command()
@@ -173,55 +193,6 @@ def resume(json_output: Json = False) -> None:
         print_json(cleared)
     else:
         typer.echo(cleared.summary())
-
-
-@contracts_app.command("check")
-def contracts_check(
-    schemas: Annotated[Path | None, typer.Option(help="folder of .avsc files (default: this program's)")] = None,
-    json_output: Json = False,
-) -> None:
-    """Can yesterday's readers and writers live with these schemas?
-
-    Exit status: 1 if they cannot.
-
-    Example: nearline contracts check --schemas contracts/schemas
-    """
-    from contracts.check import check
-    from contracts.registry import Registry
-
-    report = check(schemas, Registry.load(read_settings().registry_path))
-    if json_output:
-        print_json(report)
-    else:
-        for one in report.subjects:
-            typer.echo(f"{one.status:<13} {one.subject}" + (f" (id {one.schema_id})" if one.schema_id else ""))
-            for line in (*one.problems, *([one.hint] if one.hint else [])):
-                typer.echo(f"              {line}")
-    raise SystemExit(0 if report.ok else 1)
-
-
-@contracts_app.command("register")
-def contracts_register(
-    schema: Annotated[Path, typer.Argument(help="the .avsc file, named after its subject")],
-    registry: Annotated[
-        Path | None, typer.Option(help="folder of the registry (default: the one in the settings)")
-    ] = None,
-    json_output: Json = False,
-) -> None:
-    """Add a compatible schema to the registry.
-
-    Example: nearline contracts register contracts/schemas/playback_event.avsc
-    """
-    from contracts.check import open_or_create, register
-    from contracts.registry import Registry
-
-    path = registry or read_settings().registry_path
-    known = Registry.load() if path is None else open_or_create(path)
-    registered = str(register(schema, known).path)
-    if json_output:
-        print_json({"registered_in": registered})
-    else:
-        typer.echo(f"registered in {registered}")
 
 
 def main() -> None:

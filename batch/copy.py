@@ -30,6 +30,7 @@ from contracts.anchors import Anchor, anchor_of
 from contracts.codec import Codec
 from contracts.errors import InvalidEvent, KafkaUnavailable, RecordError, UserError
 from contracts.events import Kind, said_private, valid_id, validate
+from contracts.framing import framed
 from embeddings.roots import flush_folder
 from runtime.anchors import Reader, check_anchors
 from runtime.kafka import TopicPartition, kafka_errors
@@ -305,7 +306,7 @@ class _Erasure:
 
 def _event_row(codec: Codec, record: Any) -> tuple[Any, ...] | _Erasure | None:
     """Columns of an event; None if it is private."""
-    event = codec.decode_event(record.value or b"")
+    event = codec.decode_event(framed(record.value, record.headers))
     if event.private:
         return None
     validate(event, key=record.key, timestamp_ms=record.timestamp)
@@ -317,7 +318,7 @@ def _event_row(codec: Codec, record: Any) -> tuple[Any, ...] | _Erasure | None:
 
 
 def _impression_row(codec: Codec, record: Any) -> tuple[Any, ...]:
-    one = codec.decode_impression(record.value or b"")
+    one = codec.decode_impression(framed(record.value, record.headers))
     return (
         one.impression_id,
         one.viewer,
@@ -336,7 +337,7 @@ def _item_row(codec: Codec, record: Any) -> tuple[Any, ...]:
         raise InvalidEvent("the key of a catalogue record must be the item's id")
     if record.value is None:
         return (key, True, *[None] * 10)
-    i = codec.decode_item(record.value)
+    i = codec.decode_item(framed(record.value, record.headers))
     if i.item_id != key:
         raise InvalidEvent("the key of a catalogue record must be the item's id")
     return (

@@ -115,7 +115,11 @@ class Ledger:
 
     def line_of(self, viewer: str) -> int:
         """The last line, counted from 1, that names the viewer; 0 if none does."""
-        return self._line.get(self.digest(viewer), 0) if self.lines else 0
+        return self.line_of_digest(self.digest(viewer)) if self.lines else 0
+
+    def line_of_digest(self, digest: str) -> int:
+        """The same for who is known by their digest only."""
+        return self._line.get(digest, 0)
 
     def append(self, erasures: Mapping[str, int]) -> int:
         """Add viewer → erased through (second), flushed to disk before it returns; what is known already is left out.

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow.compute as pc
@@ -25,7 +25,9 @@ from batch.interactions import COLUMNS, PLAY_KIND_NAMES, Codes, play_columns, st
 from batch.lake import Lake
 from contracts.digests import item_digest
 from contracts.manifest import Decision
+from contracts.rules import NO_RULES, Rules
 from embeddings.generation import F32, NEVER_MS, FoldInParameters, Generation
+from embeddings.groups import Groups
 from embeddings.tables import Tables
 from ranking.rows import RankingInput, fold
 from viewers.rewrite import ranking_input
@@ -61,13 +63,16 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Metrics per arm, averaged over viewers, and what the gate says."""
+    """Metrics per arm, averaged over viewers, and what the gate says. `each`: arm → metric → one value a viewer, in the order of
+    `plays_so_far`, the titles that each had seen; for the night's report."""
 
     arms: Mapping[str, Mapping[str, float]]
     viewers: int
     holdout: Holdout
     decision: Decision
     warnings: tuple[str, ...] = ()
+    each: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
+    plays_so_far: Sequence[int] = ()
 
     @property
     def passed(self) -> bool:
@@ -133,6 +138,8 @@ def make_generation(
     popularity: F32,
     parameters: FoldInParameters,
     tables: Tables | None = None,
+    rules: Rules = NO_RULES,
+    groups: Groups | None = None,
 ) -> Generation:
     """A generation in memory, everything available: what an evaluation folds in against."""
     n = len(item_ids)
@@ -147,11 +154,19 @@ def make_generation(
         maturity=np.zeros(n, dtype=np.uint8),
         item_digests=np.array([item_digest(item_id) for item_id in item_ids], dtype=np.int64),
         tables=tables,
+        rules=rules,
+        groups=groups,
     )
 
 
-def measure(generation: Generation, cases: Sequence[Case], *, popularity: bool = False) -> dict[str, float]:
-    """One arm's metrics. `popularity`: everybody gets the popular order instead of the fold-in.
+def measure(
+    generation: Generation,
+    cases: Sequence[Case],
+    *,
+    popularity: bool = False,
+    each: dict[str, list[float]] | None = None,
+) -> dict[str, float]:
+    """One arm's metrics. `popularity`: everybody gets the popular order instead of the fold-in. `each`: takes every viewer's values.
 
     hr, ndcg, recall, precision at 10 and 50; auc (pairs of a wanted and another unseen item in the right order); coverage@10.
     An item that the generation does not know counts as missed. ndcg@k = Σ_{hits} 1/log₂(rank + 1) / the best that k places allow.
@@ -170,6 +185,8 @@ def measure(generation: Generation, cases: Sequence[Case], *, popularity: bool =
             recommended.update(top[:10])
             for name, value in _viewer_metrics(generation, case, of_viewer, seen, top).items():
                 sums[name] = sums.get(name, 0.0) + value
+                if each is not None:
+                    each.setdefault(name, []).append(value)
     metrics = {name: value / len(cases) for name, value in sums.items()}
     metrics["coverage@10"] = len(recommended) / generation.n_items
     return metrics
@@ -266,12 +283,15 @@ def evaluate(
     """Measure every arm on the same cases, and decide."""
     if not cases:
         return Evaluation({}, 0, holdout, decide({}, 0, margin, advisory=holdout.advisory))
-    arms = {"candidate": measure(candidate, cases)}
+    each: dict[str, dict[str, list[float]]] = {"candidate": {}, "popularity": {}}
+    arms = {"candidate": measure(candidate, cases, each=each["candidate"])}
     advance("candidate")
-    arms["popularity"] = measure(candidate, cases, popularity=True)
+    arms["popularity"] = measure(candidate, cases, popularity=True, each=each["popularity"])
     advance("popularity")
     if in_force is not None:
-        arms["in_force"] = measure(in_force, cases)
+        each["in_force"] = {}
+        arms["in_force"] = measure(in_force, cases, each=each["in_force"])
         advance("in_force")
     decision = decide(arms, len(cases), margin, advisory=holdout.advisory)
-    return Evaluation(arms, len(cases), holdout, decision, popularity_warning(arms, margin))
+    so_far = [len(case.viewer.seen_item_ids) for case in cases]
+    return Evaluation(arms, len(cases), holdout, decision, popularity_warning(arms, margin), each, so_far)

@@ -24,7 +24,7 @@ import structlog
 from batch.interactions import remove_leftovers
 from batch.lake import Lake, ScrubReport, open_lake
 from batch.lock import LakeInUse, lake_lock
-from contracts.codec import Codec
+from batch.review.files import scrub_reports
 from contracts.errors import KafkaUnavailable, TransientError, UserError
 from contracts.events import Kind, PlaybackEvent, valid_id
 from embeddings.files import GenerationsFolder
@@ -32,6 +32,7 @@ from embeddings.publishing import remove_users
 from runtime.deadletters import Letter, belongs_to, viewer_in
 from runtime.deadletters import erase as erase_letters
 from runtime.kafka import kafka_errors, make_producer
+from runtime.schemas import open_codec
 from runtime.settings import Settings
 from runtime.tasks import stop_client
 from viewers.packing import BadState, unpack
@@ -73,7 +74,7 @@ async def forget(settings: Settings, viewer: str, *, now_ms: int, store_wait_s: 
     if not valid_id(viewer):
         raise UserError("not a viewer id (1-128 characters of A-Z a-z 0-9 . _ : | @ ~ -)")
     event = PlaybackEvent(f"erase.{uuid.uuid4()}", Kind.ERASE, viewer, now_ms)
-    codec = Codec.load(settings.registry_path)
+    codec = await asyncio.to_thread(open_codec, settings)
     value = codec.encode_event(event)
     producer = await make_producer(settings)
     try:
@@ -145,7 +146,7 @@ async def _not_emptied(store: Store, viewer: str, partition: int, offset: int, t
 async def scrub_dead_letters(settings: Settings, lake: Lake, *, now_ms: int) -> int | None:
     """Take the letters of every viewer in the ledger out of the topic, as far as their erasure covers them; returns how many, or
     None if that could not be done."""
-    codec = Codec.load(settings.registry_path)
+    codec = await asyncio.to_thread(open_codec, settings)
 
     def erased(letter: Letter) -> bool:
         viewers = {(letter.key or b"").decode("utf-8", "replace"), viewer_in(letter, codec)}
@@ -166,12 +167,14 @@ async def _erase_letters(settings: Settings, belongs: Callable[[Letter], bool], 
 def scrub(folder: GenerationsFolder, lake: Lake) -> tuple[ScrubReport, tuple[str, ...]]:
     """Remove what erasures cover, if there are new ones. Returns what went from the lake, and the generations that held some.
 
-    1. The files of the lake   2. the generations   3. how far the ledger is obeyed, noted last: a crash before it does all again
+    1. The files of the lake, and its reports   2. the generations   3. how far the ledger is obeyed, noted last: a crash before it does
+    all again
     Errors: `DataError`, `GenerationError`.
     """
     report = lake.scrub()  # 1
     if not report.due:
         return report, ()
+    scrub_reports(lake)
     held = scrub_generations(folder, lake)  # 2
     lake.note_scrubbed()  # 3
     return report, held

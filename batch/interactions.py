@@ -117,7 +117,7 @@ def read_interactions(
             plays.append(play_columns(played, viewers, items))
         for row in batch.filter(pc.invert(is_play)).to_pylist():
             if row["kind"] in _ITEM_REGISTERS:
-                register = _register(row)
+                register = register_of(row)
                 at = (viewers.of_one(row["viewer"]), items.of_one(register.subject), register.kind)
                 if at not in said or register.order > said[at].order:
                     said[at] = register
@@ -201,7 +201,7 @@ def _with_registers(
     return viewer[known], item[known], strength[known]
 
 
-def _register(row: dict[str, Any]) -> Register:
+def register_of(row: dict[str, Any]) -> Register:
     """As `viewers.state.state_of` makes it of the event."""
     kind = Kind(row["kind"])
     subject = row["preference"] if kind is Kind.PREFER else row["item_id"]
@@ -293,7 +293,7 @@ def _states(table: Any, lake: Lake, limits: Limits) -> Iterator[tuple[str, Viewe
         ):
             plays.setdefault(viewer, []).append(Play(start_ms, id_digest(play_id), item_id, share, flag))
         for row in batch.filter(pc.invert(is_play)).to_pylist():
-            registers.setdefault(row["viewer"], []).append(_register(row))
+            registers.setdefault(row["viewer"], []).append(register_of(row))
     for viewer in sorted(plays.keys() | registers.keys()):
         facts = ViewerState(
             plays=tuple(plays.get(viewer, ())),

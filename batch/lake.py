@@ -4,6 +4,7 @@
     <lake>/impressions/dt=YYYY-MM-DD/hour=HH/…                        by the time served
     <lake>/catalogue/<plan>-<chunk>.parquet                           every version of every title, in topic order
     <lake>/plans/…                                                    what each copy covers (`batch/copy.py`)
+    <lake>/reports/…                                                  what each night did to the rows (`batch/review`)
     <lake>/erasures.jsonl, lake.key                                   who must be left out (`batch/erasures.py`)
 
 Reads are projected to the columns asked for and come in batches; every read leaves out what an erasure covers. `scrub` removes

@@ -8,6 +8,7 @@
 5. rebuild   everybody's row through the one rewrite, then a sweep; with `seed`, or where the store lacks what only the lake has
              (`batch/seeding.py`), the lake's plays are merged in: also by a night whose generation is held back
 6. prune     old generations
+7. report    what it did to the rows, for people (`batch/review`), by nights that published or held back something new
 
 A crash after 1 is resumed with the same plan; after 2 it is evaluated again; after 3 the published generation is found by its
 inputs; after 4 the activation stays; after 5 everybody has it already and is passed over.
@@ -37,15 +38,17 @@ from batch.plans import CopyPlan, CopyReport, Plans
 from batch.publish import TRAINING, find_published, inputs_digest, publish
 from batch.ranking import train_ranking
 from batch.report import NightlyReport as NightlyReport
+from batch.review.files import review_night
+from batch.review.make import Judged
 from batch.seeding import ASKED, Seeding, read_note, why_seed, write_note
 from batch.train import fold_in_parameters, train_item_factors
-from contracts.codec import Codec
-from contracts.errors import GenerationError, StoreChanged, TransientError, UserError
+from contracts.errors import GenerationError, NearlineError, StoreChanged, TransientError, UserError
 from contracts.manifest import Decision, Manifest
 from embeddings.files import Current, GenerationsFolder, load_generation, load_manifest
 from embeddings.generation import Generation
 from runtime.kafka import kafka_errors, make_admin, make_consumer
 from runtime.progress import ProgressReporter, make_progress
+from runtime.schemas import open_codec
 from runtime.settings import Settings
 from runtime.tasks import stop_client
 from viewers.state import Limits
@@ -66,6 +69,7 @@ async def run_nightly(
     force: bool = False,
     skip_evaluation: bool = False,
     seed: bool = False,
+    publish_only: bool = False,
     progress: ProgressReporter | None = None,
     updaters_deadline_s: float = 60.0,
     now_ms: Callable[[], float] = wall_ms,
@@ -73,7 +77,8 @@ async def run_nightly(
     """Do the steps. `store` is connected.
 
     `force`: publish even what the gate holds back. `skip_evaluation`: publish without asking it. `seed`: merge every play of the
-    lake into the viewers' states, and let updaters without a marker start at the cut-offs.
+    lake into the viewers' states, and let updaters without a marker start at the cut-offs. `publish_only`: stop before step 4: what was
+    published waits until a person (or the next night) puts it in force.
     Errors: `UserError` if another nightly job runs on this lake; `HaltError`, `GenerationError`; `TransientError` if a server
     stays away.
     """
@@ -81,7 +86,8 @@ async def run_nightly(
         remove_leftovers(settings.lake_path)
         job = _Nightly(settings, store, progress or make_progress(), now_ms, updaters_deadline_s)
         try:
-            return await job.run(force=force, skip_evaluation=skip_evaluation, seed=seed)
+            report = await job.run(force=force, skip_evaluation=skip_evaluation, seed=seed, publish_only=publish_only)
+            return report if report.reused else await job.review()
         except (UserError, GenerationError):
             job.give_up()  # the same plan would fail again: the next try begins anew, with what came meanwhile
             raise
@@ -110,8 +116,9 @@ class _Nightly:
         self._seconds: dict[str, float] = {}
         self._known_at_ms = 0  # when the erasures that this night applies were read
         self._report = NightlyReport("unchecked", "")
+        self._judged = Judged()
 
-    async def run(self, *, force: bool, skip_evaluation: bool, seed: bool) -> NightlyReport:
+    async def run(self, *, force: bool, skip_evaluation: bool, seed: bool, publish_only: bool) -> NightlyReport:
         await self._timed("mend", self._mend())  # 0
         plan = await self._timed("copy", self._copy())  # 1
         why = ASKED if seed else await self._why_seed(plan)
@@ -125,15 +132,15 @@ class _Nightly:
                     log.error(
                         "generation_held_back", reason=decision.reason, remedy="look at it, or nearline nightly --force"
                     )
-                    if why:
-                        await self._timed("rebuild", self._seed_in_force(plan))
-                    self._note.complete(int(self._now_ms()))
-                    return self._told(decision=decision.verdict, reason=decision.reason)
+                    self._told(decision=decision.verdict, reason=decision.reason)
+                    return await self._stay_with_the_old(plan, why)
                 decision = Decision("forced", decision.reason)
             manifest = await self._timed("publish", self._publish(plan, inputs, decision, metrics))  # 3
         else:
             self._told(reused=True, metrics={a: m for a, m in manifest.metrics.items() if a != TRAINING})
         self._tell_about(manifest)
+        if publish_only:
+            return await self._stay_with_the_old(plan, why)
         current = await self._timed(
             "activate", self._retried(lambda: self._activator.activate(manifest.generation_id, again=False))
         )  # 4
@@ -142,6 +149,13 @@ class _Nightly:
         pruned = await asyncio.to_thread(self._folder.prune, self._settings.train.keep_generations)  # 6
         self._note.complete(int(self._now_ms()))
         return self._told(pruned=tuple(pruned))
+
+    async def _stay_with_the_old(self, plan: CopyPlan, why_seed: str) -> NightlyReport:
+        """End a night that puts nothing in force."""
+        if why_seed:
+            await self._timed("rebuild", self._seed_in_force(plan))
+        self._note.complete(int(self._now_ms()))
+        return self._told()
 
     # 0
 
@@ -205,7 +219,9 @@ class _Nightly:
         settings = self._settings
         partitions = await count_partitions(settings)
         async with _consumer(settings) as consumer:
-            codec = Codec.load(settings.registry_path)  # again at every try: the registry may have learnt a schema
+            codec = await asyncio.to_thread(
+                open_codec, settings
+            )  # again at every try: the registry may have learnt a schema
             return await copy_records(settings, self._lake, codec, consumer, partitions, advance=advance)
 
     # 2
@@ -225,6 +241,7 @@ class _Nightly:
     def _evaluation(self) -> Evaluation | None:
         train = self._settings.train
         known, known_until_ms = self._in_force()
+        self._judged = Judged(None, None, known, known_until_ms)
         holdout = choose_holdout(self._lake, train.holdout_share, known_until_ms)
         if holdout is None:
             return None
@@ -236,7 +253,9 @@ class _Nightly:
             Y = train_item_factors(past.Cui, train, on_iteration=step.set)
         candidate = make_generation("candidate", past.items, Y, past.popularity, fold_in_parameters(train))
         with self._progress.step("evaluate", 3 if known else 2) as step:
-            return evaluate(candidate, known, cases, holdout, train.gate_margin, advance=lambda arm: step.advance())
+            found = evaluate(candidate, known, cases, holdout, train.gate_margin, advance=lambda arm: step.advance())
+        self._judged = Judged(found, candidate, known, known_until_ms)
+        return found
 
     def _in_force(self) -> tuple[Generation | None, int | None]:
         """The generation in force and the time of the newest event it knows; None for one that does not load: a new one mends it."""
@@ -323,6 +342,21 @@ class _Nightly:
             )
         )
         self._told(rebuilt=rebuilt)
+
+    # 7
+
+    async def review(self) -> NightlyReport:
+        """Write the report. A night without one is still a night: what went wrong is logged."""
+        work = asyncio.to_thread(
+            review_night, self._settings, self._lake, self._judged, self._report, int(self._now_ms())
+        )
+        try:
+            with self._progress.step("report"):
+                page = await self._timed("report", work)
+            log.info("night_reported", page=str(page))
+        except (NearlineError, OSError) as error:
+            log.error("night_not_reported", error=str(error), remedy="the night is done; the next one reports again")
+        return self._told()
 
     # Small things
 

@@ -16,13 +16,16 @@ from batch.evaluate import make_generation
 from batch.interactions import Interactions, states_from_lake
 from batch.lake import Lake
 from batch.plans import CopyPlan
+from batch.play_log import read_play_log
 from batch.ranking import NO_RANKING, Ranking
+from batch.repeats import Repeats, make_rules
 from batch.train import TRAINER, fold_in_parameters, versions
 from contracts.catalogue import CatalogueItem
 from contracts.errors import GenerationError
 from contracts.manifest import CONFIDENCE_RULE, Confidence, Decision, Manifest
 from embeddings.files import GenerationsFolder, verify_generation
 from embeddings.generation import F32
+from embeddings.groups import make_groups
 from embeddings.publishing import Contents, write_generation
 from embeddings.tables import RULE
 from ranking.rows import fold
@@ -43,7 +46,7 @@ _INPUT_SETTINGS = (
 def inputs_digest(plan: CopyPlan, settings: Settings, ledger_lines: int) -> str:
     """Names everything that a generation depends on: equal digests, equal generations. 16 hex digits.
 
-    The offsets of plays and catalogue, the erasures, the training's settings, the bounds of a state, the trainer's versions.
+    The offsets of plays and catalogue, the erasures, the settings of training and rules, the bounds of a state, the trainer's versions.
     """
     train = settings.train.model_dump()
     content = {
@@ -51,6 +54,7 @@ def inputs_digest(plan: CopyPlan, settings: Settings, ledger_lines: int) -> str:
         "offsets": [[r.kind, r.topic, r.partition, r.to_offset] for r in plan.ranges if r.kind != "impressions"],
         "erasures": ledger_lines,
         "train": {name: train[name] for name in _INPUT_SETTINGS},
+        "rules": settings.rules.model_dump(),
         "state": settings.state.model_dump(),
         "trainer": [TRAINER, versions(), RULE],
     }
@@ -115,7 +119,11 @@ def publish(
     parameters = fold_in_parameters(settings.train)
     when = datetime.fromtimestamp(created_at_ms / 1000, UTC)
     generation_id = f"{when:%Y%m%dT%H%M%S}.{created_at_ms % 1000:03d}Z-{inputs[:8]}"
-    generation = make_generation(generation_id, [i.item_id for i in items], factors, popularity, parameters)
+    share, gap = Repeats(read_play_log(lake) if ranking.log is None else ranking.log).measure()
+    rules = make_rules(settings.rules, share, gap)
+    groups = make_groups([i.creators for i in items], [i.topics for i in items])
+    ids = [i.item_id for i in items]
+    generation = make_generation(generation_id, ids, factors, popularity, parameters, None, rules, groups)
     users, vectors = [], []
     for viewer, state in states_from_lake(lake, Limits(**settings.state.model_dump()), advance=advance):
         if not state.is_empty:
@@ -140,13 +148,16 @@ def publish(
                 "interactions": float(interactions.Cui.nnz),
                 "plays": float(interactions.plays),
                 "newest_event_ms": float(interactions.newest_event_ms),
+                "repeats": share,
+                "repeat_gap": float(gap),
                 **ranking.metrics,
             },
         },
         decision=decision,
         files={},
         ledger_lines=lake.ledger.lines,
+        rules=rules,
     )
-    tables = ranking.tables([item.item_id for item in items])
+    tables = ranking.tables(ids)
     user_factors = np.stack(vectors) if vectors else np.zeros((0, factors.shape[1]), dtype=np.float32)
     return write_generation(root, manifest, Contents(items, factors, popularity, users, user_factors, tables))

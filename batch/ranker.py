@@ -198,7 +198,7 @@ def state_before(log: PlayLog, play: int, max_plays: int) -> RankingInput:
         list(range(len(strength))),
         frozenset(ids[item] for item in log.item[rows].tolist()),
         np.zeros(0, dtype=np.int64),
-        int(log.time_ms[rows[0]]) if len(rows) else None,
+        newest_ms=int(log.time_ms[rows[0]]) if len(rows) else None,
     )
 
 

@@ -73,6 +73,7 @@ class Rebuild:
         self._erased_through_s = erased_through_s
         self._advance = advance
         self._executor: ThreadPoolExecutor | None = None
+        self._frozen = False
         self.viewers = 0
         self.rewritten = 0
         self.swept = 0
@@ -104,6 +105,7 @@ class Rebuild:
         """Scan until nobody is behind. Errors: `StoreUnavailable` if somebody always is."""
         while self.sweeps < MAX_SWEEPS:
             self.sweeps += 1
+            self._frozen = await self._store.read_freeze() is not None
             behind = [viewer async for batch in self._store.scan_viewers() for viewer in await self._behind(batch)]
             if not behind:
                 return
@@ -116,8 +118,14 @@ class Rebuild:
         )
 
     async def _behind(self, viewers: list[str]) -> list[str]:
+        """Those of an older activation. Who came new while rows are frozen has none, and gets no row before they are let go: there always
+        may be one more of them."""
         stored = await self._store.read_viewers(viewers)
-        return [v for v, one in zip(viewers, stored, strict=True) if one.activation < self._rewriter.activation]
+        return [
+            viewer
+            for viewer, one in zip(viewers, stored, strict=True)
+            if one.activation < self._rewriter.activation and (one.activation or not self._frozen)
+        ]
 
     async def _stored(self) -> AsyncIterator[list[tuple[str, ViewerState]]]:
         async for viewers in self._store.scan_viewers():

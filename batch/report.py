@@ -47,6 +47,11 @@ class NightlyReport:
         took_s = sum(self.seconds.values())
         if not self.published:
             return f"held back after {took_s:.1f} s: {self.reason}"
+        if self.activation is None:
+            return (
+                f"generation {self.generation_id} published after {took_s:.1f} s ({self.decision}) and not put in force: compare it, then "
+                f"nearline generations activate {self.generation_id}"
+            )
         rebuilt = self.rebuilt.rewritten if self.rebuilt else 0
         return (
             f"generation {self.generation_id} as activation {self.activation}, trained on {self.interactions:,} interactions, "

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-generations_app = typer.Typer(no_args_is_help=True, help="List, activate and roll back generations.")
+generations_app = typer.Typer(no_args_is_help=True, help="List, compare, activate and roll back generations.")
 
 
 async def with_connected(settings: Settings, work: Callable[[Settings, RedisStore], Awaitable[T]]) -> T:
@@ -53,6 +53,9 @@ def nightly(
     seed: Annotated[
         bool, typer.Option("--seed", help="also fold every play of the lake into the viewers' states")
     ] = False,
+    publish_only: Annotated[
+        bool, typer.Option("--publish-only", help="publish without putting in force: see `generations compare`")
+    ] = False,
     at: Annotated[
         str | None,
         typer.Option(help="stay, and run a night every day at this time of NEARLINE_NIGHTLY__TIME_ZONE, e.g. 22:00"),
@@ -72,10 +75,12 @@ def nightly(
     if at is not None:
         if force or seed:
             raise UserError(f"--at {at}: every night by itself; run the one that needs --force or --seed by hand")
-        _stay(at, json_output, skip_evaluation)
+        _stay(at, json_output, skip_evaluation=skip_evaluation, publish_only=publish_only)
         return
     report = with_store(
-        lambda settings, store: run_nightly(settings, store, force=force, skip_evaluation=skip_evaluation, seed=seed)
+        lambda settings, store: run_nightly(
+            settings, store, force=force, skip_evaluation=skip_evaluation, seed=seed, publish_only=publish_only
+        )
     )
     if json_output:
         print_json(report)
@@ -85,7 +90,7 @@ def nightly(
         raise SystemExit(1)
 
 
-def _stay(at: str, json_output: bool, skip_evaluation: bool) -> None:
+def _stay(at: str, json_output: bool, *, skip_evaluation: bool, publish_only: bool) -> None:
     from batch.nightly import run_nightly
     from batch.schedule import Daily
     from batch.schedule_service import run_schedule
@@ -95,7 +100,10 @@ def _stay(at: str, json_output: bool, skip_evaluation: bool) -> None:
 
     async def night() -> NightlyReport:
         return await with_connected(
-            settings, lambda settings, store: run_nightly(settings, store, skip_evaluation=skip_evaluation)
+            settings,
+            lambda settings, store: run_nightly(
+                settings, store, skip_evaluation=skip_evaluation, publish_only=publish_only
+            ),
         )
 
     run_schedule(settings, daily, night, on_report=print_json if json_output else None)
@@ -159,7 +167,7 @@ def generations_list(json_output: Json = False) -> None:
         typer.echo("no generation yet; make one: nearline nightly")
 
 
-def _known_generations(incomplete: str) -> list[str]:
+def known_generations(incomplete: str) -> list[str]:
     """For the shell's completion; nothing rather than an error."""
     from batch.activation import list_generations
     from contracts.errors import NearlineError
@@ -176,7 +184,7 @@ def _known_generations(incomplete: str) -> list[str]:
 @generations_app.command("activate")
 def generations_activate(
     generation_id: Annotated[
-        str, typer.Argument(help="as `nearline generations list` prints it", autocompletion=_known_generations)
+        str, typer.Argument(help="as `nearline generations list` prints it", autocompletion=known_generations)
     ],
     json_output: Json = False,
 ) -> None:
@@ -198,6 +206,28 @@ def generations_rollback(json_output: Json = False) -> None:
     from batch.activation import rollback
 
     _print_activation(rollback, json_output)
+
+
+@generations_app.command("report")
+def generations_report(
+    generation_id: Annotated[
+        str | None,
+        typer.Argument(help="a night's generation (default: the newest report)", autocompletion=known_generations),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="copy the page here (default: print where it lies)")] = None,
+    json_output: Json = False,
+) -> None:
+    """The report of a night: one HTML page with the decision, every arm's metrics, lift, drift, coverage, and five viewers' rows.
+
+    Example: nearline generations report --out report.html
+    """
+    from batch.review.files import copy_page, find_page, read_content
+
+    page = find_page(read_settings().lake_path, generation_id)
+    if json_output:
+        print_json(read_content(page))
+        return
+    typer.echo(page if out is None else copy_page(page, out))
 
 
 def _print_activation(action: Any, json_output: bool, *arguments: str) -> None:

@@ -1,6 +1,7 @@
 """Home pages a second, and how long the slowest in a hundred takes: reading a row that is there, against scoring on request.
 
-Both services run at once on the same store; the load meets one after the other, interleaved. Hits are viewers drawn uniformly, each
+All services run at once on the same store; the load meets one after the other, interleaved; of two replicas each has half of the
+connections, as behind a balancer. Hits are viewers drawn uniformly, each
 with a row; misses are viewers whom nobody knows. Impressions go to a real Kafka. Processor time is that of the service and the store
 together; the load generator runs on the same cores, and its own time does not count. Beforehand both must serve what the
 store, or the kernel, says; afterwards every hit must have been the viewer's own row.
@@ -18,7 +19,7 @@ from typing import Any
 import httpx
 
 from bench.common import Stage, load_average, make_stage, make_world, processor_s
-from bench.load import generator, run_load
+from bench.load import generator, run_loads
 from bench.report import Line, Report, WrongResult, interleave, rounded
 from contracts.rows import ENTRIES_SHOWN
 from sandbox.processes import Service, environment_of
@@ -32,7 +33,8 @@ N_ITEMS = 3_500
 CHECKED = 50
 PATH = "/v1/home/"
 HIT, MISS = "viewer-", "nobody-"
-LABELS = {"nearline": "Nearline", "on_request": "scored on request"}
+REPLICAS = "two_replicas"
+LABELS = {"nearline": "Nearline", REPLICAS: "Nearline, two replicas", "on_request": "scored on request"}
 
 
 def run() -> Report:
@@ -47,8 +49,8 @@ def run() -> Report:
         for quantity, unit in (("rps", "requests/s"), ("p50_ms", "ms"), ("p99_ms", "ms"), ("core_us", "µs")):
             lines.append(Line(case, f"{LABELS[who]}, {quantity.partition('_')[0]}", unit, measured[quantity]))
         figures.setdefault(who, {})[case] = {one: rounded(series.median) for one, series in measured.items()}
-    busiest = figures["nearline"][_case("hit", CONNECTIONS[-1])]
-    figures |= {name: busiest[name] for name in ("rps", "p99_ms", "core_us")}
+    busiest = figures[REPLICAS][_case("hit", CONNECTIONS[-1])]
+    figures |= {"replicas": 2} | {name: busiest[name] for name in ("rps", "p99_ms", "core_us")}
     details = {
         "viewers": VIEWERS, "titles": N_ITEMS, "history": 50, "seconds": SECONDS, "repetitions": REPETITIONS,
         "load_generator": generator(), "load_average": load,
@@ -69,6 +71,7 @@ async def _run(sandbox: Sandbox) -> Any:
     environment = environment_of(stage.settings)
     services = {
         "nearline": Service("homepage", environment, sandbox.data_dir / "nearline", port_setting=PORT),
+        REPLICAS: Service("homepage", environment, sandbox.data_dir / "replica", port_setting=PORT),
         "on_request": Service(
             "homepage",
             environment,
@@ -85,13 +88,16 @@ async def _run(sandbox: Sandbox) -> Any:
         for service in services.values():
             await service.wait_ready()
             await _check(stage, service)
+        loaded = {name: [service] for name, service in services.items()}
+        loaded[REPLICAS].append(services["nearline"])
         runners = {}
         for connections in CONNECTIONS:
             for kind, prefix in (("hit", HIT), ("miss", MISS)):
-                for who, service in services.items():
-                    if kind == "hit" or who == "nearline":  # without a state there is nothing to score
-                        runner = _Runner(LABELS[who], stage, service, prefix, connections)
-                        runners[f"{_case(kind, connections)}|{who}"] = partial(runner.run)
+                for who, replicas in loaded.items():
+                    if len(replicas) > connections or (kind == "miss" and who == "on_request"):
+                        continue  # without a state there is nothing to score
+                    runner = _Runner(LABELS[who], stage, replicas, prefix, connections)
+                    runners[f"{_case(kind, connections)}|{who}"] = partial(runner.run)
         return await asyncio.to_thread(interleave, runners, REPETITIONS)
     finally:
         for service in services.values():
@@ -115,19 +121,20 @@ async def _check(stage: Stage, service: Service) -> None:
 
 @dataclass
 class _Runner:
-    """One service under one kind of load."""
+    """A service, one process or several, under one kind of load."""
 
     who: str
     stage: Stage
-    service: Service
+    replicas: list[Service]
     prefix: str
     connections: int
 
     def run(self) -> dict[str, float]:
-        pids = [pid for pid in (self.service.pid, self.stage.valkey.pid) if pid is not None]
+        pids = [pid for pid in (*(one.pid for one in self.replicas), self.stage.valkey.pid) if pid is not None]
         outcome = "own" if self.prefix == HIT else "default"
         before, served = processor_s(pids), self._served(outcome)
-        load = run_load(self.service.url, PATH + self.prefix, VIEWERS, connections=self.connections, seconds=SECONDS)
+        urls = [one.url for one in self.replicas]
+        load = run_loads(urls, PATH + self.prefix, VIEWERS, connections=self.connections, seconds=SECONDS)
         took_s, served = processor_s(pids) - before, self._served(outcome) - served
         if served < load.requests:
             raise WrongResult(
@@ -142,8 +149,8 @@ class _Runner:
         }
 
     def _served(self, outcome: str) -> int:
-        """Pages of this outcome so far, as the service counts them."""
-        text = httpx.get(self.service.url + "/metrics", timeout=5).text
+        """Pages of this outcome so far, as the processes count them."""
         start = f'nearline_homepage_requests_total{{outcome="{outcome}"}} '
-        line = next((line for line in text.splitlines() if line.startswith(start)), start + "0")
-        return int(float(line.removeprefix(start)))
+        texts = [httpx.get(one.url + "/metrics", timeout=5).text for one in self.replicas]
+        counts = [line.removeprefix(start) for text in texts for line in text.splitlines() if line.startswith(start)]
+        return int(sum(map(float, counts)))

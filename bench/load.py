@@ -14,6 +14,8 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -58,6 +60,25 @@ def run_load(url: str, prefix: str, count: int, *, connections: int, seconds: fl
     if found.errors or not found.requests:
         raise WrongResult(f"{found.errors} of {found.requests} requests to {url}{prefix}… failed")
     return found
+
+
+def run_loads(urls: Sequence[str], prefix: str, count: int, *, connections: int, seconds: float) -> Load:
+    """The same on several replicas at once, the connections shared out as a balancer would: pages together, the median of medians
+    weighed by pages, the slowest replica's p99. Errors: as `run_load`."""
+    with ThreadPoolExecutor(len(urls)) as pool:
+        loads = [
+            pool.submit(run_load, url, prefix, count, connections=connections // len(urls), seconds=seconds)
+            for url in urls
+        ]
+        found = [one.result() for one in loads]
+    requests = sum(one.requests for one in found)
+    return Load(
+        requests,
+        max(one.seconds for one in found),
+        sum(one.p50_ms * one.requests for one in found) / requests,
+        max(one.p99_ms for one in found),
+        sum(one.errors for one in found),
+    )
 
 
 async def _generate(url: str, prefix: str, count: int, connections: int, seconds: float) -> Load:

@@ -15,11 +15,16 @@ from sandbox import made_up
 K = 64
 START_MS = 1_700_000_000_000
 PLAY_MS = 6_000_000
+SMALL_SKEW, LARGE_SKEW, LARGE = 0.5, 0.9, 100_000
+"""σ of the norms' logarithm, up to and from so many titles. A large catalogue has a long tail that hardly anybody plays, with small norms:
+in trained factors of 12,611 films (MovieTweetings) the median norm is 0.048 of the greatest, where a σ of 0.8 has it; of 3,533
+(MovieLens-1M) 0.34."""
 
 
 def make_generation(n_items: int, k: int = K, seed: int = 1) -> Generation:
     """Random factors with norms like those of trained ones: (n_items, k) float32; random trends, followers and ranker."""
-    made = made_up.make_generation(n_items, k, seed, generation_id=f"bench-{n_items}")
+    skew = LARGE_SKEW if n_items >= LARGE else SMALL_SKEW
+    made = made_up.make_generation(n_items, k, seed, generation_id=f"bench-{n_items}", skew=skew)
     return replace(made, tables=made_up.make_tables(n_items, seed, followers=FOLLOWERS))
 
 

@@ -25,7 +25,6 @@ from contracts.registry import (
     Version,
     read_json,
     schema_problems,
-    subject_for,
     without_docs,
 )
 
@@ -73,7 +72,7 @@ def check(schemas_dir: Path | str | None = None, registry: Registry | None = Non
     """Compare every `.avsc` in `schemas_dir` (None: those of this code) with its registered versions."""
     folder = Path(schemas_dir) if schemas_dir is not None else SCHEMAS_PATH
     known = registry if registry is not None else Registry.load()
-    files = sorted(folder.glob("*.avsc"))
+    files = [file for file in sorted(folder.glob("*.avsc")) if not known.names or file.stem in known.names]
     if not files:
         raise ContractError(f"{folder}: no .avsc file; name the folder that holds the schemas")
     reports = [_check_file(file, known) for file in files]
@@ -96,11 +95,9 @@ def register(file: Path | str, registry: Registry) -> Registry:
     file is written first and the index replaced last: a crash in between leaves an unused file, which the next try overwrites.
     """
     path = Path(file)
-    report = _check_file(path, registry)
+    report = check_file(path, registry)
     if report.status == "ok":
         return registry
-    if report.status == "incompatible":
-        raise ContractError(f"{path}: not registered: " + "; ".join(report.problems))
     schema = read_json(path)
     versions = registry.versions(report.subject)
     added = Version(report.subject, len(versions) + 1, registry.next_id, schema)
@@ -117,13 +114,21 @@ def open_or_create(path: Path | str) -> Registry:
     return Registry.load(folder) if (folder / "index.json").exists() else Registry(folder, {})
 
 
+def check_file(path: Path, registry: Registry) -> SubjectReport:
+    """One schema, which must not be refused. Errors: `ContractError` if it is incompatible."""
+    report = _check_file(path, registry)
+    if report.status == "incompatible":
+        raise ContractError(f"{path}: not registered: " + "; ".join(report.problems))
+    return report
+
+
 def _check_file(path: Path, registry: Registry) -> SubjectReport:
-    subject = subject_for(path.stem)
+    subject = registry.subject(path.stem)
     schema = read_json(path)
     problems = schema_problems(schema)
     same = registry.find(subject, schema)
     versions = registry.versions(subject)
-    if same is not None and same is versions[-1]:
+    if same is not None and (same is versions[-1] or registry.server):  # there producers may be ahead of us
         return SubjectReport(subject, str(path), "ok", same.schema_id, (), "")
     if not problems and same is not None:
         problems = [f"is version {same.version}, while version {versions[-1].version} is registered: do not go back"]
@@ -136,7 +141,8 @@ def _check_file(path: Path, registry: Registry) -> SubjectReport:
     if problems:
         hint = f"change {path.name}: give a new field a default, keep removed fields, append enum symbols, keep types"
         return SubjectReport(subject, str(path), "incompatible", None, tuple(problems), hint)
-    return SubjectReport(subject, str(path), "unregistered", None, (), f"nearline contracts register {path}")
+    where = f" --registry {registry.server}" if registry.server else ""
+    return SubjectReport(subject, str(path), "unregistered", None, (), f"nearline contracts register {path}{where}")
 
 
 def _avro_problems(schema: Schema) -> list[str]:

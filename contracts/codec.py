@@ -1,4 +1,4 @@
-"""Avro in Confluent's framing: `0x00`, the writer's schema id as four big-endian bytes, the body. Alone imports fastavro.
+"""Avro in Confluent's framing (`contracts/framing.py`): which schema wrote it, then the body. Alone imports fastavro.
 
 fastavro accepts what no honest writer sends (trailing bytes, index −1 of an enum or a union, over-long numbers). So a value counts
 only if the writer's schema is registered for its subject, the record is short, and encoding the decoded value again would
@@ -14,6 +14,7 @@ from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeVar
+from uuid import UUID
 
 from fastavro import parse_schema, schemaless_reader, schemaless_writer
 
@@ -21,18 +22,16 @@ from contracts.catalogue import CatalogueItem
 from contracts.errors import ContractError, UndecodableRecord, UnknownSchema
 from contracts.events import Kind, PlaybackEvent
 from contracts.flat import BOOLEAN, ENUM, INT, LONG, OPTIONAL, STRING, compile_flat
-from contracts.registry import SCHEMAS_PATH, Registry, Schema, read_json, subject_for
+from contracts.framing import V0_BYTES, V1, V1_BYTES
+from contracts.registry import SCHEMAS_PATH, Registry, Schema, read_json
 from contracts.row_columns import RowColumns, read_columns, read_row, row_record
 from contracts.rows import HomeRow, Impression
 
 MAX_RECORD_BYTES = 16 * 1024
 """Longest framed record, bytes. A home row of 60 entries with ids of 128 characters and three reasons each takes 12 KiB."""
 
-MAX_SCHEMA_ID = 1_000_000
-"""Registries count up from 1: a greater id is noise behind a zero byte, and waiting for it would block the partition for ever."""
-
 MAGIC = b"\x00"
-HEADER_BYTES = 5
+HEADER_BYTES = V0_BYTES
 
 T = TypeVar("T")
 Record = dict[str, Any]
@@ -45,11 +44,12 @@ class Codec:
     it again, build a new codec, try again). Encoding raises `ContractError` if the value cannot be written.
     """
 
-    def __init__(self, registry: Registry, schemas: Path = SCHEMAS_PATH) -> None:
-        """Raises `ContractError` if a schema of this code is not registered."""
+    def __init__(self, registry: Registry, schemas: Path = SCHEMAS_PATH, rows: Registry | None = None) -> None:
+        """`rows`: where the schema of rows is, if not there: rows never leave the store. Raises `ContractError` if a schema of this code
+        is not registered."""
         self.registry = registry
         self._event = _Subject(registry, "playback_event", schemas)
-        self._row = _Subject(registry, "home_row", schemas)
+        self._row = _Subject(rows or registry, "home_row", schemas)
         self._item = _Subject(registry, "catalogue_item", schemas)
         self._impression = _Subject(registry, "impression", schemas)
 
@@ -105,25 +105,30 @@ class Codec:
 class _Subject:
     """The schemas of one subject: the one this code writes and reads into, and every registered writer's."""
 
-    __slots__ = ("flat", "flats", "header", "name", "registry", "schema_id", "writers")
+    __slots__ = ("flat", "flats", "guids", "header", "name", "registry", "schema_id", "writers")
 
     def __init__(self, registry: Registry, name: str, schemas: Path) -> None:
-        self.name = subject_for(name)
+        self.name = registry.subject(name)
         self.registry = registry
+        self.guids = registry.guids
         schema = read_json(schemas / f"{name}.avsc")
         version = registry.find(self.name, schema)
-        if version is None:
+        if version is None and registry.is_read:
             raise ContractError(
-                f"{schemas / name}.avsc is not registered in {registry.path}; run: nearline contracts register"
+                f"{schemas / name}.avsc is not registered as {self.name} in {registry.place}; run: nearline contracts register"
+                + (f" --registry {registry.server}" if registry.server else "")
             )
-        self.schema_id = version.schema_id
-        self.header = MAGIC + version.schema_id.to_bytes(4, "big")
+        self.schema_id = 0 if version is None else version.schema_id
+        self.header = MAGIC + self.schema_id.to_bytes(4, "big")
         self.writers = {one.schema_id: _parse(one.schema) for one in registry.versions(self.name)}
         self.flats = {one.schema_id: compile_flat(one.schema) for one in registry.versions(self.name)}
-        self.flat = self.flats[version.schema_id]
+        self.flat = self.flats.get(self.schema_id)
 
     def encode(self, record: Record) -> bytes:
-        """Frame and body; raises `ContractError` if the value does not fit the schema or is too long."""
+        """Frame and body; raises `ContractError` if the value does not fit the schema or is too long, `UnknownSchema` if the registry
+        has not answered yet."""
+        if not self.schema_id:
+            raise UnknownSchema(f"{self.name}: {self.registry.place} has not been read yet")
         try:
             data = self.header + (
                 self.flat.encode(record) if self.flat is not None else _write(self.writers[self.schema_id], record)
@@ -140,13 +145,14 @@ class _Subject:
         """The value, built by `build`; raises `UndecodableRecord` or `UnknownSchema`."""
         length = len(data)
         if length > MAX_RECORD_BYTES or length < HEADER_BYTES or data[0] != 0:
-            raise UndecodableRecord(self._framing_problem(data))
-        schema_id = int.from_bytes(data[1:HEADER_BYTES], "big")
-        if schema_id not in self.writers:
-            raise self._unknown(schema_id)
+            schema_id, at = self._written_by_guid(data), V1_BYTES
+        else:
+            schema_id, at = int.from_bytes(data[1:HEADER_BYTES], "big"), HEADER_BYTES
+            if schema_id not in self.writers:
+                raise self._unknown(schema_id)
         problem = "not the canonical bytes of its value"
         try:
-            record = self._read(data, schema_id)
+            record = self._read(data, at, schema_id)
             if record is not None:
                 return build(record)
         except Exception as error:  # noqa: BLE001 - decoding errors are of any class; all mean the same
@@ -154,33 +160,52 @@ class _Subject:
             problem = f"{type(error).__name__} while decoding"
         raise UndecodableRecord(f"{self.name}: schema id {schema_id}: {problem}")
 
-    def _read(self, data: bytes, schema_id: int) -> Record | None:
-        """The record as this code's schema has it; None if its bytes are not canonical."""
-        body = data[HEADER_BYTES:]
+    def _read(self, data: bytes, at: int, schema_id: int) -> Record | None:
+        """The record whose body begins at `at`, as this code's schema has it; None if its bytes are not canonical."""
+        body = data[at:]
         writer, flat = self.writers[schema_id], self.flats[schema_id]
         if flat is not None:
-            record = flat.decode(data, HEADER_BYTES)
+            record = flat.decode(data, at)
         else:
             record = _read(body, writer, None)
             if _write(writer, record) != body:
                 return None
         return record if schema_id == self.schema_id else _read(body, writer, self.writers[self.schema_id])
 
+    def _written_by_guid(self, data: bytes) -> int:
+        """The writer's schema id of a value in the v1 framing. Raises `UndecodableRecord`, `UnknownSchema`."""
+        if not V1_BYTES <= len(data) <= MAX_RECORD_BYTES or data[0] != V1:
+            raise UndecodableRecord(self._framing_problem(data))
+        guid = data[1:V1_BYTES]
+        schema_id = self.guids.get(guid, 0)
+        if schema_id not in self.writers:
+            raise self._unknown(guid)
+        return schema_id
+
     def _framing_problem(self, data: bytes) -> str:
         if len(data) > MAX_RECORD_BYTES:
             return f"{self.name}: {len(data)} bytes, more than the {MAX_RECORD_BYTES} that a record may have"
         if len(data) < HEADER_BYTES:
             return f"{self.name}: {len(data)} bytes, fewer than the {HEADER_BYTES} of the frame"
+        if data[0] == V1:
+            return f"{self.name}: {len(data)} bytes, fewer than the {V1_BYTES} of the frame"
         return f"{self.name}: does not start with 0x00: not in Confluent's framing"
 
-    def _unknown(self, schema_id: int) -> Exception:
-        owner = self.registry.subject_of(schema_id)
+    def _unknown(self, schema: int | bytes) -> Exception:
+        """What to do about an id, or a GUID, that is none of this subject's."""
+        registry = self.registry
+        told = f"schema id {schema}" if isinstance(schema, int) else f"schema GUID {UUID(bytes=schema)}"
+        owner = registry.subject_of(schema if isinstance(schema, int) else registry.guids.get(schema, 0))
         if owner is not None:
-            return UndecodableRecord(f"schema id {schema_id} belongs to {owner}, not to {self.name}")
-        if not 0 < schema_id <= MAX_SCHEMA_ID:
-            return UndecodableRecord(f"{self.name}: schema id {schema_id} cannot be a registry's")
+            return UndecodableRecord(f"{told} belongs to {owner}, not to {self.name}")
+        if schema in registry.refused:
+            return UndecodableRecord(f"{self.name}: {told} {registry.refused[schema]}")
+        if isinstance(schema, int) and not 0 < schema <= registry.max_id:
+            return UndecodableRecord(f"{self.name}: {told} cannot be a registry's")
+        if isinstance(schema, bytes) and not registry.server:
+            return UndecodableRecord(f"{self.name}: {told}: only a registry's server knows GUIDs")
         return UnknownSchema(
-            f"{self.name}: schema id {schema_id} is not in the registry {self.registry.path}; register the writer's schema"
+            f"{self.name}: {told} is not in the registry {registry.place}; register the writer's schema", schema
         )
 
 

@@ -5,7 +5,9 @@
     │   ├── KafkaUnavailable
     │   ├── StoreUnavailable
     │   ├── StoreChanged        retry after dropping the cache and rewinding to the marker
-    │   └── UnknownSchema       the registry may learn the id
+    │   ├── FreezeChanged       retry after looking whether rows are frozen
+    │   ├── UnknownSchema       the registry may learn the id
+    │   └── RegistryUnavailable
     ├── RecordError             dead-letter: this record can never be applied
     │   ├── UndecodableRecord
     │   └── InvalidEvent
@@ -44,8 +46,20 @@ class StoreChanged(TransientError):
     """The server's identity or the marker is not what this process last saw: drop the cache, rewind to the marker."""
 
 
+class FreezeChanged(TransientError):
+    """Rows were frozen, or follow the plays again, since this process last looked: look again, redo the batch."""
+
+
 class UnknownSchema(TransientError):
-    """The registry does not know this schema id yet."""
+    """The registry does not know this schema yet. `schema`: its id, its GUID, or None: no schema of the registry was read yet."""
+
+    def __init__(self, message: str, schema: int | bytes | None = None) -> None:
+        super().__init__(message)
+        self.schema = schema
+
+
+class RegistryUnavailable(TransientError):
+    """The schema registry's server did not answer, refused, or is none."""
 
 
 class RecordError(NearlineError):

@@ -59,7 +59,7 @@ class PlaybackEvent:
     `play_id`, `play_started_at_ms`, `watched_ms`, `duration_ms`: play kinds only (None otherwise).
     `item_id`: play kinds, rate, clear_rating, hide.
     `value`: rate and prefer only, −100 (dislike) … 100 (like); 100 is a thumb up or five stars.
-    `preference`: prefer only, e.g. `topic:drama` or `creator:Ana Ruiz` encoded to the id alphabet.
+    `preference`: prefer only: `topic:drama`, `creator:Ana_Ruiz` (`contracts.rules.subject` names them), `title:` and an item id.
     `watched_ms` is cumulative within the play. `row_id` and `row_position`: the served row that led to the play, if any.
     """
 

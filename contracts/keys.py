@@ -34,6 +34,10 @@ class Keys:
     def viewer_prefix(self) -> str:
         return f"{self.namespace}:v:"
 
+    def trace(self, row_id: str) -> str:
+        """String: W3C's `traceparent` of the span that wrote this row; expires after an hour. Only of traced events."""
+        return f"{self.namespace}:trace:{row_id}"
+
     def marker(self, partition: int) -> str:
         """Hash: `next`, `origin`, `applied`, `noop`, `private`, `dead`, `absent`: decimals; `anchor`: `offset:timestamp_ms:digest` of the
         newest finished record that is not private, empty before the first; `gap_end`: the end of the newest declared gap, 0 for none."""
@@ -43,6 +47,11 @@ class Keys:
     def halt(self) -> str:
         """String: why every updater of this stream is halted; absent when it may run."""
         return f"{self.namespace}:halt:{self.stream}"
+
+    @property
+    def frozen(self) -> str:
+        """String: `unix_ms:reason` while rows are frozen: since when, and why; absent when they follow the plays."""
+        return f"{self.namespace}:frozen"
 
     @property
     def seeded(self) -> str:

@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 from contracts.errors import GenerationError
+from contracts.rows import ENTRIES_KEPT
+from contracts.rules import NO_RULES, Rules
 
 FORMAT = 1
 """Raised when a reader of the old format would misread the new one."""
@@ -66,7 +68,8 @@ class Manifest:
     `created_at_ms`: UTC milliseconds. `k`: length of an embedding. `stream`: `topic@epoch` that `cutoffs` (partition → first offset
     not in the training data) belong to. `inputs`: digest of everything that the training depended on; equal inputs are
     the same generation. `versions`: program → version. `metrics`: arm → metric → value. `ledger_lines`: how many lines of the
-    erasure ledger the training data obeyed; whoever stands in a later line may still be in it.
+    erasure ledger the training data obeyed; whoever stands in a later line may still be in it. `rules`: what its rows obey (an older
+    program's manifest names none).
     """
 
     generation_id: str
@@ -84,6 +87,7 @@ class Manifest:
     decision: Decision
     files: Mapping[str, FileEntry]
     ledger_lines: int = 0
+    rules: Rules = NO_RULES
     format: int = FORMAT
 
 
@@ -110,7 +114,7 @@ def from_json(text: str | bytes, where: str) -> Manifest:
         found = content.get("format") if isinstance(content, dict) else None
         raise GenerationError(f"{where}: field format: found {found!r}, this program reads {FORMAT}; upgrade it")
     try:
-        return Manifest(**_object(content, _PARSERS))
+        return Manifest(**_object({"rules": asdict(NO_RULES)} | content, _PARSERS))
     except _Bad as bad:
         raise GenerationError(f"{where}: field {bad.path}: {bad}; publish the generation again") from None
 
@@ -229,6 +233,25 @@ def _decision(value: Any) -> Decision:
     return Decision(**_object(value, {"verdict": _text, "reason": _text}))
 
 
+def _rules(value: Any) -> Rules:
+    parsers: dict[str, Callable[[Any], Any]] = {
+        "window": _window,
+        "per_creator": _count,
+        "per_topic": _count,
+        "exploration": _share,
+        "preference": _share,
+        "repeats": _share,
+        "repeat_gap": _count,
+    }
+    return Rules(**_object(value, parsers))
+
+
+def _window(value: Any) -> int:
+    if not 1 <= _count(value) <= ENTRIES_KEPT:
+        raise _Bad(f"must be between 1 and {ENTRIES_KEPT}")
+    return int(value)
+
+
 def _files(value: Any) -> dict[str, FileEntry]:
     entry: dict[str, Callable[[Any], Any]] = {"sha256": _hex, "size_bytes": _count}
     parsed = _mapping(lambda one: FileEntry(**_object(one, entry)))(value)
@@ -260,5 +283,6 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "decision": _decision,
     "files": _files,
     "ledger_lines": _count,
+    "rules": _rules,
     "format": _positive,
 }

@@ -1,5 +1,7 @@
 """A schema registry in a folder: subjects, their versions, and the id that every record carries. No server, no lock.
 
+(`runtime/schema_server.py` reads a Confluent-compatible registry's server into the same value.)
+
 Layout: `index.json` lists, per subject (`playback_event-value`), its versions with schema id and file name; each file holds one
 schema. Ids are never reused and files never change, so a record written years ago still names the schema that wrote it.
 
@@ -12,7 +14,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,9 @@ DEFAULT_PATH = Path(__file__).parent / "registry"
 SCHEMAS_PATH = Path(__file__).parent / "schemas"
 """The schemas this code reads and writes: `<name>.avsc`, subject `<name>-value`."""
 
+MAX_SCHEMA_DEPTH = 64
+"""Levels of objects and lists: several times what ours have."""
+
 MAX_SCHEMA_BYTES = 64 * 1024
 """Longest schema file, bytes: ten times the largest one here; a bigger one is a mistake."""
 
@@ -38,6 +43,10 @@ MAX_DEPTH = 16
 
 MAX_SCHEMA_ID = 2**31 - 1
 """Confluent's ids are positive 32-bit numbers."""
+
+MAX_ID_IN_FOLDER = 1_000_000
+"""A folder's ids count up from 1: a greater one is noise behind a zero byte, and waiting for it would block the partition for ever.
+A server can be asked, and its ids may be any."""
 
 _PRIMITIVE_WIDTHS = {
     "null": 0, "boolean": 1, "int": 1, "long": 1, "float": 4, "double": 8, "bytes": 1, "string": 1,
@@ -61,6 +70,30 @@ class Registry:
 
     path: Path
     subjects: Mapping[str, tuple[Version, ...]]
+    server: str = ""
+    """The address of the server that it was read from; empty: from the folder `path`."""
+    names: Mapping[str, str] = field(default_factory=dict)
+    """Contract → its subject on the server (`playback_event` → `playback-value`); others are named after the contract."""
+    guids: Mapping[bytes, int] = field(default_factory=dict)
+    """GUID → schema id, of the versions here."""
+    refused: Mapping[int | bytes, str] = field(default_factory=dict)
+    """Ids and GUIDs that no record of ours can be read by → why."""
+    is_read: bool = True
+    """False: the server has not answered yet; nothing can be encoded, and whatever is to be decoded waits."""
+
+    @property
+    def place(self) -> str:
+        """Where it is, for messages."""
+        return self.server or str(self.path)
+
+    @property
+    def max_id(self) -> int:
+        """A greater id cannot be one of its."""
+        return MAX_SCHEMA_ID if self.server else MAX_ID_IN_FOLDER
+
+    def subject(self, name: str) -> str:
+        """The subject of a contract."""
+        return self.names.get(name) or subject_for(name)
 
     @classmethod
     def load(cls, path: Path | str | None = None) -> Registry:
@@ -129,9 +162,22 @@ def read_json(path: Path) -> Any:
     if len(raw) > MAX_SCHEMA_BYTES:
         raise ContractError(f"{path}: more than the {MAX_SCHEMA_BYTES} bytes that a schema may have")
     try:
-        return json.loads(raw)
+        content = json.loads(raw)
     except (ValueError, RecursionError) as error:
         raise ContractError(f"{path}: not JSON ({error})") from error
+    if _is_deeper(content, MAX_SCHEMA_DEPTH):
+        raise ContractError(f"{path}: nested deeper than the {MAX_SCHEMA_DEPTH} levels that a schema may have")
+    return content
+
+
+def _is_deeper(content: Any, depth: int) -> bool:
+    """Level by level: from Python 3.12 on the parser takes what no recursion of ours survives."""
+    level = [content]
+    while level and depth >= 0:
+        inner = [one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list)]
+        level = [value for values in inner for value in values]
+        depth -= 1
+    return bool(level)
 
 
 def without_docs(schema: Any) -> Any:

@@ -39,7 +39,7 @@ from contracts.errors import GenerationError
 from contracts.manifest import GENERATION_ID, Manifest, from_json
 from embeddings.generation import F32, NEVER_MS, FoldInParameters, Generation
 from embeddings.roots import FOREIGN, Root, flush_folder, open_root, read_table, write_file
-from embeddings.table_files import COWATCH, RANKER, TABLE_FILES, TRENDING, parse_tables
+from embeddings.table_files import COWATCH, RANKER, TABLE_FILES, TRENDING, parse_groups, parse_tables
 from embeddings.tables import HALF_LIVES_DAYS, Tables
 
 ITEM_FACTORS, ITEMS, USER_FACTORS, USERS = "item_factors.npy", "items.parquet", "user_factors.npy", "users.parquet"
@@ -141,9 +141,7 @@ def load_users(root: str | Path | Root, generation_id: str) -> tuple[list[str], 
     opened = root if isinstance(root, Root) else open_root(root)
     manifest = load_manifest(opened, generation_id)
     where = f"{opened.name}/{generation_id}"
-    factors = parse_factors(
-        checked_bytes(opened, manifest, USER_FACTORS), manifest.n_users, manifest.k, where, USER_FACTORS
-    )
+    factors = load_user_factors(opened, generation_id)
     try:
         table = read_table(checked_bytes(opened, manifest, USERS), manifest.n_users)
         users: list[str] = table.column("viewer").to_pylist()
@@ -152,6 +150,14 @@ def load_users(root: str | Path | Root, generation_id: str) -> tuple[list[str], 
     if len(users) != manifest.n_users or len(set(users)) != len(users):
         raise GenerationError(f"{where}/{USERS}: {len(users)} rows, wanted {manifest.n_users} different viewers")
     return users, factors
+
+
+def load_user_factors(root: str | Path | Root, generation_id: str) -> F32:
+    """(n_users, k) float32: the published vectors, whosever they are. Errors: `GenerationError`."""
+    opened = root if isinstance(root, Root) else open_root(root)
+    manifest = load_manifest(opened, generation_id)
+    data = checked_bytes(opened, manifest, USER_FACTORS)
+    return parse_factors(data, manifest.n_users, manifest.k, f"{opened.name}/{generation_id}", USER_FACTORS)
 
 
 def verify_generation(root: str | Path | Root, generation_id: str) -> Manifest:
@@ -227,6 +233,8 @@ def parse_generation(
         maturity=np.clip(_integers(table, "maturity", 0), 0, 255).astype(np.uint8),
         item_digests=np.array([item_digest(item_id) for item_id in ids], dtype=np.int64),
         tables=tables,
+        rules=manifest.rules,
+        groups=parse_groups(table) if manifest.rules.limit_groups or manifest.rules.preference else None,
     )
 
 

@@ -73,7 +73,7 @@ def fold_in(generation: Generation, rows: I64, c: F64) -> FoldedViewer:
 def solve(generation: Generation, rows: I64, c: F64) -> FoldedViewer:
     """`fold_in` for rows and confidences that are right by construction (`confidences`, rows from the generation's index)."""
     n, k = len(rows), generation.k
-    U = generation.item_factors[rows].astype(np.float64)  # (n, k)
+    U = generation.fold_factors[rows].astype(np.float64)  # (n, k)
     d = np.abs(c) - 1  # (n,)
     if n < k:
         UP = U @ generation.P  # (n, k) = rows of (P uᵢ)ᵀ, P being symmetric

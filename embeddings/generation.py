@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contracts.errors import GenerationError
+from contracts.rules import NO_RULES, Rules
+from embeddings.groups import Groups, typical_vectors
 from embeddings.tables import Tables, check_tables
 
 NEVER_MS = np.iinfo(np.int64).max
@@ -40,7 +42,8 @@ class Generation:
     `item_factors` Y: (n_items, k) float32, C order. `popularity`: (n_items,) float32, weighted plays, ≥ 0.
     `available_from_ms`, `available_until_ms`: (n_items,) int64. `maturity`: (n_items,) uint8, years.
     `item_digests`: (n_items,) int64, `viewers.state.item_digest` of the ids (what `seen` keeps). `tables`: what ranking knows beside
-    the embeddings; None: nothing.
+    the embeddings; None: nothing. `rules`: what its rows obey. `groups`: creators and topics of the titles; None: not known, or no
+    rule asks for them.
     """
 
     generation_id: str
@@ -53,6 +56,8 @@ class Generation:
     maturity: NDArray[np.uint8]
     item_digests: I64
     tables: Tables | None = None
+    rules: Rules = NO_RULES
+    groups: Groups | None = None
 
     index: dict[str, int] = field(init=False, repr=False)
     YtY: F64 = field(init=False, repr=False)  # (k, k)
@@ -62,6 +67,11 @@ class Generation:
     windows: tuple[list[int | None], list[int | None]] = field(init=False, repr=False)  # from, until; None: unbounded
     digest_order: I64 = field(init=False, repr=False)  # rows by digest
     sorted_digests: I64 = field(init=False, repr=False)
+    # What a viewer may be folded in from: the items, and behind them, where preferences count, the groups as if each were an item.
+    fold_factors: F32 = field(init=False, repr=False)  # (n_items + groups that preferences may be about, k)
+    fold_ids: tuple[str, ...] = field(init=False, repr=False)
+    told_index: dict[str, int] = field(init=False, repr=False)  # subject of a preference → row of `fold_factors`
+    explorable: I64 = field(init=False, repr=False)  # rows of the less played half of what was played
 
     def __post_init__(self) -> None:
         _check(self)
@@ -83,6 +93,22 @@ class Generation:
         order = np.argsort(self.item_digests, kind="stable")
         set_(self, "digest_order", order)
         set_(self, "sorted_digests", self.item_digests[order])
+        self._prepare_rules()
+
+    def _prepare_rules(self) -> None:
+        set_, Y, ids = object.__setattr__, self.item_factors, self.item_ids
+        told: dict[str, int] = {}
+        if self.groups is not None and self.rules.preference > 0:
+            chosen, vectors = typical_vectors(self.groups, Y, self.popularity)
+            names = tuple(self.groups.names[group] for group in chosen.tolist())
+            Y, ids = np.concatenate([Y, vectors]), ids + names
+            told = {names[i]: self.n_items + i for i in np.flatnonzero(vectors.any(axis=1)).tolist()}
+        set_(self, "fold_factors", Y)
+        set_(self, "fold_ids", ids)
+        set_(self, "told_index", told)
+        played = np.flatnonzero((self.popularity > 0) & self.item_factors.any(axis=1))
+        half = np.median(self.popularity[played]) if len(played) else 0.0
+        set_(self, "explorable", played[self.popularity[played] <= half] if self.rules.exploration else played[:0])
 
     def with_tables(self, tables: Tables | None) -> Generation:
         """The same with other tables; everything else is shared. Errors: `GenerationError` for tables that do not fit."""
@@ -129,3 +155,5 @@ def _check(generation: Generation) -> None:
             )
     if generation.tables is not None:
         check_tables(generation.tables, n, f"generation {name}")
+    if generation.groups is not None and generation.groups.starts.shape != (n + 1,):
+        raise GenerationError(f"generation {name}: creators and topics are not those of its items")

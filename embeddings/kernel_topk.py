@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from embeddings.compiled import frozen, jit, jit_counted, jit_sums
 
-BLOCK = 4_096
-"""Items of a block: the scores of a tile of 32 viewers then lie in 512 KiB, within a core's second cache."""
+BLOCK = 2_048
+"""Items of a block: the scores of a tile of 32 viewers then lie in 256 KiB, within a core's second cache."""
 LANES_OF_BLOCK = 256
 KEPT = 1_024
 """Candidates kept of a viewer at most; whoever has more within the rounding error (many equal items) is searched exhaustively."""

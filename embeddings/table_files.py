@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from contracts.errors import GenerationError
+from embeddings.groups import Encoded, Groups, encode_groups
 from embeddings.roots import FOREIGN, read_table
 from embeddings.tables import FEATURES, RULE, STEPS, Cowatch, Tables, check_tables
 
@@ -109,3 +111,17 @@ def _of_rule_1(weights: Any) -> dict[str, float]:
     found = dict.fromkeys(FEATURES, 0.0) | {new: float(weights[old]) for old, new in names.items()}
     by_evidence = float(weights["taste_by_evidence"])
     return found | {"taste": float(weights["taste"]) + by_evidence, "taste_if_new": -by_evidence}
+
+
+def parse_groups(items: Any) -> Groups:
+    """Creators and topics of `items.parquet`."""
+    return encode_groups(items.num_rows, *(_encoded(items.column(name)) for name in ("creators", "topics")))
+
+
+def _encoded(column: Any) -> Encoded:
+    """A column of lists of names, by arrays; what is null is no name."""
+    lists = column.combine_chunks()
+    item = np.repeat(np.arange(len(lists)), pc.fill_null(pc.list_value_length(lists), 0).to_numpy())
+    names = lists.flatten()
+    item, names = item[names.is_valid().to_numpy(zero_copy_only=False)], names.drop_null().dictionary_encode()
+    return names.dictionary.to_pylist(), item.astype(np.int64), names.indices.to_numpy().astype(np.int64)

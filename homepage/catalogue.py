@@ -50,9 +50,14 @@ class Catalogue:
     items: Mapping[str, CatalogueItem] = field(default_factory=dict)
     generation_id: str = ""
     activation: int = 0
+    nameless: bool = field(
+        init=False, repr=False, compare=False
+    )  # there is no catalogue: titles are shown under their ids
     tiles: Tiles = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        nameless = bool(self.items) and all(one.title == item_id for item_id, one in self.items.items())
+        object.__setattr__(self, "nameless", nameless)
         object.__setattr__(self, "tiles", Tiles(self.items.get))
 
     def get(self, item_id: str) -> CatalogueItem | None:
@@ -78,7 +83,10 @@ class LiveCatalogue:
 
     def get(self, item_id: str) -> CatalogueItem | None:
         """The title as the feed last told it, else in the catalogue in force, or None."""
-        return self._told.get(item_id) or self._catalogue.items.get(item_id)
+        found = self._told.get(item_id) or self._catalogue.items.get(item_id)
+        if found is None and self._catalogue.nameless and not self._told:
+            return CatalogueItem(item_id, item_id)  # played since; there is no catalogue that could lack it
+        return found
 
     def put(self, item: CatalogueItem) -> None:
         """What the catalogue topic says of a title; it wins over the generation, which is older."""

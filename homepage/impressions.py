@@ -15,6 +15,7 @@ from contracts.errors import KafkaUnavailable, NearlineError
 from contracts.rows import Impression
 from runtime.kafka import AIOKafkaProducer, KafkaError, make_producer
 from runtime.kafka_reasons import explain
+from runtime.learning_codec import LearningCodec
 from runtime.settings import Settings
 
 QUEUE_LIMIT = 10_000
@@ -86,7 +87,7 @@ class KafkaImpressions:
 
     Delivery is at most once per impression as seen from here: an acknowledgement is awaited by the client, not by us."""
 
-    def __init__(self, settings: Settings, codec: Codec, lost: Counter) -> None:
+    def __init__(self, settings: Settings, codec: Codec | LearningCodec, lost: Counter) -> None:
         self._settings = settings
         self._codec = codec
         self._lost = lost

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from rich.table import Table
 from contracts.codec import Codec
 from contracts.errors import GenerationError, UserError
 from contracts.rows import HomeRow
+from contracts.rules import CREATOR, Rules
 from embeddings.files import load_generation
 from embeddings.generation import F64
 from homepage.catalogue import LiveCatalogue
@@ -26,7 +27,7 @@ from runtime.settings import Settings
 from trends.follow import with_snapshot
 from viewers.packing import unpack
 from viewers.rewrite import NO_TRENDS, Rewriter
-from viewers.signals import item_signals, play_strength
+from viewers.signals import item_signals, play_strength, preferences
 from viewers.state import COMPLETED, SKIPPED, STOPPED, Limits, ViewerState
 from viewers.store import Store, StoredViewer
 
@@ -131,6 +132,7 @@ async def explain_viewer(settings: Settings, store: Store, codec: Codec, viewer:
                     if entry.source == "cowatch"
                 ],
                 "plays": parts,
+                "rule": _rule(generation.rules, entry.source, ranked.held_by[i]),
             }
         )
     data = {
@@ -142,6 +144,8 @@ async def explain_viewer(settings: Settings, store: Store, codec: Codec, viewer:
         "computed_at": iso_ms(row.computed_at_ms),
         "stored_row_is_recomputed_row": again.row_bytes == stored.row,
         "weight_of_own_plays": ranked.weight,
+        "rules": asdict(generation.rules),
+        "preferences": [{"subject": subject, "value": value} for subject, value in preferences(state)],
         "signals": [
             {
                 "item_id": s.item_id,
@@ -161,6 +165,7 @@ async def explain_viewer(settings: Settings, store: Store, codec: Codec, viewer:
             f"{e['score']:.3f}",
             str(e["source"]),
             f"{e['als']:.3f}",
+            str(e["rule"]),
             ", ".join(f"{p['title']} {p['contribution']:+.3f}" for p in (e["follows"] or e["plays"])[:3]),  # type: ignore[index]
         )
         for e in entries
@@ -169,8 +174,20 @@ async def explain_viewer(settings: Settings, store: Store, codec: Codec, viewer:
     return View(
         f"{viewer}: {row.generation_id}; {lost}taste counts {ranked.weight:.2f} times, other sources the rest of the score",
         data,
-        (("entries", ("#", "title", "score", "source", "of it taste", "strongest plays"), rows),),
+        (("entries", ("#", "title", "score", "source", "of it taste", "rule", "strongest plays"), rows),),
     )
+
+
+def _rule(rules: Rules, source: str, held_by: str) -> str:
+    """What a rule did to an entry, in words; nothing if none did anything."""
+    if source == "again":
+        return f"watched before, comes back: {rules.repeats:.0%} of the plays repeat"
+    if source == "explore":
+        return f"has few plays: {rules.exploration:.0%} of the places are for finding out"
+    if held_by:
+        limit = rules.per_creator if held_by.startswith(CREATOR) else rules.per_topic
+        return f"held back: at most {limit} of {held_by} among any {rules.window}"
+    return ""
 
 
 async def _recompute(
@@ -188,8 +205,9 @@ async def _recompute(
     (ranked,) = rewriter.rank([state], computed_at_ms=row.computed_at_ms)
     if ranked is None:
         raise GenerationError(f"{viewer}: a row is stored but the state holds nothing; run: nearline nightly")
-    contributions = ranked.folded.contributions(generation.item_factors[ranked.rows]) * ranked.weight
-    return row, rewriter, ranked, contributions, [generation.item_ids[i] for i in ranked.folded.rows]
+    ranked_by = rewriter.generation or generation  # with the items that came since
+    contributions = ranked.folded.contributions(ranked_by.item_factors[ranked.rows]) * ranked.weight
+    return row, rewriter, ranked, contributions, [ranked_by.fold_ids[i] for i in ranked.folded.rows]
 
 
 def render(view: View) -> None:

@@ -12,17 +12,19 @@ from typing import Any
 
 import structlog
 
-from contracts.codec import Codec
 from homepage.catalogue import LiveCatalogue
-from homepage.feed import CatalogueFeed
 from homepage.identity import choose_identity
 from homepage.impressions import KafkaImpressions, QueuedImpressions
 from homepage.limits import RequestLimits
-from homepage.schemas import LearningCodec
 from homepage.service import ROW_DEADLINE_S, DefaultRows, Homepage, Metrics, make_app
+from homepage.traces import PageTraces
+from runtime.catalogue_feed import CatalogueFeed
 from runtime.http import serve
+from runtime.learning_codec import LearningCodec
+from runtime.schemas import Schemas
 from runtime.settings import Settings
 from runtime.tasks import cancel_all
+from runtime.tracing import open_tracer
 from viewers.redis_store import open_store
 from viewers.store import Store
 
@@ -58,23 +60,30 @@ async def run_homepage(
         reader = store if store is not None else open_store(settings.store, settings.keys, deadline_s=ROW_DEADLINE_S)
         if store is None:
             stack.push_async_callback(reader.close)
-        codec = Codec.load(settings.registry_path)
-        learning = LearningCodec(codec)  # what others write, by a schema that may be newer than this process
+        schemas = Schemas(settings)
+        learning = LearningCodec(
+            await asyncio.to_thread(schemas.begin), schemas=schemas
+        )  # what others write, by a schema that may be newer than this process
         catalogue = LiveCatalogue(settings.generations_path)
-        kafka = KafkaImpressions(settings, codec, metrics.impressions_lost)
+        kafka = KafkaImpressions(settings, learning, metrics.impressions_lost)
         stack.push_async_callback(kafka.close)
         tasks = await stack.enter_async_context(_Background())
         impressions = QueuedImpressions(kafka.send, metrics.impressions_lost)
         stack.push_async_callback(impressions.drain)
         defaults = DefaultRows(reader)
+        tracer = open_tracer(settings.tracing, "nearline-homepage")
+        traces = None if tracer is None else PageTraces(tracer, reader)
         homepage = Homepage(
             reader, learning, catalogue, impressions, defaults, metrics, identify,
-            territory=page.territory, limits=RequestLimits.of(page),
+            territory=page.territory, limits=RequestLimits.of(page), traces=traces,
         )  # fmt: skip
         await defaults.refresh()
         tasks.start(
             defaults.run(), catalogue.run(), impressions.run(), CatalogueFeed(settings, learning, catalogue).run()
         )
+        if tracer is not None and traces is not None:
+            stack.push_async_callback(asyncio.to_thread, tracer.close)
+            tasks.start(traces.run())
         port = await stack.enter_async_context(
             serve(
                 make_app(homepage),

@@ -40,14 +40,16 @@ from contracts.errors import NearlineError, StoreUnavailable
 from contracts.events import valid_id
 from contracts.row_columns import RowColumns
 from contracts.rows import ENTRIES_SHOWN, Impression
+from contracts.traceparent import HEADER
 from homepage.asgi import HomePages, PagesFirst, json_error
 from homepage.catalogue import CatalogueView
 from homepage.identity import viewer_from_path
 from homepage.impressions import ImpressionSink
 from homepage.limits import RequestLimits, TooMany
 from homepage.render import ANY, Audience, Selection, default_keys, render_row, select_entries
-from homepage.schemas import LearningCodec
+from homepage.traces import PageTraces
 from runtime.http import AsgiApp
+from runtime.learning_codec import LearningCodec
 from viewers.store import Store
 
 ROW_DEADLINE_S = 0.25
@@ -163,6 +165,7 @@ class Homepage:
     clock_ms: Callable[[], int] = clock_ms
     territory: str = ANY
     limits: RequestLimits = field(default_factory=RequestLimits.none)
+    traces: PageTraces | None = None
 
     async def home(self, request: Request) -> bytes:
         """The JSON of `GET /v1/home` and `GET /v1/home/{viewer}`. Raises `HTTPException`: 400, 401, 403, 429."""
@@ -184,10 +187,15 @@ class Homepage:
         body = render_row(
             row, selection, self.catalogue, viewer=viewer, now_ms=now_ms, default=default, degraded=degraded
         )
-        if selection.places and request.headers.get(PRIVATE_HEADER, "0") in ("", "0"):
+        public = request.headers.get(PRIVATE_HEADER, "0") in ("", "0")
+        if selection.places and public:
             self._report(viewer, row, selection, default, now_ms)
-        self.metrics.requests.labels("degraded" if degraded else "default" if default else "own").inc()
-        self.metrics.seconds.observe(time.perf_counter() - started)
+        outcome = "degraded" if degraded else "default" if default else "own"
+        self.metrics.requests.labels(outcome).inc()
+        took_s = time.perf_counter() - started
+        self.metrics.seconds.observe(took_s)
+        if self.traces is not None and public:
+            self.traces.served(request.headers.get(HEADER), row.row_id, row.computed_at_ms, outcome, took_s)
         return body
 
     def _admit(self, request: Request) -> str:

@@ -73,7 +73,7 @@ class Following:
 def following(tables: Tables, folded: FoldedViewer) -> Following:
     """The followers of the newest `FOLLOWED` plays that were liked."""
     c = tables.cowatch
-    plays = folded.rows[folded.c > 0][:FOLLOWED]
+    plays = followed_plays(tables, folded)
     starts, stops = c.starts[plays], c.starts[plays + 1]
     sizes = stops - starts
     place = np.repeat(np.arange(len(plays)), sizes)
@@ -84,6 +84,12 @@ def following(tables: Tables, folded: FoldedViewer) -> Following:
         c.share[entries].astype(np.float64),
         c.lift[entries].astype(np.float64),
     )
+
+
+def followed_plays(tables: Tables, folded: FoldedViewer) -> I64:
+    """Rows of the newest liked plays; nothing follows a topic or a creator."""
+    liked: I64 = folded.rows[(folded.c > 0) & (folded.rows < len(tables.cowatch.starts) - 1)][:FOLLOWED]
+    return liked
 
 
 def further_candidates(tables: Tables, follows: Following, showable: NDArray[np.bool_]) -> I64:

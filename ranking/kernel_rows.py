@@ -39,7 +39,7 @@ from ranking.features import (
 
 Array = NDArray[Any]
 
-ALS, POPULAR, COWATCH, TRENDING = 0, 1, 2, 3
+ALS, POPULAR, COWATCH, TRENDING, AGAIN, EXPLORE = 0, 1, 2, 3, 4, 5
 """Sources, by index into `ranking.rows.SOURCES`."""
 
 CANDIDATES = 76
@@ -175,7 +175,7 @@ def gather_further(rows: Array, c: Array, n: int, r: Ranker, count: int, e: Entr
     for i in range(n):
         if followed == FOLLOWED:
             break
-        if c[i] <= 0:
+        if c[i] <= 0 or rows[i] >= len(r.starts) - 1:  # nothing follows a topic or a creator
             continue
         fading = r.fading[followed]
         for at in range(r.starts[rows[i]], r.starts[rows[i] + 1]):
@@ -217,7 +217,7 @@ def _forget(rows: Array, c: Array, n: int, r: Ranker, e: Entries) -> None:
     for i in range(n):
         if followed == FOLLOWED:
             break
-        if c[i] <= 0:
+        if c[i] <= 0 or rows[i] >= len(r.starts) - 1:
             continue
         for at in range(r.starts[rows[i]], r.starts[rows[i] + 1]):
             e.mass[r.items[at]] = 0
@@ -275,7 +275,7 @@ def _look_up(rows: Array, c: Array, n: int, r: Ranker, e: Entries) -> int:
     for i in range(n):
         if followed == FOLLOWED:
             break
-        if c[i] <= 0:
+        if c[i] <= 0 or rows[i] >= len(r.starts) - 1:
             continue
         for at in range(r.starts[rows[i]], r.starts[rows[i] + 1]):
             slot = e.slots[r.items[at]]
@@ -328,11 +328,11 @@ def origin(i: int, e: Entries) -> int:
 
 
 @jit
-def take_best(count: int, by_parts: bool, e: Entries) -> int:
-    """The best ENTRIES_KEPT candidates into `rows`, `scores` and `sources`; ties to the lower row. How many."""
+def sort_best(count: int, most: int, e: Entries) -> int:
+    """The best `most` candidates into `best`, best first, ties to the lower row. How many."""
     floor, found, best = -np.inf, 0, e.best
-    if count > ENTRIES_KEPT:
-        floor = reached(e.blended, count, ENTRIES_KEPT)
+    if count > most:
+        floor = reached(e.blended, count, most)
     for i in range(count):
         best[found] = i
         found += e.blended[i] >= floor
@@ -345,9 +345,15 @@ def take_best(count: int, by_parts: bool, e: Entries) -> int:
             best[at] = best[at - 1]
             at -= 1
         best[at] = one
-    kept = min(found, ENTRIES_KEPT)
+    return min(found, most)
+
+
+@jit
+def take_best(count: int, by_parts: bool, e: Entries) -> int:
+    """The best ENTRIES_KEPT candidates into `rows`, `scores` and `sources`. How many."""
+    kept = sort_best(count, np.int64(ENTRIES_KEPT), e)
     for place in range(kept):
-        i = best[place]
+        i = e.best[place]
         e.rows[place], e.scores[place] = e.candidates[i], e.blended[i]
         e.sources[place] = origin(i, e) if by_parts else e.origins[i]
     return kept

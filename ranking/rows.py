@@ -18,21 +18,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contracts.rows import ENTRIES_KEPT, ENTRIES_WITH_REASONS, Entry, Reason
+from contracts.rules import TITLE
 from embeddings.foldin import FoldedViewer, confidences, solve
 from embeddings.generation import F64, I64, Generation
 from embeddings.retrieval import MARGIN, scores, top_candidates
 from embeddings.tables import Tables
 from ranking import features as ranker
+from ranking import rules as placing
 
 HALF_EVIDENCE = 2.0
 """e₀: with two fully watched titles taste and popularity weigh the same."""
+
+TOLD_EVIDENCE = 2.0
+"""Evidence that a preference amounts to, times its strength: it was told on purpose, and nothing better is known then."""
+LEAST_TOLD = 0.02
+"""Strength below which a preference is let go."""
 
 REASONS_PER_ENTRY = 3
 
 CANDIDATES = ENTRIES_KEPT + MARGIN
 """Candidates taken of each source."""
 
-SOURCES = ("als", "popular", "cowatch", "trending")
+SOURCES = ("als", "popular", "cowatch", "trending", "again", "explore")
+"""The first four are what the ranker adds up; the last two come from rules (`ranking/rules.py`)."""
 COWATCH = 2
 """By index into `SOURCES`."""
 
@@ -42,8 +50,9 @@ class RankingInput:
     """What ranking needs to know of one viewer, newest signal first.
 
     `item_ids`, `strengths`, `ranks`: (n,) signals (unknown items allowed: they wait for an embedding).
-    `seen_item_ids`: not to be shown again. `seen_digests`: (s,) int64, the same for items known by digest only. `newest_ms`: when the
-    newest play that says something started; None: none is kept.
+    `seen_item_ids`: not to be shown again. `seen_digests`: (s,) int64, the same for items known by digest only. `preferences`: what was
+    told, subject and value in −1 … 1. `activations`: (n,) how often and how recently each of `item_ids` was played (`ranking/rules.py`);
+    empty: not known. `newest_ms`: when the newest play that says something started; None: none is kept.
     """
 
     item_ids: Sequence[str]
@@ -51,32 +60,66 @@ class RankingInput:
     ranks: Sequence[int]
     seen_item_ids: frozenset[str]
     seen_digests: I64
+    preferences: Sequence[tuple[str, float]] = ()
+    activations: Sequence[float] = ()
     newest_ms: int | None = None
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Ranked:
-    """A viewer's vector and entries. `folded`: what the vector came from, for `explain`."""
+    """A viewer's vector and entries. `folded`: what the vector came from, for `explain`. `held_by`: per entry the creator or topic whose
+    limit kept it from an earlier place, or nothing."""
 
     folded: FoldedViewer
     weight: float  # of y·x in the score
     rows: I64  # (m,) item rows of the entries, best first
     als: F64  # (m,) y·x
     entries: tuple[Entry, ...]
+    held_by: tuple[str, ...] = ()
 
 
 def fold(generation: Generation, viewer: RankingInput) -> FoldedViewer:
-    """The viewer's vector from the signals whose items the generation knows."""
+    """The viewer's vector from the signals whose items the generation knows, and behind them what was told."""
     index = generation.index
     known = [i for i, item_id in enumerate(viewer.item_ids) if item_id in index]
-    rows = np.array([index[viewer.item_ids[i]] for i in known], dtype=np.int64)
+    rows = [index[viewer.item_ids[i]] for i in known]
     c = confidences([viewer.strengths[i] for i in known], [viewer.ranks[i] for i in known], generation.parameters)
-    return solve(generation, rows, c)
+    told = _told(generation, viewer, rows)
+    if told:
+        rows = [*rows, *told]
+        of_told = confidences(list(told.values()), [0] * len(told), generation.parameters)
+        c = np.concatenate([c, of_told])
+    return solve(generation, np.array(rows, dtype=np.int64), c)
 
 
-def evidence_weight(viewer: RankingInput) -> float:
-    """w in 0…1: how much the viewer's own plays count against popularity."""
-    evidence = sum(s for s in viewer.strengths if s > 0)
+def _told(generation: Generation, viewer: RankingInput, known: Sequence[int]) -> dict[int, float]:
+    """Row of `fold_factors` → strength, of each preference that still counts. What the viewer does outweighs what they said: with the
+    weight w of the plays a preference counts 1 − w times, and not at all once that is hardly anything. A title that has a signal of its
+    own needs none."""
+    if not generation.rules.preference or not viewer.preferences:
+        return {}
+    e = _evidence(viewer)
+    fading = generation.rules.preference * HALF_EVIDENCE**2 / (e**2 + HALF_EVIDENCE**2)
+    found: dict[int, float] = {}
+    for subject, value in viewer.preferences:
+        row = generation.told_index.get(subject, -1)
+        if row < 0 and subject.startswith(TITLE):
+            row = generation.index.get(subject[len(TITLE) :], -1)
+        if row >= 0 and row not in known and row not in found and abs(fading * value) >= LEAST_TOLD:
+            found[row] = fading * value
+    return found
+
+
+def _evidence(viewer: RankingInput) -> float:
+    """e: what the viewer's plays and ratings amount to."""
+    return float(sum(s for s in viewer.strengths if s > 0))
+
+
+def evidence_weight(generation: Generation, viewer: RankingInput) -> float:
+    """w in 0…1: how much the viewer's own plays, and what was told, count against popularity. Whatever was told amounts to e₀ at most."""
+    known = [generation.index[one] for one in viewer.item_ids if one in generation.index] if viewer.preferences else ()
+    told = sum(s for s in _told(generation, viewer, known).values() if s > 0)
+    evidence = _evidence(viewer) + min(TOLD_EVIDENCE * told, HALF_EVIDENCE)
     return evidence**2 / (evidence**2 + HALF_EVIDENCE**2)
 
 
@@ -86,22 +129,31 @@ def available(generation: Generation, now_ms: int) -> NDArray[np.bool_]:
     return result
 
 
-def rank(generation: Generation, viewers: Sequence[RankingInput], now_ms: int) -> list[Ranked]:
-    """Rank a batch. Each viewer's result is the same alone or in any company."""
+def rank(
+    generation: Generation, viewers: Sequence[RankingInput], now_ms: int, seeds: Sequence[int] | None = None
+) -> list[Ranked]:
+    """Rank a batch. Each viewer's result is the same alone or in any company. `seeds`: of exploration, one a viewer (None: all 0)."""
     allowed, tables = available(generation, now_ms), generation.tables
-    by_taste = _by_taste(generation, viewers, allowed)
-    if tables is not None:
-        return [
-            _rank_by_features(
-                generation, tables, folded, _candidates(generation, tables, viewer, folded, allowed, out, rows, now_ms)
-            )
-            for viewer, folded, out, rows in by_taste
-        ]
     by_popularity = generation.popular_order[allowed[generation.popular_order]]
-    return [
-        _rank_one(generation, viewer, folded, rows.tolist(), _first_outside(by_popularity, out))
-        for viewer, folded, out, rows in by_taste
-    ]
+    ranked = []
+    for (viewer, folded, out, rows), seed in zip(
+        _by_taste(generation, viewers, allowed), seeds or [0] * len(viewers), strict=True
+    ):
+        showable = allowed.copy()
+        showable[out] = False
+        if tables is not None:
+            found = _candidates(generation, tables, viewer, folded, allowed, out, rows, now_ms)
+            weights = ranker.weights_of(tables, found.context)
+            scored = _score_by_features(weights, found)
+        else:
+            scored = _score_by_blend(generation, viewer, folded, rows.tolist(), _first_outside(by_popularity, out))
+        chosen = _place(generation, viewer, folded, scored, allowed, showable, seed)
+        reasons = _reasons(generation, folded, chosen.rows[:ENTRIES_WITH_REASONS], scored.weight)
+        if tables is not None:
+            for place in np.flatnonzero(chosen.origin[:ENTRIES_WITH_REASONS] == COWATCH).tolist():
+                reasons[place] = _followed(generation, tables, weights, folded, found.follows, int(chosen.rows[place]))
+        ranked.append(_ranked(generation, folded, scored.weight, chosen, reasons))
+    return ranked
 
 
 def _by_taste(
@@ -151,11 +203,14 @@ def popular_entries(
     if only is not None:
         allowed &= only
     cold = cold_scores(generation) if cold is None else cold
+    order = generation.popular_order if cold is None else cold.order
+    rows = order[allowed[order]][: placing.POOL if generation.rules.limit_groups else count]
+    if generation.rules.limit_groups:
+        places = placing.arrange(generation.rules, generation.groups, (rows.tolist(), (), ()))[:count]
+        rows = rows[[place.index for place in places]]
     if cold is None:
-        rows = generation.popular_order[allowed[generation.popular_order]][:count]
         sources, scores_of = ["popular"] * len(rows), generation.popularity_score[rows].tolist()
     else:
-        rows = cold.order[allowed[cold.order]][:count]
         sources = [SOURCES[one] for one in ranker.origins(cold.of_source[rows])]
         scores_of = cold.scores[rows].tolist()
     return _entries(generation, rows.tolist(), scores_of, sources, [()] * len(rows))
@@ -173,22 +228,95 @@ def _first_outside(ordered: I64, excluded: I64) -> list[int]:
     return [row for row in ordered[: CANDIDATES + len(out)].tolist() if row not in out][:CANDIDATES]
 
 
-def _rank_one(
+@dataclass(frozen=True, eq=False, slots=True)
+class Scored:
+    """Titles, best first. `rows`: (m,). `als`: (m,) y·x. `score`: (m,). `origin`: (m,) index into `SOURCES`. `weight`: of y·x in the score.
+    `held_by`: (m,) a group or −1; empty: no rule held any."""
+
+    rows: I64
+    als: F64
+    score: F64
+    origin: I64
+    weight: float
+    held_by: Sequence[int] = ()
+
+    def best(self, count: int) -> Scored:
+        """The first `count` by score, of equals the lower row: rows ascend."""
+        order = np.argsort(-self.score, kind="stable")[:count]
+        return Scored(self.rows[order], self.als[order], self.score[order], self.origin[order], self.weight)
+
+
+def _score_by_blend(
     generation: Generation, viewer: RankingInput, folded: FoldedViewer, als_rows: list[int], popular_rows: list[int]
-) -> Ranked:
-    w = evidence_weight(viewer) if len(folded.rows) else 0.0
+) -> Scored:
+    w = evidence_weight(generation, viewer) if len(folded.rows) else 0.0
     rows = np.array(sorted({*als_rows, *popular_rows}), dtype=np.int64)
     als = scores(generation, folded.x, rows, padded_to=2 * CANDIDATES)
     popularity = generation.popularity_score[rows].astype(np.float64)
-    score = w * als + (1 - w) * popularity
-    best = np.argsort(-score, kind="stable")[:ENTRIES_KEPT]  # rows ascend: ties go to the lower one
-    rows, als, score, popularity = rows[best], als[best], score[best], popularity[best]
-    reasons = _reasons(generation, folded, rows[:ENTRIES_WITH_REASONS], w)
-    reasons += [()] * (len(rows) - len(reasons))
-    by_taste = (w * als >= (1 - w) * popularity).tolist()
-    sources = [SOURCES[0] if own else SOURCES[1] for own in by_taste]
-    entries = _entries(generation, rows.tolist(), score.tolist(), sources, reasons)
-    return Ranked(folded, w, rows, als, entries)
+    origin = np.where(w * als >= (1 - w) * popularity, 0, ranker.POPULAR)
+    return Scored(rows, als, w * als + (1 - w) * popularity, origin, w)
+
+
+def _score_by_features(weights: F64, found: Candidates) -> Scored:
+    of_source = ranker.parts(weights, found.features)
+    origin, weight = ranker.origins(of_source), float(weights[ranker.TASTE])
+    return Scored(found.rows, found.als, of_source.sum(axis=1), origin, weight)
+
+
+def _place(
+    generation: Generation,
+    viewer: RankingInput,
+    folded: FoldedViewer,
+    scored: Scored,
+    allowed: NDArray[np.bool_],
+    showable: NDArray[np.bool_],
+    seed: int,
+) -> Scored:
+    """The row's titles: the best, placed by the rules. `allowed`: may be shown to anybody, `showable`: to this viewer as new."""
+    rules = generation.rules
+    if not rules.arrange:
+        return scored.best(ENTRIES_KEPT)
+    ranked = scored.best(placing.POOL)
+    again = _may_come_back(generation, viewer, allowed) if rules.repeats else []
+    explored = placing.explored(generation, folded.x, showable, seed) if rules.exploration else []
+    others = np.array([*again, *explored], dtype=np.int64)
+    als = (generation.item_factors[others].astype(np.float64) * folded.x.astype(np.float64)).sum(axis=1)
+    origin = [SOURCES.index("again")] * len(again) + [SOURCES.index("explore")] * len(explored)
+    pool = Scored(
+        np.concatenate([ranked.rows, others]),
+        np.concatenate([ranked.als, als]),
+        np.concatenate([ranked.score, ranked.weight * als]),
+        np.concatenate([ranked.origin, np.array(origin, dtype=np.int64)]),
+        ranked.weight,
+    )
+    places = placing.arrange(rules, generation.groups, (ranked.rows.tolist(), again, explored))
+    begin = (0, len(ranked.rows), len(ranked.rows) + len(again))
+    order = np.array([begin[place.queue] + place.index for place in places], dtype=np.int64)
+    held_by = [place.held_by for place in places]
+    return Scored(pool.rows[order], pool.als[order], pool.score[order], pool.origin[order], pool.weight, held_by)
+
+
+def _may_come_back(generation: Generation, viewer: RankingInput, allowed: NDArray[np.bool_]) -> list[int]:
+    signals = zip(viewer.item_ids, viewer.strengths, viewer.ranks, viewer.activations, strict=False)
+    mine = [
+        (generation.index[item_id], value)
+        for item_id, strength, rank, value in signals
+        if strength > 0 and value > 0 and rank >= generation.rules.repeat_gap
+        if item_id in generation.index and allowed[generation.index[item_id]]
+    ]
+    rows, values = np.array([row for row, _ in mine], np.int64), np.array([value for _, value in mine], np.float64)
+    return placing.may_come_back(rows, values)
+
+
+def _ranked(
+    generation: Generation, folded: FoldedViewer, weight: float, chosen: Scored, reasons: list[tuple[Reason, ...]]
+) -> Ranked:
+    reasons = reasons + [()] * (len(chosen.rows) - len(reasons))
+    sources = [SOURCES[one] for one in chosen.origin.tolist()]
+    entries = _entries(generation, chosen.rows.tolist(), chosen.score.tolist(), sources, reasons)
+    names = generation.groups.names if generation.groups else ()
+    held_by = tuple(names[group] if group >= 0 else "" for group in chosen.held_by)
+    return Ranked(folded, weight, chosen.rows, chosen.als, entries, held_by or ("",) * len(entries))
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -224,7 +352,7 @@ def _candidates(
     now_ms: int,
 ) -> Candidates:
     """Of all sources. Without a signal that the generation knows there is no taste to go by."""
-    w = evidence_weight(viewer) if len(folded.rows) else 0.0
+    w = evidence_weight(generation, viewer) if len(folded.rows) else 0.0
     showable = allowed.copy()
     showable[excluded] = False
     popular = generation.popular_order[showable[generation.popular_order]][:CANDIDATES]
@@ -237,26 +365,16 @@ def _candidates(
     return Candidates(rows, als, ranker.features(generation, tables, rows, als, follows), follows, context)
 
 
-def _rank_by_features(generation: Generation, tables: Tables, folded: FoldedViewer, found: Candidates) -> Ranked:
-    weights = ranker.weights_of(tables, found.context)
-    of_source = ranker.parts(weights, found.features)
-    score, origin = of_source.sum(axis=1), ranker.origins(of_source)
-    best = np.argsort(-score, kind="stable")[:ENTRIES_KEPT]  # rows ascend: ties go to the lower one
-    rows, als, score, origin = found.rows[best], found.als[best], score[best], origin[best]
-    weight = float(weights[ranker.TASTE])
-    reasons = _reasons(generation, folded, rows[:ENTRIES_WITH_REASONS], weight)
-    for place in np.flatnonzero(origin[:ENTRIES_WITH_REASONS] == COWATCH).tolist():
-        reasons[place] = _followed(generation, weights, folded, found.follows, int(rows[place]))
-    reasons += [()] * (len(rows) - len(reasons))
-    sources = [SOURCES[one] for one in origin.tolist()]
-    return Ranked(folded, weight, rows, als, _entries(generation, rows.tolist(), score.tolist(), sources, reasons))
-
-
 def _followed(
-    generation: Generation, weights: F64, folded: FoldedViewer, follows: ranker.Following, row: int
+    generation: Generation,
+    tables: Tables,
+    weights: F64,
+    folded: FoldedViewer,
+    follows: ranker.Following,
+    row: int,
 ) -> tuple[Reason, ...]:
     """The plays that an entry follows, strongest first."""
-    plays = folded.rows[folded.c > 0][: ranker.FOLLOWED]
+    plays = ranker.followed_plays(tables, folded)
     values = ranker.following_contributions(weights, follows, row, len(plays))
     strongest = np.argsort(-values, kind="stable")[:REASONS_PER_ENTRY]
     return tuple(Reason(generation.item_ids[plays[i]], float(values[i])) for i in strongest if values[i] > 0)
@@ -268,7 +386,7 @@ def _reasons(generation: Generation, folded: FoldedViewer, rows: I64, w: float) 
         return [()] * len(rows)
     contributions = folded.contributions(generation.item_factors[rows]) * w  # (m, n)
     strongest = np.argsort(-contributions, axis=1, kind="stable")[:, :REASONS_PER_ENTRY]  # (m, 3)
-    ids, played = generation.item_ids, folded.rows[strongest].tolist()
+    ids, played = generation.fold_ids, folded.rows[strongest].tolist()
     values = np.take_along_axis(contributions, strongest, axis=1).tolist()
     return [
         tuple(Reason(ids[row], value) for row, value in zip(*of_entry, strict=True) if value > 0)

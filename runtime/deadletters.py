@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 from contracts.codec import Codec
 from contracts.errors import KafkaUnavailable, TransientError, UndecodableRecord
+from contracts.framing import frame_of, framed
 from runtime.kafka import (
     AIOKafkaConsumer,
     AIOKafkaProducer,
@@ -114,8 +115,8 @@ class Letter:
     @property
     def schema_id(self) -> int | None:
         """The writer's schema id, if the bytes are framed."""
-        value = self.value or b""
-        return int.from_bytes(value[1:5], "big") if len(value) >= 5 and value[0] == 0 else None
+        named = frame_of(framed(self.value, self.headers))
+        return named if isinstance(named, int) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -376,7 +377,7 @@ def belongs_to(viewer: str, codec: Codec) -> Callable[[Letter], bool]:
 def viewer_in(letter: Letter, codec: Codec) -> str | None:
     """The viewer in a letter's event; None if the bytes cannot be read."""
     try:
-        return codec.decode_event(letter.value or b"").viewer
+        return codec.decode_event(framed(letter.value, letter.headers)).viewer
     except (UndecodableRecord, TransientError):
         return None
 

@@ -24,7 +24,7 @@ from typing import Any
 import redis.asyncio as redis
 from redis.exceptions import RedisError
 
-from contracts.errors import SettingsError
+from contracts.errors import RegistryUnavailable, SettingsError
 from runtime.doctor_kafka import check_kafka
 from runtime.findings import DEPENDENCIES, PROBE_DEADLINE_S, Finding, exit_code, render
 from runtime.redis_errors import explain, explain_timeout
@@ -44,12 +44,13 @@ MAX_MEMORY_SHARE = 0.8
 @dataclass(frozen=True, slots=True)
 class StoreFacts:
     """`info` as INFO gives it; `clock_difference_s` is the store's clock minus ours; `shebang` whether `#!lua` runs; `counts_trends`
-    whether some process does."""
+    whether some process does; `frozen`: since when (ms) and why rows are, as the store holds it."""
 
     info: Mapping[str, Any]
     clock_difference_s: float
     shebang: bool
     counts_trends: bool
+    frozen: str | None = None
 
 
 async def diagnose(settings: Settings) -> list[Finding]:
@@ -60,6 +61,7 @@ async def diagnose(settings: Settings) -> list[Finding]:
         *(_check_dependency(distribution) for distribution in DEPENDENCIES),
         *kafka,
         *store,
+        *await asyncio.to_thread(check_registry, settings),
         *check_generations(settings.generations_path),
         check_folder("lake", settings.lake_path, "NEARLINE_LAKE_PATH"),
         check_port("home page", settings.homepage.host, settings.homepage.port, "NEARLINE_HOMEPAGE__PORT"),
@@ -136,7 +138,9 @@ async def _probe_store(settings: Settings) -> StoreFacts:
         except RedisError:
             shebang = False
         counts_trends = await client.get(settings.keys.trends_owner) is not None
-        return StoreFacts(info, difference_s, shebang, counts_trends)
+        frozen = await client.get(settings.keys.frozen)
+        why = frozen.decode(errors="replace") if isinstance(frozen, bytes) else frozen
+        return StoreFacts(info, difference_s, shebang, counts_trends, why)
     finally:
         await client.aclose()
 
@@ -184,6 +188,12 @@ def judge_store(where: str, facts: StoreFacts) -> list[Finding]:
         remedy = "start ./run nearline trends (beside the updaters); without it trends are as old as the generation"
         findings.append(Finding("trends", None, "nobody counts them", remedy))
 
+    if facts.frozen is not None:
+        remedy = (
+            "if that is over: ./run nearline unfreeze; until then rows stand still and plays are kept (docs/rollout.md)"
+        )
+        findings.append(Finding("rows", None, f"frozen: {facts.frozen.partition(':')[2] or 'no reason given'}", remedy))
+
     difference_s = facts.clock_difference_s
     if abs(difference_s) <= MAX_CLOCK_DIFFERENCE_S:
         findings.append(Finding("clock", True, f"{difference_s:+.3f} s at the store"))
@@ -204,6 +214,34 @@ def _judge_memory(used_bytes: int, limit_bytes: int, machine_bytes: int) -> Find
         remedy = "CONFIG SET maxmemory to some 70 % of the machine, and valkey.conf: a refused write is better than a killed server"
         return Finding("store memory", None, found, remedy)
     return Finding("store memory", True, found)
+
+
+# The schema registry
+
+
+def check_registry(settings: Settings) -> list[Finding]:
+    """Whether its server answers and has our schemas; nothing where schemas are in a folder."""
+    if not settings.schemas.registry_url:
+        return []
+    from contracts.check import check
+    from runtime.schema_server import SchemaServer
+
+    name = "schema registry"
+    try:
+        server = SchemaServer(settings)
+        report = check(registry=server.read())
+    except SettingsError as error:
+        return [Finding(name, False, str(error), "set them right, or leave them unset")]
+    except RegistryUnavailable as error:
+        return [Finding(name, False, str(error), "nothing is lost: updaters wait for it with what they cannot read")]
+    lacking = [one for one in report.subjects if one.status != "ok"]
+    if not lacking:
+        return [Finding(name, True, f"{server.url}: has every schema")]
+    found = "; ".join(f"{one.subject}: {one.problems[0] if one.problems else 'not registered'}" for one in lacking)
+    remedy = (
+        f"nearline contracts check --registry {server.url}, then: nearline contracts register --registry {server.url}"
+    )
+    return [Finding(name, False, f"{server.url}: {found}", remedy)]
 
 
 # Folders and ports

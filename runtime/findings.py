@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 DEPENDENCIES = (
-    "aiokafka avro cronsim fastavro hiredis httptools implicit numpy prometheus-client pyarrow pydantic pydantic-settings redis rich "
+    "aiokafka avro cronsim fastavro hiredis httptools httpx implicit numpy prometheus-client pyarrow pydantic pydantic-settings redis rich "
     "scipy stamina starlette structlog threadpoolctl typer uvicorn"
 ).split()
 """Distributions; each one's module has the same name with underscores."""

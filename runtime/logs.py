@@ -2,14 +2,17 @@
 
 Viewers' ids and payloads are never logged. Our own errors' texts are written for that; a foreign exception's text may quote anything
 (a KeyError is nothing but its key), so of an exception that nobody expected only its classes and the way through the code are told.
+
+docs/logs.md lists every line. What is tried again and again says so once a minute, with how often it was said (`repeated`).
 """
 
 from __future__ import annotations
 
 import logging
 import sys
+import time
 import traceback
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from types import TracebackType
 from typing import Any
 
@@ -18,6 +21,34 @@ from structlog.typing import Processor
 
 from contracts.errors import NearlineError
 from runtime.settings import Settings
+
+REPEAT_AFTER_S = 60.0
+"""A line that says the same as one so recently is not written."""
+MAX_REMEMBERED = 256
+"""Different lines that are remembered."""
+
+
+class Repeats:
+    """Processor: drops a line that was told within the last minute; the next one says how many were."""
+
+    def __init__(self, clock_s: Callable[[], float] = time.monotonic) -> None:
+        self._clock_s = clock_s
+        self._told: dict[str, tuple[float, int]] = {}  # line → when it was last written, how many were dropped since
+
+    def __call__(self, _: Any, level: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        if level == "critical" or "exc_info" in event:
+            return event
+        line, now_s = f"{level}{event!r}", self._clock_s()
+        told_s, dropped = self._told.pop(line, (float("-inf"), 0))
+        if now_s - told_s < REPEAT_AFTER_S:
+            self._told[line] = told_s, dropped + 1
+            raise structlog.DropEvent
+        self._told[line] = now_s, 0
+        while len(self._told) > MAX_REMEMBERED:
+            del self._told[next(iter(self._told))]
+        if dropped:
+            event["repeated"] = dropped
+        return event
 
 
 def describe_exception(error: BaseException | None) -> str:
@@ -72,7 +103,7 @@ def configure_logs(settings: Settings) -> None:
     # The console's own way with exceptions shows local variables.
     renderer: Processor = structlog.dev.ConsoleRenderer() if console else structlog.processors.JSONRenderer()
     structlog.configure(
-        processors=[*shared, renderer],
+        processors=[Repeats(), *shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=False,  # log lines are rare; a cached logger could not be captured by tests

@@ -6,6 +6,7 @@ from difflib import get_close_matches
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Literal, Self
+from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
@@ -52,6 +53,111 @@ class NightlySettings(Section):
             hint = f"; did you mean {near[0]}?" if near else ""
             raise ValueError(f"{value!r} is no time zone, e.g. UTC or Europe/London{hint}") from None
         return value
+
+
+class RulesSettings(Section):
+    """What every row obeys beside its ranking. The nightly job writes it into the generation: a change is in force with the next one."""
+
+    window: int = Field(10, ge=2, le=60, description="entries in a row among which creators and topics are counted")
+    per_creator: int = Field(0, ge=0, description="entries of one creator among any `window`, at most; 0: any number")
+    per_topic: int = Field(0, ge=0, description="entries of one topic among any `window`, at most; 0: any number")
+    exploration: float = Field(
+        0.0,
+        ge=0,
+        le=0.5,
+        description="share of the places that titles of few plays get, those closest to the viewer's taste",
+    )
+    preference_strength: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="what a told preference counts, a whole play counting 1, until plays outweigh it; 0: nothing",
+    )
+    repeats: Literal["auto", "never", "always"] = Field(
+        "auto",
+        description="whether watched titles come back, at the share of places that the night measures; auto: where 5 % of the plays repeat",
+    )
+
+    @model_validator(mode="after")
+    def _binding(self) -> Self:
+        for name in ("per_creator", "per_topic"):
+            if getattr(self, name) >= self.window:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} among any {self.window} entries limits nothing: lower it (0: any number) or raise window"
+                )
+        return self
+
+
+class SchemasSettings(Section):
+    """A Confluent-compatible schema registry's server, instead of the registry's folder."""
+
+    registry_url: str | None = Field(
+        None, description="http:// or https:// address; unset: the folder NEARLINE_REGISTRY_PATH"
+    )
+    registry_user: str | None = Field(None, description="user of HTTP's basic authentication, or a key")
+    registry_password: SecretStr | None = Field(None, description="the user's password, or the key's secret")
+    ssl_ca_file: Path | None = Field(None, description="authority of the server's certificate; the machine's if unset")
+    ssl_cert_file: Path | None = Field(None, description="our own certificate, for a server that asks for one")
+    ssl_key_file: Path | None = Field(None, description="the key of our own certificate")
+    timeout_s: float = Field(5.0, gt=0, le=60, description="deadline of one question, seconds")
+
+    @field_validator("registry_url")
+    @classmethod
+    def _address(cls, value: str | None) -> str | None:
+        """Quotes nothing: what is written wrongly may hold a password."""
+        example = "e.g. https://registry:8081"
+        if value is None:
+            return None
+        try:
+            parts = urlsplit(value)
+            named = bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            raise ValueError(f"not a URL, {example}") from None
+        if "@" in parts.netloc:
+            raise ValueError(
+                "a user or a password is no part of it (NEARLINE_SCHEMAS__REGISTRY_USER, …__REGISTRY_PASSWORD)"
+            )
+        if parts.scheme not in ("http", "https") or not named or parts.query or parts.fragment:
+            raise ValueError(f"must be an http:// or https:// address without anything behind its path, {example}")
+        return value.rstrip("/")
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        url = self.registry_url or ""
+        if self.registry_password is not None and self.registry_user is None:
+            raise ValueError("NEARLINE_SCHEMAS__REGISTRY_PASSWORD needs NEARLINE_SCHEMAS__REGISTRY_USER")
+        if (self.ssl_ca_file or self.ssl_cert_file or self.ssl_key_file) and not url.startswith("https:"):
+            raise ValueError(
+                "NEARLINE_SCHEMAS__REGISTRY_URL is not https://, so that NEARLINE_SCHEMAS__SSL_… would not be used"
+            )
+        return self
+
+
+class TracingSettings(Section):
+    """OpenTelemetry's spans, sent by OTLP over HTTP; off unless an endpoint is set (docs/tracing.md)."""
+
+    endpoint: str | None = Field(None, description="the collector, e.g. http://collector:4318; unset: off")
+    headers: SecretStr | None = Field(
+        None, description="headers that the collector asks for, e.g. authorization=Bearer …, comma-separated"
+    )
+    ssl_ca_file: Path | None = Field(
+        None, description="authority of the collector's certificate; the machine's if unset"
+    )
+    page_share: float = Field(
+        0.0, ge=0, le=1, description="share of page views that are traced without being asked to by a traceparent"
+    )
+
+    @field_validator("endpoint")
+    @classmethod
+    def _address(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        parts = urlsplit(value)
+        if "@" in parts.netloc:
+            raise ValueError("a user or a password is no part of it (NEARLINE_TRACING__HEADERS)")
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+            raise ValueError("must be an http:// or https:// address, e.g. http://collector:4318")
+        return value.rstrip("/")
 
 
 class HealthSettings(HttpSettings):

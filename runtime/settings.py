@@ -12,12 +12,29 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    SecretStr,
+    StringConstraints,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from contracts.errors import SettingsError
 from contracts.keys import Keys
-from runtime.sections import HealthSettings, HomepageSettings, HttpSettings, NightlySettings, Section
+from runtime.sections import (
+    HealthSettings,
+    HomepageSettings,
+    HttpSettings,
+    NightlySettings,
+    RulesSettings,
+    SchemasSettings,
+    Section,
+    TracingSettings,
+)
 from runtime.sources import PREFIX, known_keys, nearest, open_layers
 from runtime.tls import make_context
 
@@ -273,6 +290,12 @@ class TrendsSettings(Section):
         description="plays of a partition that are remembered, so that none counts twice: twelve bytes each in the store; with more "
         "in six hours, plays are counted only if they are reported on sooner",
     )
+    new_items: int = Field(
+        1_000,
+        ge=0,
+        le=1_000,
+        description="items served at most before a night has learnt them: the most played, then the newest; 0: they wait for the night",
+    )
 
 
 class Settings(BaseSettings):
@@ -292,9 +315,12 @@ class Settings(BaseSettings):
     store: StoreSettings = StoreSettings()
     state: StateSettings = StateSettings()
     train: TrainSettings = TrainSettings()
+    rules: RulesSettings = RulesSettings()
     nightly: NightlySettings = NightlySettings()
     trends: TrendsSettings = TrendsSettings()
     homepage: HomepageSettings = HomepageSettings()
+    schemas: SchemasSettings = SchemasSettings()
+    tracing: TracingSettings = TracingSettings()
     health: HealthSettings = HealthSettings()
     generations_path: str = Field(".nearline/generations", description="folder or URL of the generations")
     lake_path: str = Field(".nearline/lake", description="folder of the lake")
@@ -308,6 +334,14 @@ class Settings(BaseSettings):
         "auto", description="auto: JSON unless standard error is a terminal"
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="the least that is logged")
+
+    @field_validator("registry_path")
+    @classmethod
+    def _one_registry(cls, value: str | None, info: ValidationInfo) -> str | None:
+        schemas = info.data.get("schemas")
+        if value is not None and schemas is not None and schemas.registry_url is not None:
+            raise ValueError("NEARLINE_SCHEMAS__REGISTRY_URL is set too: unset one of them")
+        return value
 
     @property
     def keys(self) -> Keys:

@@ -26,6 +26,7 @@ import httpx
 from rich.console import Console
 from rich.markup import escape
 
+from batch.review.files import find_page
 from contracts.codec import Codec
 from runtime.kafka import AIOKafkaProducer, make_producer
 from runtime.logs import configure_logs
@@ -246,7 +247,7 @@ class _Demo:
                         last_night=night,
                         buttons=buttons,
                     )
-                    app = make_app(backend)
+                    app = make_app(backend, lambda: find_page(settings.lake_path))
                     port = (
                         self.options.port if self.options.port and port_is_free(self.options.port) else find_free_port()
                     )

@@ -20,9 +20,10 @@ import numpy as np
 
 from contracts.catalogue import CatalogueItem
 from contracts.events import Kind, PlaybackEvent
+from contracts.rules import CREATOR, subject
 from sandbox.audience import Audience, personal_liking
 from sandbox.library import SERIES_BELOW_MINUTES, Library
-from sandbox.titles import CELLS, id_text
+from sandbox.titles import CELLS
 
 WAVE_HEIGHT, WAVE_PERIOD_S = 0.3, 240.0
 """The evening peak, made short."""
@@ -153,8 +154,8 @@ class _Evening:
         creator = int(self.audience.creators[viewer, 0])
         if viewer >= self.residents and creator >= 0 and viewer not in self.seen and dice.random() < PREFER_SHARE:
             self._wait(sitting, now_s + dice.uniform(*GAP_S))
-            name = id_text(self.library.creator_names[creator])
-            return self._remark(sitting, now_s, Kind.PREFER, value=100, preference=f"creator:{name}")
+            told = subject(CREATOR, self.library.creator_names[creator])
+            return self._remark(sitting, now_s, Kind.PREFER, value=100, preference=told)
         return self._play(sitting, now_s)
 
     def _play(self, sitting: _Sitting, now_s: float) -> PlaybackEvent:

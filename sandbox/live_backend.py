@@ -16,6 +16,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import httpx
 
@@ -23,6 +24,7 @@ from contracts.codec import Codec
 from contracts.events import Kind, PlaybackEvent
 from contracts.row_columns import RowColumns, row_of
 from contracts.rows import Entry
+from contracts.rules import CREATOR, TOPIC
 from homepage.catalogue import Catalogue, CatalogueView
 from homepage.inspect import explain_viewer
 from homepage.render import Audience, default_keys, select_entries
@@ -75,8 +77,16 @@ Send = Callable[[PlaybackEvent], Awaitable[None]]
 LastNight = Callable[[str], Awaitable[bytes]]
 """A viewer's encoded row as the nightly rebuild wrote it; empty if they had none."""
 
-Contributions = Callable[[str], Awaitable[Mapping[str, Sequence[tuple[str, float]]]]]
-"""Viewer → item in the row → (played item, contribution), recomputed from state and generation."""
+
+class Explained(NamedTuple):
+    """Why an entry is in the row. `plays`: (played item or what was told, contribution). `rule`: what a rule did to it, in words."""
+
+    plays: Sequence[tuple[str, float]]
+    rule: str = ""
+
+
+Contributions = Callable[[str], Awaitable[Mapping[str, Explained]]]
+"""Viewer → item in the row → why, recomputed from state and generation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,12 +188,12 @@ class StoreBackend:
             self._item_duration(item_id)  # unknown titles are not found
             return Explanation(self._tile(item_id), None, (), "This title is not in the row now.")
         entry = shown[position - 1]
-        plays: Sequence[tuple[str, float]] = [(reason.item_id, reason.contribution) for reason in entry.reasons]
+        told = Explained([(reason.item_id, reason.contribution) for reason in entry.reasons])
         if self._contributions is not None and not default:
-            plays = (await self._contributions(viewer)).get(item_id, plays)
-        strongest = sorted(plays, key=lambda play: -abs(play[1]))
+            told = (await self._contributions(viewer)).get(item_id, told)
+        strongest = sorted(told.plays, key=lambda play: -abs(play[1]))
         reasons = tuple(WhyReason(self._tile(played), contribution) for played, contribution in strongest)
-        return Explanation(self._tile(item_id, entry), position, reasons)
+        return Explanation(self._tile(item_id, entry), position, reasons, told.rule)
 
     async def stats(self) -> Stats:
         """The updater's numbers; while it is killed and comes back, what is measured without it."""
@@ -300,7 +310,7 @@ class StoreBackend:
         item = self._catalogue.get(item_id)
         source, score = ("", 0.0) if entry is None else (entry.source, entry.score)
         if item is None:
-            return Tile(item_id, item_id, (), (), None, source, score)
+            return Tile(item_id, _in_words(item_id), (), (), None, source, score)
         return Tile(
             item_id, item.title, item.topics, item.creators, item.duration_ms, source, score, item.available_until_ms
         )
@@ -358,10 +368,13 @@ def open_backend(
             await acknowledgement
         on_sent(1)
 
-    async def contributions(viewer: str) -> Mapping[str, Sequence[tuple[str, float]]]:
+    async def contributions(viewer: str) -> Mapping[str, Explained]:
         told = (await explain_viewer(settings, store, codec, viewer)).data
         return {
-            entry["item_id"]: [(play["item_id"], play["contribution"]) for play in entry["plays"]]
+            entry["item_id"]: Explained(
+                [(play["item_id"], play["contribution"]) for play in entry["plays"]],
+                f"{entry['rule']}." if entry["rule"] else "",
+            )
             for entry in told["entries"]
         }
 
@@ -383,3 +396,11 @@ def open_backend(
         contributions=contributions,
         buttons=buttons,
     )
+
+
+def _in_words(item_id: str) -> str:
+    """What stands for a title that the catalogue lacks, or for a preference among the reasons."""
+    for prefix in (TOPIC, CREATOR):
+        if item_id.startswith(prefix):
+            return f"You said: {item_id.removeprefix(prefix).replace('_', ' ')}"
+    return item_id

@@ -8,6 +8,7 @@ Everything that is not HTTP lies behind `LiveBackend`; `sandbox/live_backend.py`
     POST /api/play                     {viewer, item_id, kind: play | skip | private} → PlayOutcome
     GET  /api/explain/{viewer}/{item}  Explanation
     POST /api/action                   {action: kill | poison | burst | generation} → ActionView; only from this page itself
+    GET  /report                       the newest nightly report, as the night wrote it
     GET  /api/stream?viewer=           server-sent events: `stats` (Stats) once a second, `row` (RowView) and `actions`
                                        ([ActionView]) on every change
 
@@ -21,7 +22,7 @@ import asyncio
 import contextlib
 import dataclasses
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
@@ -32,12 +33,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from contracts.errors import NearlineError, TransientError, UserError
 from contracts.events import valid_id
 from runtime.tasks import cancel_all
 from sandbox.action_views import ACTIONS, ActionName, ActionView, Refused, is_same_origin
+from sandbox.page_headers import REPORT_POLICY, PageHeaders
 
 PAGE = Path(__file__).parent / "page"
 STATS_PERIOD_S = 1.0
@@ -47,13 +48,6 @@ MAX_QUERY_CHARACTERS = 80
 
 PlayKind = Literal["play", "skip", "private"]
 PLAY_KINDS: tuple[PlayKind, ...] = ("play", "skip", "private")
-
-HEADERS = (
-    (b"content-security-policy", b"default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"),
-    (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
-)
-"""On every answer. The page keeps its styles in files, so that the policy needs no exception."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,8 +244,14 @@ class Streams:
             await cancel_all(*tasks)
 
 
-def make_app(backend: LiveBackend) -> Starlette:
-    """The page and its API. `app.state.streams` (`Streams`) ends open event streams at shutdown."""
+def no_report() -> Path:
+    """Where there are no nights."""
+    raise NotFound("no nightly report yet")
+
+
+def make_app(backend: LiveBackend, find_report: Callable[[], Path] = no_report) -> Starlette:
+    """The page and its API. `app.state.streams` (`Streams`) ends open event streams at shutdown. `find_report`: the newest night's
+    page; errors: `UserError`."""
     streams = Streams()
 
     async def viewers(request: Request) -> Response:
@@ -293,6 +293,13 @@ def make_app(backend: LiveBackend) -> Starlette:
                 return _error(400, f"{name}: not an id")
         return _answer(await backend.explain(request.path_params["viewer"], request.path_params["item_id"]))
 
+    async def report(request: Request) -> Response:
+        try:
+            page = await asyncio.to_thread(lambda: find_report().read_bytes())
+        except UserError as error:
+            return _error(404, str(error))
+        return Response(page, media_type="text/html", headers={"content-security-policy": REPORT_POLICY})
+
     async def stream(request: Request) -> Response:
         who = request.query_params.get("viewer")
         if who is not None and not valid_id(who):
@@ -310,10 +317,11 @@ def make_app(backend: LiveBackend) -> Starlette:
             Route("/api/action", lambda request: _error(405, "a button is pressed by POST")),
             Route("/api/explain/{viewer}/{item_id}", explain),
             Route("/api/stream", stream),
+            Route("/report", report),
             Route("/api/{rest:path}", lambda request: _error(404, "no such address")),
             Mount("/", StaticFiles(directory=PAGE, html=True)),
         ],
-        middleware=[Middleware(_Headers)],
+        middleware=[Middleware(PageHeaders)],
         exception_handlers={
             Refused: lambda request, error: _error(409, str(error)),
             NotFound: lambda request, error: _error(404, str(error)),
@@ -323,22 +331,6 @@ def make_app(backend: LiveBackend) -> Starlette:
     )
     app.state.streams = streams
     return app
-
-
-class _Headers:
-    """Adds `HEADERS` to every answer."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                fresh = (b"cache-control", b"no-store" if scope["path"].startswith("/api/") else b"no-cache")
-                message = {**message, "headers": [*message.get("headers", ()), *HEADERS, fresh]}
-            await send(message)
-
-        await self._app(scope, receive, with_headers)
 
 
 async def _put_stats(backend: LiveBackend, queue: asyncio.Queue[bytes | None]) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from contracts.catalogue import CatalogueItem
 from contracts.manifest import CONFIDENCE_RULE, Confidence, Decision, Manifest
+from contracts.rules import CREATOR, TOPIC, Rules
 from embeddings.generation import NEVER_MS, FoldInParameters, Generation
+from embeddings.groups import make_groups
 from embeddings.publishing import Contents, write_generation
 from embeddings.tables import FEATURES, HALF_LIVES_DAYS, STEPS, Cowatch, Tables
 from viewers.state import item_digest
@@ -25,11 +28,15 @@ def make_generation(
     *,
     generation_id: str = "g1",
     parameters: FoldInParameters | None = None,
+    skew: float = 0.5,
 ) -> Generation:
-    """Random factors with norms like those of real ones; item ids `tt0000000` …; every item always available."""
+    """Random factors with norms like those of real ones (`skew`: σ of their logarithm).
+
+    Item ids `tt0000000` …; every item always available.
+    """
     rng = np.random.default_rng(seed)
     ids = tuple(f"tt{i:07d}" for i in range(n_items))
-    factors = rng.normal(size=(n_items, k)) * rng.lognormal(-1, 0.5, size=(n_items, 1)) / np.sqrt(k)
+    factors = rng.normal(size=(n_items, k)) * rng.lognormal(-1, skew, size=(n_items, 1)) / np.sqrt(k)
     return Generation(
         generation_id=generation_id,
         item_ids=ids,
@@ -59,6 +66,13 @@ def make_tables(n_items: int, seed: int = 1, *, followers: int = 40) -> Tables:
     return Tables(trending, cowatch, rng.normal(0.1, 0.3, len(FEATURES)))
 
 
+def make_rules(n_items: int) -> dict[str, Any]:
+    """`rules` and `groups` of a generation of so many items: every rule, forty creators, the nine topics of `chaos/stream.py`."""
+    groups = make_groups([[f"maker {i % 40}"] for i in range(n_items)], [[f"{i % 9}"] for i in range(n_items)])
+    rules = Rules(per_creator=1, per_topic=3, exploration=0.1, preference=1.0, repeats=0.2)
+    return {"rules": rules, "groups": groups}
+
+
 def write_generation_folder(root: str | Path, generation: Generation, *, created_at_ms: int = T0) -> None:
     """Publish a made-up generation as the nightly job would; titles are their ids."""
     write_generation(
@@ -78,9 +92,10 @@ def write_generation_folder(root: str | Path, generation: Generation, *, created
             metrics={},
             decision=Decision("unchecked", "made up"),
             files={},
+            rules=generation.rules,
         ),
         Contents(
-            [CatalogueItem(item_id, f"Title of {item_id}") for item_id in generation.item_ids],
+            [_title(generation, row) for row in range(generation.n_items)],
             generation.item_factors,
             generation.popularity,
             [],
@@ -88,3 +103,12 @@ def write_generation_folder(root: str | Path, generation: Generation, *, created
             generation.tables,
         ),
     )
+
+
+def _title(generation: Generation, row: int) -> CatalogueItem:
+    item_id = generation.item_ids[row]
+    names = [] if generation.groups is None else [generation.groups.names[group] for group in generation.groups.of(row)]
+    topics, creators = (
+        tuple(name.removeprefix(kind) for name in names if name.startswith(kind)) for kind in (TOPIC, CREATOR)
+    )
+    return CatalogueItem(item_id, f"Title of {item_id}", topics, creators)

@@ -14,6 +14,7 @@ from contracts.codec import Codec
 from contracts.errors import DataError, KafkaUnavailable
 from contracts.events import PlaybackEvent
 from runtime.kafka import AIOKafkaProducer, choose_partition, kafka_errors, make_producer
+from runtime.schemas import open_codec
 from runtime.settings import Settings
 
 LINGER_MS = 5
@@ -69,7 +70,9 @@ async def publish_items(settings: Settings, items: Iterable[CatalogueItem], code
     """Send titles to the catalogue topic, keyed by item, and wait until all are acknowledged; returns how many.
 
     Raises `KafkaUnavailable` if one is not."""
-    encode = (codec or Codec.load(settings.registry_path)).encode_item
+    if codec is None:
+        codec = await asyncio.to_thread(open_codec, settings)
+    encode = codec.encode_item
     producer = await make_producer(settings, linger_ms=LINGER_MS)
     try:
         with kafka_errors("publishing titles", settings):
@@ -119,7 +122,8 @@ async def replay(
     """
     if speed is not None and not speed > 0:
         raise DataError(f"speed {speed}: must be above 0 (or None for as fast as possible)")
-    codec = codec or Codec.load(settings.registry_path)
+    if codec is None:
+        codec = await asyncio.to_thread(open_codec, settings)
     titles = await publish_items(settings, items, codec)
     producer = await make_producer(settings)
     try:

@@ -337,11 +337,6 @@ def topic_label(name: str) -> str:
     return name.replace("-", " ")
 
 
-def id_text(name: str) -> str:
-    """A name in the id alphabet: `Ana Ruiz` → `Ana_Ruiz`."""
-    return re.sub(r"[^A-Za-z0-9._:|@~-]", "_", name)
-
-
 def compose_title(rng: np.random.Generator, cell: int, taken: set[str]) -> str:
     """A new title for `cell` (index into `CELLS`), not in `taken`, to which it is added."""
     t, flavour = CELLS[cell]

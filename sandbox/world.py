@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 
 from contracts.catalogue import CatalogueItem
 from contracts.events import Kind, PlaybackEvent
+from contracts.rules import CREATOR, TOPIC, subject
 from sandbox.audience import DAY_MS, Audience, Viewer, make_audience, personal_liking, sitting_times
 from sandbox.evening import evening
 from sandbox.library import Draw, Library, make_library, make_new_titles
-from sandbox.titles import CELLS, id_text
+from sandbox.titles import CELLS
 
 HISTORY_DAYS = 21
 SITTINGS_PER_VIEWER_DAY = 0.42
@@ -363,9 +364,9 @@ def _preferences(
     for number, (v, time_ms) in enumerate(zip(telling.tolist(), times.tolist(), strict=True)):
         creator = int(audience.creators[v, 0])
         if creator >= 0 and number % 3 == 0:
-            preference = f"creator:{id_text(library.creator_names[creator])}"
+            preference = subject(CREATOR, library.creator_names[creator])
         else:
-            preference = f"topic:{audience.viewers[v].taste.split(', ')[-1].replace(' ', '-')}"
+            preference = subject(TOPIC, audience.viewers[v].taste.split(", ")[-1].replace(" ", "-"))
         identity = event_id(seed, (1 << 38) + number)
         events.append(
             PlaybackEvent(identity, Kind.PREFER, audience.viewers[v].viewer, time_ms, preference=preference, value=100)

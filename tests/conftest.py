@@ -1,7 +1,8 @@
 """Fixtures that every test may use: real servers, made when the first test asks for them.
 
 NEARLINE_REQUIRE=kafka,valkey,browser,redis-tls turns the skip for a missing dependency into a failure: what runs in CI must run.
-NEARLINE_TEST_KAFKA (host:port) and NEARLINE_TEST_STORE (a redis:// URL) name servers to use instead of starting some.
+NEARLINE_TEST_KAFKA (host:port) and NEARLINE_TEST_STORE (a redis:// URL) name servers to use instead of starting some;
+NEARLINE_TEST_STORE_BINARY names the store's program to start instead of the first that is found (`noxfile.py`).
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ hypothesis.settings.load_profile("nearline")
 # Helpers that assert: a failure there tells what was compared, as in a test.
 pytest.register_assert_rewrite("tests.consistency", "tests.worlds")
 
+STORE_BINARY = Path(os.environ["NEARLINE_TEST_STORE_BINARY"]) if "NEARLINE_TEST_STORE_BINARY" in os.environ else None
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
@@ -59,7 +61,9 @@ def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaServer]:
 @pytest.fixture(scope="session")
 def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
     """One Valkey for the whole run; tests keep to the key prefix of `namespace`."""
-    server = ValkeyServer(tmp_path_factory.mktemp("valkey"), url=os.environ.get("NEARLINE_TEST_STORE"))
+    server = ValkeyServer(
+        tmp_path_factory.mktemp("valkey"), url=os.environ.get("NEARLINE_TEST_STORE"), binary=STORE_BINARY
+    )
     try:
         server.start()
     except SandboxError as error:
@@ -71,7 +75,7 @@ def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
 @pytest.fixture
 def fresh_valkey(tmp_path: Path) -> Iterator[ValkeyServer]:
     """A Valkey of this test's own, which it may kill, pause and restart."""
-    server = ValkeyServer(tmp_path / "valkey")
+    server = ValkeyServer(tmp_path / "valkey", binary=STORE_BINARY)
     try:
         server.start()
     except SandboxError as error:

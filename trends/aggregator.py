@@ -10,6 +10,7 @@ While it holds the lease, in this order:
 1. read records, count them                   nothing is left behind
 2. checkpoint what has changed                a crash before it: read again from the last one, counted once all the same
 3. snapshot, then the pointer to it           a crash before it: the next publisher's snapshot holds these counts too
+   (before it: vectors of new items            as they are read anew)
 4. default rows                               a crash before it: the next ones follow within a minute
 
 One answer to every fault: take up again what the store holds.
@@ -24,22 +25,20 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import structlog
 
 from contracts.codec import Codec
 from contracts.errors import (
-    ContractError,
     GenerationError,
     KafkaUnavailable,
     StoreChanged,
     TransientError,
     UnknownSchema,
 )
-from contracts.registry import Registry
-from embeddings.files import Current, GenerationsFolder, load_generation, load_items, load_manifest
-from embeddings.generation import Generation
+from embeddings.added import Added, equal
+from embeddings.files import Current, GenerationsFolder
 from runtime.kafka import (
     AIOKafkaConsumer,
     ConsumerRecord,
@@ -48,15 +47,17 @@ from runtime.kafka import (
     kafka_errors,
     make_consumer,
 )
+from runtime.schemas import Schemas
 from runtime.settings import Settings
 from runtime.tasks import stop_client
+from trends.base import Base, load_base
 from trends.checkpoints import changed_fields, counts_of
-from trends.counters import Counts, Decision, Rules
+from trends.counters import Counts, Decision
+from trends.follow import TakenUp, take_up
+from trends.newcomers import EVERY_S as NEWCOMERS_EVERY_S
 from trends.reading import report_of
-from trends.snapshots import decode, encode, merge, name_of, tables_of
-from viewers.default_rows import default_rows, titles_by_territory
-from viewers.rewrite import Rewriter
-from viewers.state import Limits
+from trends.snapshots import decode, encode, merge, name_of
+from viewers.default_rows import default_rows
 from viewers.store import Store
 from viewers.trend_store import SNAPSHOT_KEPT_S, CheckpointWrite, Pointer
 
@@ -68,8 +69,9 @@ FETCH_WAIT_MS = 200
 FETCH_RECORDS = 2_048
 LOOK_EVERY_S = 1.0
 """At CURRENT and at the lease."""
-MOST_CHANGED = 1_000
-"""Titles of a partition: a checkpoint takes two arguments for each, those of one fetch more, and a script 8,000 at most."""
+MOST_CHANGED = 500
+"""Titles of a partition: a checkpoint takes two arguments for each, those of one fetch more, and the places of new titles that were left
+out; a script takes 8,000 at most."""
 ROWS_SHARE = 0.05
 """Of a core that default rows may take: with many territories they follow less often."""
 ROWS_AGAIN_S = 60.0
@@ -86,23 +88,6 @@ def wall_ms() -> int:
 
 
 @dataclass(slots=True)
-class Base:
-    """What is counted for: the generation in force. `rewriter`: with its own trends."""
-
-    current: Current
-    rewriter: Rewriter
-    rules: Rules
-    cutoffs: Mapping[int, int]
-    territories: Mapping[str, Any]
-
-    @property
-    def generation(self) -> Generation:
-        generation = self.rewriter.generation
-        assert generation is not None  # it was made with one
-        return generation
-
-
-@dataclass(slots=True)
 class Figures:
     """What the process tells of itself. `records`: by decision. `lag`: records not read yet."""
 
@@ -115,6 +100,11 @@ class Figures:
     standing_by: bool = False
     newest: str = ""
     published_at_ms: int = 0
+    new_items: int = 0
+
+
+Counted = tuple[int, Added] | None
+"""Plays, and the items added."""
 
 
 class Aggregator:
@@ -128,7 +118,10 @@ class Aggregator:
         *,
         instance: str,
         now_ms: Callable[[], int] = wall_ms,
+        schemas: Schemas | None = None,
     ) -> None:
+        """`schemas`: where `codec` is from; None: what the settings name."""
+        self._schemas = schemas or Schemas(settings)
         self.figures = Figures()
         self._settings = settings
         self._store = store
@@ -179,27 +172,12 @@ class Aggregator:
             if current is None:
                 return None
             if current not in (self._refused, self._loaded):
-                self._base, self._loaded = self._load_generation(current), current
+                self._base, self._loaded = load_base(self._settings, current, self._codec.encode_row), current
         except GenerationError as error:  # the updaters refuse it too, and serve the one before
             if str(error) != self._told:
                 log.error("generation_refused", error=str(error))
             self._refused, self._told = current, str(error)
         return self._base
-
-    def _load_generation(self, current: Current) -> Base | None:
-        """None if trends cannot be added to it. Errors: `GenerationError`."""
-        settings = self._settings
-        generation = load_generation(settings.generations_path, current.generation_id)
-        if generation.tables is None or not generation.tables.at_ms:
-            return None  # too few plays, or an older program's: its rows know no trends
-        manifest = load_manifest(settings.generations_path, current.generation_id)
-        rewriter = Rewriter(
-            generation, current.activation, self._codec.encode_row, Limits(**settings.state.model_dump())
-        )
-        rules = Rules(generation.index, generation.tables.at_ms, settings.trends.remembered_plays)
-        cutoffs = manifest.cutoffs if manifest.stream == settings.kafka.stream else {}
-        items = load_items(settings.generations_path, current.generation_id)
-        return Base(current, rewriter, rules, cutoffs, titles_by_territory(items))
 
     async def _count_for(self, base: Base) -> None:
         """Until another generation is in force, the lease is another's, partitions were added, or `stop`."""
@@ -208,7 +186,8 @@ class Aggregator:
             counting = Counting(self, base, consumer)
             await counting.begin()
             self.figures.counting = True
-            await counting.go_on()
+            async with base.newcomers.following(self._codec, self._schemas):
+                await counting.go_on()
         finally:
             await stop_client(consumer)
 
@@ -238,8 +217,7 @@ class Aggregator:
             with contextlib.suppress(TransientError):
                 await self._store.connect()
         elif isinstance(error, UnknownSchema):
-            with contextlib.suppress(ContractError):  # half written: the next try sees it whole
-                self._codec = Codec(Registry.load(self._settings.registry_path))
+            self._codec = await self._off_loop(self._schemas.learn, self._codec, error)
 
     async def _pause(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
@@ -267,7 +245,13 @@ class Counting:
         self._topic = aggregator._settings.kafka.topic
         self._counts: dict[int, Counts] = {}
         self._stored: dict[int, int | None] = {}  # partition → next offset of its checkpoint
-        self._published = (-1, "", b"")  # plays counted, name and bytes of the newest snapshot
+        self._published: tuple[Counted, str, bytes] = (
+            None,
+            "",
+            b"",
+        )  # what was counted, name and bytes of the newest snapshot
+        self._taken_up: TakenUp | None = None  # the snapshot that default rows were last made from
+        self._next_look_s = 0.0
         self._next_checkpoint_s = 0.0
         self._next_snapshot_s = 0.0
         self._next_rows_s = 0.0
@@ -307,11 +291,21 @@ class Counting:
                 )
             self._counts[tp.partition], self._stored[tp.partition] = counts, found
             self._consumer.seek(tp, counts.next_offset)
+        await self._go_on_from_published()
         log.info(
             "counting_trends",
             generation_id=generation_id,
             offsets={str(partition): counts.next_offset for partition, counts in self._counts.items()},
         )
+
+    async def _go_on_from_published(self) -> None:
+        """Items keep the vectors that they were last published with, until their viewers are looked at."""
+        trends, generation_id = self._of._store.trends, self._base.current.generation_id
+        pointer = await trends.read_pointer(generation_id)
+        data = b"" if pointer is None else await trends.read_snapshot(pointer.name)
+        if pointer is not None and data:
+            with contextlib.suppress(GenerationError):  # an older program's, or a damaged one: they are made anew
+                self._base.newcomers.take_up(decode(data, pointer.name).added)
 
     async def go_on(self) -> None:
         """Steps 1 to 4. Errors: any `TransientError`."""
@@ -326,6 +320,9 @@ class Counting:
             if now_s >= self._next_checkpoint_s or self._most_changed() >= MOST_CHANGED:
                 await self._checkpoint()  # 2
                 self._next_checkpoint_s = now_s + self._of._settings.trends.interval_s
+            if now_s >= self._next_look_s:
+                await self._look_for_new()
+                self._next_look_s = now_s + NEWCOMERS_EVERY_S
             if now_s >= self._next_snapshot_s:
                 await self._publish()  # 3
                 await self._write_default_rows()  # 4
@@ -354,7 +351,7 @@ class Counting:
                 tally[decision.value] += 1
 
     def _most_changed(self) -> int:
-        return max(len(counts.changed_rows) for counts in self._counts.values())
+        return max(len(counts.changed_rows) + len(counts.changed_new) for counts in self._counts.values())
 
     def _lag(self) -> int:
         marks = {p: self._consumer.highwater(TopicPartition(self._topic, p)) for p in self._counts}
@@ -374,14 +371,17 @@ class Counting:
         for partition, counts in moved.items():
             self._stored[partition] = counts.next_offset
             counts.changed_rows.clear()
+            counts.changed_new.clear()
             counts.changed_slots.clear()
 
     async def _publish(self) -> None:
-        """A snapshot, if anything was counted since the last; else only the word that it is the newest. Errors: `StoreChanged`."""
+        """A snapshot, if anything was counted or added since the last; else only the word that it is the newest. Errors: `StoreChanged`."""
         settings, figures = self._of._settings.trends, self._of.figures
         figures.plays = sum(counts.counted for counts in self._counts.values())
-        plays, name, data = self._published
-        if figures.plays != plays:
+        newcomers = self._base.newcomers
+        figures.new_items = len(newcomers.added)
+        counted, name, data = self._published
+        if counted is None or counted[0] != figures.plays or not equal(counted[1], newcomers.added):
             name, data = await self._of._holding(self._make)
             figures.snapshots += 1
             figures.snapshot_bytes = len(data)
@@ -390,7 +390,7 @@ class Counting:
         await self._of.hold()  # it may have run out with nobody there to take it
         if not await self._of._store.trends.publish(generation_id, self._of._instance, pointer, data):
             raise StoreChanged(OTHER_COUNTS)
-        self._published = (figures.plays, name, data)
+        self._published = ((figures.plays, newcomers.added), name, data)
         figures.newest, figures.published_at_ms = name, now_ms
         share_s = len(data) / (settings.snapshots_mb * 1e6) * SNAPSHOT_KEPT_S  # so that an hour's fit
         self._next_snapshot_s = time.monotonic() + max(settings.interval_s, share_s)
@@ -398,8 +398,13 @@ class Counting:
     def _make(self) -> tuple[str, bytes]:
         tables = self._base.generation.tables
         assert tables is not None  # `_load` has looked
-        data = encode(merge(self._counts, self._base.current.generation_id, tables.at_ms))
+        generation, added = self._base.generation, self._base.newcomers.added
+        data = encode(merge(self._counts, generation.generation_id, tables.at_ms, added, generation.index))
         return name_of(data), data
+
+    async def _look_for_new(self) -> None:
+        if self._base.rules.new_titles:
+            await self._base.newcomers.look(self._counts, self._of._store.trends, self._of._holding)
 
     async def _write_default_rows(self) -> None:
         """Rows of viewers who have none, from the snapshot just published."""
@@ -415,8 +420,7 @@ class Counting:
         self._next_rows_s = now_s + took_s / ROWS_SHARE
 
     def _make_rows(self, name: str, data: bytes) -> dict[str, bytes]:
-        generation = self._base.generation
-        assert generation.tables is not None
-        tables = tables_of(decode(data, name), generation.tables, generation.generation_id, generation.n_items)
-        rewriter = self._base.rewriter.with_trends(tables, name)
-        return default_rows(rewriter, self._base.territories, self._of._now_ms())
+        self._taken_up = take_up(self._base.rewriter, data, name, self._taken_up)
+        longer = self._taken_up.rewriter.generation
+        ids = self._base.generation.item_ids if longer is None else longer.item_ids
+        return default_rows(self._taken_up.rewriter, self._base.titles_by_territory(ids), self._of._now_ms())

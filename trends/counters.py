@@ -10,6 +10,9 @@ A play, and whose it is, is remembered while it could come again. The partition'
 over `REMEMBERED_MS` before it is forgotten, and plays that began before that are not counted any more, so that nothing counts twice. The
 same line moves up when there are more plays than may be remembered. Plays from before the trends of the generation (`since_ms`) are in
 them already, or wait for the next night.
+
+Titles that the generation has no vector of are counted alike, under their ids, with who watched them last: from these comes their vector
+(`new_items.py`). The least watched go when there are too many. Whether they may be shown is no matter of the log, and not decided here.
 """
 
 from __future__ import annotations
@@ -19,11 +22,12 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from itertools import count
 from typing import NamedTuple
 
 from contracts.digests import id_digest
 from contracts.events import FUTURE_TOLERANCE_MS
-from embeddings.tables import HALF_LIVES_DAYS
+from embeddings.tables import HALF_LIVES_DAYS, WEEK
 from viewers.signals import play_strength
 from viewers.state import Play, ViewerState
 
@@ -43,6 +47,9 @@ GREATEST_EXPONENT = 900.0
 _HALF_LIVES_MS = tuple(days * 24 * HOUR_MS for days in HALF_LIVES_DAYS)
 
 
+FANS = 64
+"""Viewers kept of a new title, those who came last: twice as many change its vector little."""
+
 Remembered = tuple[int, int]
 """A play's digest (64 bits), its viewer's (32 bits)."""
 
@@ -61,7 +68,8 @@ class Decision(Enum):
     COUNTED = "counted"
     AGAIN = "again"  # of a play that has counted
     WEAK = "weak"  # says nothing good of the title
-    UNKNOWN = "unknown"  # the generation does not have the title
+    NEW = "new"  # counted, of a title that the generation has no vector of
+    UNKNOWN = "unknown"  # the generation does not have the title, and new ones are not counted
     LATE = "late"  # began before what can be told apart
     ERASED = "erased"
     AHEAD = "ahead"  # of our clock
@@ -70,12 +78,24 @@ class Decision(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """`index`: title → row of the generation. `since_ms`: plays that began until then are in the generation's own trends. `remembered`:
-    plays of a partition at most."""
+    """`index`: title → row of the generation, of those that it has learnt. `since_ms`: plays that began until then are in the generation's
+    own trends. `remembered`: plays of a partition at most. `new_titles`: of a partition that are counted beside; twice
+    as many for a while."""
 
     index: Mapping[str, int]
     since_ms: int
     remembered: int
+    new_titles: int = 0
+
+
+@dataclass(eq=False, slots=True)
+class NewTitle:
+    """`slot`: its place in a checkpoint. `sums`: as of any title. `fans`: who watched it, in the order of their newest play, at most
+    `FANS`."""
+
+    slot: int
+    sums: list[float]
+    fans: dict[str, None] = field(default_factory=dict)
 
 
 @dataclass(eq=False, slots=True)
@@ -91,9 +111,11 @@ class Counts:
     sums: dict[int, list[float]] = field(default_factory=dict)
     slots: dict[int, list[Remembered]] = field(default_factory=dict)  # by clock // SLOT_MS, ascending → counted then
     erased: dict[int, int] = field(default_factory=dict)  # viewer's digest → erased through, seconds
+    new: dict[str, NewTitle] = field(default_factory=dict)
 
     changed_rows: set[int] = field(default_factory=set)  # since the last checkpoint
     changed_slots: set[int] = field(default_factory=set)
+    changed_new: set[int] = field(default_factory=set)  # slots of new titles
     _known: set[int] = field(default_factory=set)  # digests of the plays remembered
     _plays_of: Counter[int] = field(default_factory=Counter)  # viewer's digest → plays remembered
 
@@ -126,7 +148,7 @@ class Counts:
 
     def _take_play(self, viewer: str, play: Play, timestamp_ms: int, rules: Rules) -> Decision:
         row = rules.index.get(play.item_id)
-        if row is None:
+        if row is None and not rules.new_titles:
             return Decision.UNKNOWN
         if play_strength(play.share, play.flags) <= 0:
             return Decision.WEAK
@@ -138,20 +160,44 @@ class Counts:
         if identity in self._known:
             return Decision.AGAIN
         who = id_digest(viewer)
-        self._count(row, timestamp_ms, (1 + self._plays_of[who]) ** -0.5)
+        if row is None:
+            sums = self._new_title(play.item_id, viewer, rules.new_titles)
+        else:
+            sums = self.sums.setdefault(row, _nothing())
+            self.changed_rows.add(row)
+        self._count(sums, timestamp_ms, (1 + self._plays_of[who]) ** -0.5)
         self._remember((identity, who), rules.remembered)
-        return Decision.COUNTED
+        return Decision.NEW if row is None else Decision.COUNTED
 
-    def _count(self, row: int, timestamp_ms: int, weight: float) -> None:
+    def _new_title(self, item_id: str, viewer: str, most: int) -> list[float]:
+        """The sums of a title that the generation has no vector of; who watches it is kept."""
+        title = self.new.get(item_id)
+        if title is None:
+            if len(self.new) >= 2 * most:
+                self._leave_out_new(len(self.new) - most)
+            used = {one.slot for one in self.new.values()}
+            title = self.new[item_id] = NewTitle(next(n for n in count() if n not in used), _nothing())
+        title.fans.pop(viewer, None)
+        title.fans[viewer] = None
+        if len(title.fans) > FANS:
+            del title.fans[next(iter(title.fans))]
+        self.changed_new.add(title.slot)
+        return title.sums
+
+    def _leave_out_new(self, how_many: int) -> None:
+        """The least watched of late; of equals the first by name."""
+        least = sorted(self.new, key=lambda item_id: (self.new[item_id].sums[1 + WEEK], item_id))
+        for item_id in least[:how_many]:
+            self.changed_new.add(self.new.pop(item_id).slot)
+
+    def _count(self, sums: list[float], timestamp_ms: int, weight: float) -> None:
         self.counted += 1
         self.landmark_ms = self.landmark_ms or timestamp_ms
         self.newest_ms = max(self.newest_ms, timestamp_ms)
-        sums = self.sums.setdefault(row, [0.0] * (1 + len(_HALF_LIVES_MS)))
         sums[0] += 1
         age_ms = timestamp_ms - self.landmark_ms
         for column, half_life_ms in enumerate(_HALF_LIVES_MS, 1):
             sums[column] += weight * 2.0 ** min(age_ms / half_life_ms, GREATEST_EXPONENT)
-        self.changed_rows.add(row)
 
     def _remember(self, play: Remembered, most: int) -> None:
         slot = self.clock_ms // SLOT_MS
@@ -163,6 +209,10 @@ class Counts:
             self._forget((next(iter(self.slots)) + 1) * SLOT_MS)
 
     def _erase(self, viewer: str, through_s: int) -> None:
+        for title in self.new.values():
+            if viewer in title.fans:
+                del title.fans[viewer]
+                self.changed_new.add(title.slot)
         if (through_s + 1) * 1000 <= self.horizon_ms:
             return  # what it erases does not count any more
         who = _digest(viewer)
@@ -188,6 +238,11 @@ class Counts:
         horizon_ms = self.horizon_ms
         for erased in [who for who, through_s in self.erased.items() if (through_s + 1) * 1000 <= horizon_ms]:
             del self.erased[erased]
+
+
+def _nothing() -> list[float]:
+    """Sums of a title that was not played yet."""
+    return [0.0] * (1 + len(_HALF_LIVES_MS))
 
 
 def _digest(text: str) -> int:

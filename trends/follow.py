@@ -15,6 +15,7 @@ from typing import Any
 import structlog
 
 from contracts.errors import GenerationError
+from embeddings.added import Added, equal
 from trends.snapshots import decode, tables_of
 from viewers.rewrite import NO_TRENDS, Rewriter
 from viewers.trend_store import TrendStore
@@ -48,12 +49,13 @@ class Follower:
         self.taken_up = 0
         self.refused = 0
         self._served: deque[InForce] = deque(maxlen=SERVED_KEPT)
+        self._last: TakenUp | None = None
         self._refused = ""
         self._missed = 0  # looks in a row at which there was none
 
     def forget(self) -> None:
         """Another generation is in force: what served belongs to the one before."""
-        self.in_force, self.seen_at_ms, self._refused = None, 0, ""
+        self.in_force, self.seen_at_ms, self._refused, self._last = None, 0, "", None
 
     async def keep(self, store: TrendStore) -> None:
         """Have the store hold what rows of this process name, after another server has answered: it may have lost them, and rows that were
@@ -84,16 +86,16 @@ class Follower:
         try:
             if not data:
                 raise GenerationError(f"trends snapshot {pointer.name}: the store does not hold it")
-            rewriter, at_ms = await off_loop(_with_snapshot, own, data, pointer.name)
+            made: TakenUp = await off_loop(take_up, own, data, pointer.name, self._last)
         except GenerationError as error:
             return self._refuse(own, pointer.name, error)
+        self._last = made
         if self.in_force is None:
             log.info("trends_taken_up", snapshot=pointer.name, generation_id=generation.generation_id)
-        self.in_force, self.seen_at_ms, self._refused = InForce(pointer.name, at_ms, data), pointer.seen_at_ms, ""
+        self.in_force, self.seen_at_ms, self._refused = InForce(pointer.name, made.at_ms, data), pointer.seen_at_ms, ""
         self._served.append(self.in_force)
         self.taken_up += 1
-        made: Rewriter = rewriter
-        return made
+        return made.rewriter
 
     def _refuse(self, own: Rewriter, name: str, error: GenerationError) -> Rewriter | None:
         self._refused = name
@@ -118,14 +120,34 @@ async def with_snapshot(store: TrendStore, own: Rewriter, name: str) -> Rewriter
     if name == NO_TRENDS or generation is None or generation.tables is None:
         return own
     data = await store.read_snapshot(name)
-    return (await asyncio.to_thread(_with_snapshot, own, data, name))[0] if data else None
+    return (await asyncio.to_thread(take_up, own, data, name)).rewriter if data else None
 
 
-def _with_snapshot(own: Rewriter, data: bytes, name: str) -> tuple[Rewriter, int]:
-    """Off the loop: parse, check, order titles by trend, prepare what every batch needs. Errors: `GenerationError`."""
-    generation = own.generation
-    assert generation is not None  # who asks has looked
-    assert generation.tables is not None
+@dataclass(frozen=True, slots=True)
+class TakenUp:
+    """A snapshot made ready. `own`: what it was added to; `longer`: that with the snapshot's items; `rewriter`: with its trends too."""
+
+    own: Rewriter
+    added: Added
+    longer: Rewriter
+    rewriter: Rewriter
+    at_ms: int
+
+
+def take_up(own: Rewriter, data: bytes, name: str, last: TakenUp | None = None) -> TakenUp:
+    """Off the loop: parse, check, put the items behind those of the generation, order titles by trend, prepare what every batch needs.
+
+    `own`: of a generation with tables. `last`: what was taken up before; where the items are the same, what they cost is spared. Errors:
+    `GenerationError`.
+    """
+    assert own.generation is not None  # who asks has looked
     snapshot = decode(data, name)
+    if last is not None and last.own is own and equal(last.added, snapshot.added):
+        longer = last.longer
+    else:
+        longer = own.extended(snapshot.added)
+    generation = longer.generation
+    assert generation is not None
+    assert generation.tables is not None
     tables = tables_of(snapshot, generation.tables, generation.generation_id, generation.n_items)
-    return own.with_trends(tables, name), snapshot.at_ms
+    return TakenUp(own, snapshot.added, longer, longer.with_trends(tables, name), snapshot.at_ms)

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from contracts.errors import RecordError
 from contracts.events import PlaybackEvent, said_private, validate
+from contracts.framing import framed
 from trends.counters import Report
 from viewers.state import state_of
 
@@ -28,7 +29,7 @@ def report_of(record: Record, decode: Callable[[bytes], PlaybackEvent]) -> Repor
     if said_private(record.headers) is True:
         return None
     try:
-        event = decode(record.value or b"")
+        event = decode(framed(record.value, record.headers))
         if event.private:
             return None
         validate(event, key=record.key, timestamp_ms=record.timestamp)

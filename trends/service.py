@@ -16,8 +16,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from contracts.codec import Codec
 from runtime.http import serve
+from runtime.schemas import Schemas
 from runtime.settings import Settings
 from trends.aggregator import Aggregator, wall_ms
 from viewers.redis_store import open_store
@@ -49,6 +49,7 @@ class Metrics(Collector):
             ("nearline_trends_counting", "1: this process counts; 0: it stands by, or waits", figures.counting),
             ("nearline_trends_plays", "plays counted since the generation's cut-off", figures.plays),
             ("nearline_trends_lag_records", "records not counted yet", figures.lag),
+            ("nearline_trends_new_items", "items served that the night has not learnt", figures.new_items),
             ("nearline_trends_snapshot_bytes", "size of the newest snapshot", figures.snapshot_bytes),
         ):
             yield GaugeMetricFamily(name, text, value=float(value))
@@ -95,6 +96,7 @@ def stats_of(aggregator: Aggregator) -> dict[str, object]:
         "snapshot": figures.newest or None,
         "snapshots": figures.snapshots,
         "snapshot_bytes": figures.snapshot_bytes,
+        "new_items": figures.new_items,
         "published_s_ago": None if age_s is None else round(age_s, 1),
     }
 
@@ -103,7 +105,9 @@ async def run_trends(settings: Settings) -> None:
     """Run until SIGTERM or Ctrl-C."""
     store = open_store(settings.store, settings.keys)
     instance = f"{os.uname().nodename}-{os.getpid()}"
-    aggregator = Aggregator(settings, store, Codec.load(settings.registry_path), instance=instance)
+    schemas = Schemas(settings)
+    codec = await asyncio.to_thread(schemas.begin)
+    aggregator = Aggregator(settings, store, codec, instance=instance, schemas=schemas)
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, aggregator.stop)

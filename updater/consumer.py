@@ -21,7 +21,7 @@ import structlog
 from contracts.anchors import Anchor
 from contracts.codec import Codec
 from contracts.errors import (
-    ContractError,
+    FreezeChanged,
     Halted,
     HaltError,
     KafkaUnavailable,
@@ -30,7 +30,6 @@ from contracts.errors import (
     TransientError,
     UnknownSchema,
 )
-from contracts.registry import Registry
 from runtime.kafka import (
     AIOKafkaConsumer,
     ConsumerRebalanceListener,
@@ -42,18 +41,21 @@ from runtime.kafka import (
     make_consumer,
     make_producer,
 )
+from runtime.schemas import Schemas
 from runtime.settings import Settings
 from runtime.tasks import cancel_all
+from runtime.tracing import Tracer
 from updater.checkpoint import Checkpoint
 from updater.deadletter import DeadLetterQueue, FloodGuard, without_erased
 from updater.line import Line, Turn
 from updater.metrics import Metrics, RowTiming
 from updater.pipeline import Plan, plan, tallies
 from updater.swap import Swap
+from updater.traces import BatchTimes, EventTraces, find_traced
 from viewers.play_reader import PlayReader
 from viewers.rewrite import RewriteResult, Timing, rewrite_viewers
 from viewers.state import Limits
-from viewers.store import Store
+from viewers.store import Rows, Store
 from viewers.tokens import draw_token
 
 log = structlog.get_logger()
@@ -90,13 +92,18 @@ class Updater:
         *,
         instance: str | None = None,
         now_ms: Callable[[], float] = wall_ms,
+        schemas: Schemas | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
+        """`schemas`: where `codec` is from; None: what the settings name. `tracer`: None: nothing is traced."""
         self.settings = settings
         self.store = store
         self.metrics = Metrics()
         self.instance = instance or f"{os.uname().nodename}-{os.getpid()}"
         self.limits = Limits(**settings.state.model_dump())
         self.now_ms = now_ms
+        self._schemas = schemas or Schemas(settings)
+        self._traces = EventTraces(tracer, store, settings.kafka.topic) if tracer is not None else None
         self._codec = codec
         self._read_plays = PlayReader(codec.event_header)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="rewrite")
@@ -192,21 +199,27 @@ class Updater:
             self._planner, plan, fetched, positions, self._codec.decode_event, self.limits, self._read_plays
         )
         turn.decided({**positions, **decided.positions})
+        decided_at_ms = self.now_ms()
         if decided.dead_letters:
             await turn.to_write()  # an erasure may be among what is written
             await dead_letters.send(await without_erased(self.store, decided, checkpoint.passed))  # 1
         results = await rewrite_viewers(  # 2
             self.store,
             decided.jobs,
-            self.swap.rewriter,
+            self.swap.serving,
             now_ms=self.now_ms,
             draw_token=draw_token,
             executor=self._executor,
             turn=turn,
+            rows=Rows.FOLLOW,
         )
+        written_at_ms = self.now_ms()
         counted = tallies(decided, results)
         await checkpoint.advance(decided.partitions, counted)  # 3; step 4, the commit, follows on its own clock
         self._observe(decided, results, fetched_at_ms)
+        if self._traces is not None:
+            times = BatchTimes(fetched_at_ms, decided_at_ms, written_at_ms, self.now_ms())
+            self._traces.tell(find_traced(fetched), decided, results, times)
         for tally in counted.values():
             for decision in ("applied", "noop", "private", "dead", "absent"):
                 self.metrics.records.labels(decision).inc(getattr(tally, decision))
@@ -301,9 +314,18 @@ class Updater:
             with contextlib.suppress(TransientError):
                 await self.store.connect()
                 await self.swap.trends.keep(self.store.trends)
+        elif isinstance(error, FreezeChanged):
+            with contextlib.suppress(TransientError):
+                await self.swap.look_at_freeze(self.store)
         elif isinstance(error, UnknownSchema):
-            with contextlib.suppress(ContractError):  # half written: the next try sees it whole
-                self._codec = Codec(Registry.load(self.settings.registry_path))
+            if self._schemas.is_far:
+                loop = asyncio.get_running_loop()
+                learnt = await loop.run_in_executor(self._loader, self._schemas.learn, self._codec, error)
+            else:
+                learnt = self._schemas.learn(self._codec, error)
+            if learnt.event_header != self._codec.event_header:
+                self._read_plays = PlayReader(learnt.event_header)
+            self._codec = learnt
 
     async def _wait_for_generation(self, activation: int) -> None:
         """Load the generation that the store already knows of; look again until CURRENT names it."""

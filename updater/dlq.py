@@ -12,16 +12,15 @@ again, or would make the stream wait for a schema, stays where it is.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
-from contracts.codec import Codec
 from contracts.errors import TransientError, UserError
 from contracts.events import PlaybackEvent
-from contracts.registry import Registry
 from runtime.deadletters import (
     CHUNK_RECORDS,
     ERASED,
@@ -37,6 +36,7 @@ from runtime.deadletters import (
     writer,
 )
 from runtime.kafka import AIOKafkaProducer, kafka_errors, make_producer
+from runtime.schemas import open_codec
 from runtime.settings import Settings
 from updater.pipeline import Position, plan
 from viewers.state import Limits
@@ -210,7 +210,7 @@ async def replay(
     Errors: `KafkaUnavailable`: what was sent and not marked is sent again by the next replay, which changes nothing.
     """
     report = Replay(settings.kafka.dead_letter_topic, dry_run)
-    codec = Codec(Registry.load(settings.registry_path))
+    codec = await asyncio.to_thread(open_codec, settings)
     limits = Limits(**settings.state.model_dump())
     replayed, erased, quoted = await _look_ahead(settings)
     producer = await make_producer(settings)
@@ -354,7 +354,7 @@ async def _mark(marks: Writer, letters: Sequence[Letter], now_ms: int) -> None:
 
 async def erase_viewer(settings: Settings, viewer: str, *, now_ms: int) -> int:
     """Take every letter about a viewer out of the topic; returns how many. Errors: `KafkaUnavailable`."""
-    return await erase(settings, belongs_to(viewer, Codec.load(settings.registry_path)), now_ms=now_ms)
+    return await erase(settings, belongs_to(viewer, await asyncio.to_thread(open_codec, settings)), now_ms=now_ms)
 
 
 def parse_offset(text: str) -> tuple[int, int]:

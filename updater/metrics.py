@@ -78,6 +78,7 @@ class Metrics:
             registry=r,
         )
         self.trends_refused = Gauge("nearline_trends_refused_total", "trends snapshots refused since start", registry=r)
+        self.frozen = Gauge("nearline_frozen", "1: rows are frozen and do not follow the plays", registry=r)
         self.activation = Gauge("nearline_activation", "activation in force", registry=r)
         self.event_to_row = _Histogram("nearline_event_to_row_seconds", "event time to row visible", _FRESHNESS_BUCKETS)
         r.register(self.event_to_row)

@@ -13,6 +13,7 @@ from typing import Protocol
 from contracts.anchors import Anchor, anchor_of
 from contracts.errors import RecordError
 from contracts.events import PlaybackEvent, said_private, valid_id, validate
+from contracts.framing import framed
 from viewers.play_reader import Fact
 from viewers.rewrite import Outcome, RewriteJob, RewriteResult
 from viewers.state import EMPTY, Limits, ViewerState, merge, state_of
@@ -175,7 +176,7 @@ def _decide(record: Record, decode: Callable[[bytes], PlaybackEvent]) -> Playbac
         return None
     event: PlaybackEvent | None = None
     try:
-        event = decode(record.value or b"")
+        event = decode(framed(record.value, record.headers))
         if event.private:
             return None
         validate(event, key=record.key, timestamp_ms=record.timestamp)

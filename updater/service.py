@@ -22,8 +22,10 @@ from contracts.errors import HaltError, KafkaUnavailable, TransientError
 from contracts.registry import Registry
 from runtime.http import serve
 from runtime.kafka import KafkaError, TopicPartition
+from runtime.schemas import Schemas
 from runtime.settings import Settings
 from runtime.tasks import cancel_all
+from runtime.tracing import open_tracer
 from updater.consumer import Updater
 from viewers.redis_store import open_store
 from viewers.store import Marker
@@ -36,7 +38,7 @@ ASK_TIMEOUT_S = 5.0
 
 
 def make_codec(settings: Settings) -> Codec:
-    """The codec over the configured registry."""
+    """A codec of rows, over the registry's folder."""
     return Codec(Registry.load(settings.registry_path))
 
 
@@ -111,6 +113,7 @@ class Watch:
         swap = updater.swap
         metrics.activation.set(swap.rewriter.activation)
         metrics.swaps.set(swap.swaps)
+        metrics.frozen.set(swap.freeze is not None)
         metrics.refusals.set(swap.refusals)
         metrics.generation_age.set(max(0.0, updater.now_ms() / 1000 - swap.created_at_s) if swap.created_at_s else 0.0)
         metrics.trends_live.set(not swap.lacks_trends)
@@ -219,6 +222,7 @@ def make_app(updater: Updater, watch: Watch) -> Starlette:
         why = {
             "partitions": sorted(updater.checkpoint.progress) if updater.checkpoint else [],
             "generation_id": updater.swap.generation_id or None,
+            "frozen": None if updater.swap.freeze is None else asdict(updater.swap.freeze),  # by a person, on purpose
             "unaccounted": watch.unaccounted,  # wrong, and no reason to serve nobody
             "failing_for_s": None
             if updater.failing_since is None
@@ -251,7 +255,8 @@ def make_app(updater: Updater, watch: Watch) -> Starlette:
 async def run_updater(settings: Settings) -> None:
     """Run until SIGTERM or Ctrl-C. Errors: `HaltError`, `KafkaUnavailable` on a silent stall."""
     store = open_store(settings.store, settings.keys)
-    updater = Updater(settings, store, make_codec(settings))
+    schemas, tracer = Schemas(settings), open_tracer(settings.tracing, "nearline-updater")
+    updater = Updater(settings, store, await asyncio.to_thread(schemas.begin), schemas=schemas, tracer=tracer)
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, updater.stop)
@@ -266,6 +271,8 @@ async def run_updater(settings: Settings) -> None:
         raise
     finally:
         await store.close()
+        if tracer is not None:
+            await asyncio.to_thread(tracer.close)
     log.info("updater_stopped", **{k: v for k, v in watch.stats().items() if k in ("rows_written", "unaccounted")})
 
 

@@ -18,7 +18,7 @@ from embeddings.files import GenerationsFolder, load_generation
 from trends.follow import Follower
 from viewers.rewrite import Rewriter
 from viewers.state import Limits
-from viewers.store import Store
+from viewers.store import Freeze, Store
 
 log = structlog.get_logger()
 
@@ -50,6 +50,8 @@ class Swap:
         self._refused: int | None = None
         self.trends = Follower()
         self._own = self.rewriter = Rewriter(None, 0, encode_row, limits)  # `_own`: with the generation's own trends
+        self._keeper = Rewriter(None, 0, encode_row, limits, keeps_rows=True)
+        self.freeze: Freeze | None = None
         self.created_at_s = 0.0  # when the generation in force was made, UTC seconds
         self.swaps = 0
         self.refusals = 0
@@ -58,6 +60,11 @@ class Swap:
     def generation_id(self) -> str:
         generation = self.rewriter.generation
         return "" if generation is None else generation.generation_id
+
+    @property
+    def serving(self) -> Rewriter:
+        """What the next batch is rewritten by: while rows are frozen states are merged, and no row is made."""
+        return self.rewriter if self.freeze is None else self._keeper
 
     @property
     def lacks_trends(self) -> bool:
@@ -110,6 +117,17 @@ class Swap:
         elif rewriter is not None:
             self.rewriter = rewriter
 
+    async def look_at_freeze(self, store: Store) -> None:
+        """Whether rows are frozen, as the store says. Errors: `StoreUnavailable`."""
+        freeze = await store.read_freeze()
+        if freeze is not None:
+            await self._prepare(self._keeper)
+        if freeze is not None and self.freeze is None:
+            log.warning("rows_frozen", since_ms=freeze.since_ms, reason=freeze.reason, remedy="nearline unfreeze")
+        elif freeze is None and self.freeze is not None:
+            log.info("rows_follow_plays_again")
+        self.freeze = freeze
+
     async def _prepare(self, rewriter: Rewriter) -> None:
         """What would otherwise hold up the first batch."""
         if rewriter.is_prepared:
@@ -135,6 +153,7 @@ class Swap:
         for poll in itertools.count():
             try:
                 await self.check()
+                await self.look_at_freeze(store)
                 await store.announce_activation(self.rewriter.activation)  # a store that fell back may have forgotten
                 await store.report_updater(self._instance, self.rewriter.activation, int(now_ms()))
                 if poll % FORGET_EVERY_POLLS == 0:

@@ -18,7 +18,9 @@ from embeddings.compiled import frozen
 from embeddings.generation import NEVER_MS, Generation
 from embeddings.tables import CONTEXTS, HALF_LIVES_DAYS, Cowatch, Tables
 from ranking import kernel_rows as ranking
+from ranking import kernel_rules as placing
 from ranking.rows import SOURCES, available
+from ranking.rules import AGAIN_KEPT
 from viewers import kernel_row as rows
 from viewers import kernel_signals as signals
 from viewers import kernel_state as state
@@ -77,14 +79,17 @@ class Framing:
 class Kernel:
     """A generation prepared for the kernel; None: plays are kept, no rows are made."""
 
-    def __init__(self, generation: Generation | None, limits: Limits) -> None:
+    def __init__(self, generation: Generation | None, limits: Limits, shorter: Kernel | None = None) -> None:
+        """`shorter`: of the generation that this one extends; what is costly to prepare is taken from there."""
         self._generation = generation
         self._bounds = np.array([limits.max_plays, limits.max_plays_per_item, limits.max_registers, limits.max_seen])
         self._limits = limits
-        self._catalogue = state.make_catalogue(generation.item_ids if generation else ())
+        others = generation.fold_ids[generation.n_items :] if generation else ()
+        told = list(generation.told_index.values()) if generation else []
+        self._catalogue = state.make_catalogue(generation.item_ids if generation else (), others, told)
         self._longest_id = int(self._catalogue.lengths.max(initial=1))
-        self._model = _model(generation, limits)
-        self._shelf = topk.make_shelf(self._model.Y, self._model.allowed)
+        self._model: Model = _model(generation, limits, None if shorter is None else shorter._model)
+        self._shelf = topk.make_shelf(self._model.Y[: len(self._model.allowed)], self._model.allowed)
         self._bounds_ms = _bounds_ms(generation)
         self._sources = _sources(generation)
         self._valid_from_ms, self._valid_until_ms = 0, 0  # of `allowed`: nothing yet
@@ -126,6 +131,7 @@ class Kernel:
             room.tile,
             room.search,
             room.entries,
+            room.placing,
             room.scratch,
             room.states,
             room.state_ends,
@@ -155,7 +161,8 @@ class Kernel:
         self._valid_until_ms = int(self._bounds_ms[after]) if after < len(self._bounds_ms) else NEVER_MS
 
 
-def _model(generation: Generation | None, limits: Limits) -> Model:
+def _model(generation: Generation | None, limits: Limits, shorter: Model | None) -> Model:
+    """`shorter`: of a generation with the same YᵀY, most rows of which are the same."""
     decay: Array
     order: Array
     score: Array
@@ -166,13 +173,12 @@ def _model(generation: Generation | None, limits: Limits) -> Model:
         A0, scale, nothing = np.zeros((1, 1)), 0.0, np.zeros(0)
         decay, order, score, digests, by_digest = nothing, nothing, nothing, nothing, nothing
     else:
-        p, Y = generation.parameters, generation.item_factors
+        p, Y = generation.parameters, generation.fold_factors
         ranks = np.arange(limits.max_plays + limits.max_registers, dtype=np.float64)
         decay = p.decay_floor + (1 - p.decay_floor) * np.exp2(-ranks / p.decay_half_life)
         scale = float(p.alpha * p.decay_gain)
         A0 = generation.YtY + p.regularization * np.eye(generation.k)
-        steps = [Y[at : at + _STEP].astype(np.float64) @ generation.P for at in range(0, len(Y), _STEP)]
-        YP = np.concatenate([step.astype(np.float32) for step in steps])
+        YP = _products(Y, generation.P) if shorter is None else _longer_products(Y, generation.P, shorter)
         order, score = generation.popular_order, generation.popularity_score
         digests, by_digest = generation.sorted_digests, generation.digest_order
     return Model(
@@ -182,11 +188,29 @@ def _model(generation: Generation | None, limits: Limits) -> Model:
         signals.Decay(scale, frozen(decay)),
         ranking.Popularity(frozen(order.astype(np.int64)), frozen(score.astype(np.float32))),
         _ranker(generation),
+        placing.make_rule_set(generation, limits.max_plays),
         frozen(digests.astype(np.int64)),
         frozen(by_digest.astype(np.int64)),
-        frozen(np.ones(len(Y), np.bool_)),
+        frozen(np.ones(generation.n_items if generation else 0, np.bool_)),
         frozen(STRENGTH_TABLE),
     )
+
+
+def _products(Y: Array, P: Array) -> Array:
+    """(n, k) float32, (k, k) float64 → YP, (n, k) float32."""
+    products = np.empty_like(Y)
+    for at in range(0, len(Y), _STEP):
+        products[at : at + _STEP] = Y[at : at + _STEP].astype(np.float64) @ P
+    return products
+
+
+def _longer_products(Y: Array, P: Array, shorter: Model) -> Array:
+    """The same, where those of most rows are known."""
+    n = len(shorter.Y)
+    rows = np.concatenate([np.flatnonzero((Y[:n] != shorter.Y).any(axis=1)), np.arange(n, len(Y))])
+    products = np.concatenate([shorter.YP, np.empty((len(Y) - n, Y.shape[1]), np.float32)])
+    products[rows] = _products(Y[rows], P)
+    return products
 
 
 def _ranker(generation: Generation | None) -> ranking.Ranker:
@@ -235,14 +259,14 @@ class _Room:
 
     def __init__(self, limits: Limits, model: Model, viewers: int, largest: int, total: int, row_size: int) -> None:
         """`largest`, `total`: bytes of all parts of a viewer at most, and of all viewers."""
-        n_items, k = model.Y.shape
+        n_items, k = len(model.allowed), model.Y.shape[1]
         plays = limits.max_plays + largest // 6 + 1  # a play takes more than six bytes
         found, wide, tile = limits.max_plays + limits.max_registers, int(foldin.padded(k)), min(TILE, viewers)
         self.columns = state.make_columns(plays, limits.max_registers, limits.max_seen, 2 * largest + 256)
         self.signals = signals.make_signals(plays + limits.max_registers)
         longest = int(np.diff(model.ranker.starts).max(initial=0))
         self.search, self.entries = topk.make_search(tile, n_items, k), ranking.make_entries(model.allowed, longest)
-        self.scratch = rows.make_scratch()
+        self.placing, self.scratch = placing.make_placing(model.rules), rows.make_scratch()
         self.tile = Tile(
             rows=np.empty((tile, found), np.int32),
             c=np.empty((tile, found)),
@@ -252,6 +276,11 @@ class _Room:
             away_ms=np.zeros(tile, np.int64),
             excluded=np.empty((tile, found + limits.max_seen), np.int32),
             n_excluded=np.empty(tile, np.int64),
+            again=np.empty((tile, AGAIN_KEPT), np.int32),
+            n_again=np.zeros(tile, np.int64),
+            activated=np.empty(found),
+            activated_rows=np.empty(found, np.int32),
+            strongest=np.empty(AGAIN_KEPT),
             X=np.empty((tile, k), np.float32),
             L=np.zeros((tile, wide, wide)),
             fold=foldin.make_scratch(k),

@@ -20,6 +20,7 @@ from embeddings import kernel_foldin as foldin
 from embeddings import kernel_topk as topk
 from embeddings.compiled import entry, jit
 from ranking import kernel_rows as ranking
+from ranking import kernel_rules as placing
 from ranking.features import TASTE
 from ranking.rows import HALF_EVIDENCE
 from viewers import kernel_bytes as kb
@@ -40,12 +41,13 @@ TILE = 32
 class Model(NamedTuple):
     """A generation as the kernel reads it."""
 
-    Y: Array  # (n_items, k) float32
-    YP: Array  # (n_items, k) float32: Y (YtY + λI)⁻¹
+    Y: Array  # (n_items and what preferences are about, k) float32
+    YP: Array  # the same, float32: Y (YtY + λI)⁻¹
     A0: Array  # (k, k) float64: YtY + λI
     decay: signals.Decay
     popularity: ranking.Popularity
     ranker: ranking.Ranker
+    rules: placing.RuleSet
     sorted_digests: Array  # (n_items,) int64
     digest_order: Array  # (n_items,) int64
     allowed: Array  # (n_items,) bool: may be shown at the time of the batch
@@ -63,6 +65,11 @@ class Tile(NamedTuple):
     away_ms: Array  # (T,) int64: since the newest play that says something
     excluded: Array  # (T, E) int32
     n_excluded: Array  # (T,) int64
+    again: Array  # (T, AGAIN_KEPT) int32: what may come back
+    n_again: Array  # (T,) int64
+    activated: Array  # (S,) float64, the next two: scratch
+    activated_rows: Array  # (S,) int32
+    strongest: Array  # (AGAIN_KEPT,) float64
     X: Array  # (T, k) float32
     L: Array  # (T, padded k, padded k) float64: factors
     fold: foldin.Scratch
@@ -89,7 +96,7 @@ def make_ranks(viewers: int) -> Ranks:
 def rewrite_batch(
     data: Array, part_ends: Array, first_part: Array, force: Array, event_ms: Array, limits: Array,
     catalogue: state.Catalogue, model: Model, shelf: topk.Shelf, frame: rows.Frame,
-    s: state.Columns, g: signals.Signals, t: Tile, search: topk.Search, e: ranking.Entries, scratch: rows.Scratch,
+    s: state.Columns, g: signals.Signals, t: Tile, search: topk.Search, e: ranking.Entries, p: placing.Placing, scratch: rows.Scratch,
     out_states: Array, state_ends: Array, out_rows: Array, row_ends: Array, status: Array, ranks: Ranks, now_ms: int,
 ) -> None:  # fmt: skip
     """Rewrite all viewers.
@@ -118,7 +125,7 @@ def rewrite_batch(
             if t.n[i] >= 0:
                 begin = state_ends[v - 1] if v > 0 else np.int64(0)
                 row_id = kb.digest(frame.origin, out_states, begin, state_ends[v], np.int64(8), s.words)
-                count = _rank(model, shelf, search, e, t, i)
+                count = _rank(model, shelf, search, row_id, e, p, t, i)
                 for m in range(len(t.x)):
                     row_at = kb.write_u16(out_rows, row_at, kb.half(t.x[m]))
                 row_at = rows.write_row(out_rows, row_at, frame, row_id, event_ms[v], catalogue, count, e, scratch)
@@ -172,6 +179,14 @@ def _fold(
         return
     count = signals.collect(data, s, catalogue, model.strengths, g)
     n, evidence = signals.confidences(s, g, count, model.decay, t.rows[i], t.c[i])
+    if s.n[state.REGISTERS] > 0 and model.rules.shares[placing.PREFERENCE] > 0:
+        preference = model.rules.shares[placing.PREFERENCE]
+        n, evidence = signals.add_told(data, s, catalogue, model.decay, preference, n, evidence, t.rows[i], t.c[i])
+    t.n_again[i] = 0
+    if model.rules.shares[placing.REPEATS] > 0:
+        gap, of_age = model.rules.whole[placing.GAP], model.rules.activation
+        found = signals.activated(s, g, count, gap, model.allowed, of_age, t.activated, t.activated_rows)
+        t.n_again[i] = placing.may_come_back(t.activated, t.activated_rows, found, t.again[i], t.strongest)
     t.n_excluded[i] = signals.exclude(data, s, catalogue, model.sorted_digests, model.digest_order, t.excluded[i])
     t.n[i], t.weights[i], t.signals[i] = n, 0.0, count
     t.away_ms[i] = 0
@@ -185,8 +200,10 @@ def _fold(
 
 
 @jit
-def _rank(model: Model, shelf: topk.Shelf, search: topk.Search, e: ranking.Entries, t: Tile, i: int) -> int:
-    """Second phase: the entries of one viewer, and their reasons. How many."""
+def _rank(
+    model: Model, shelf: topk.Shelf, search: topk.Search, row_id: Any, e: ranking.Entries, p: placing.Placing, t: Tile, i: int
+) -> int:  # fmt: skip
+    """Second phase: the entries of one viewer, and their reasons. How many. `row_id`: uint64, what exploration is drawn by."""
     n, weight, taste, plays = t.n[i], t.weights[i], np.int64(0), np.int64(0)
     for m in range(len(t.x)):
         t.x[m] = t.X[i, m]
@@ -214,8 +231,16 @@ def _rank(model: Model, shelf: topk.Shelf, search: topk.Search, e: ranking.Entri
         weight = e.weights[TASTE]
     else:
         ranking.blend(count, weight, model.popularity, e)
+    moves = placing.moves(model.rules)
+    if moves:
+        placing.explore(model.Y, t.x, model.rules, row_id, e, p)
     ranking.scatter(count, t.excluded[i], t.n_excluded[i], model.allowed, e)
-    kept = ranking.take_best(count, len(ranker.weights) > 0, e)
+    if moves:
+        placing.bring_back(t.again[i], t.n_again[i], p)
+        kept = ranking.sort_best(count, np.int64(placing.POOL), e)
+        kept = placing.arrange(kept, len(ranker.weights) > 0, weight, model.Y, t.x, model.rules, e, p)
+    else:
+        kept = ranking.take_best(count, len(ranker.weights) > 0, e)
     with_reasons = min(kept, ENTRIES_WITH_REASONS)
     for place in range(ENTRIES_WITH_REASONS):
         e.reason_counts[place] = 0

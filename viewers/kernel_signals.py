@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embeddings.compiled import jit
+from ranking.rows import HALF_EVIDENCE, LEAST_TOLD, TOLD_EVIDENCE
 from viewers import kernel_bytes as kb
 from viewers.kernel_state import (
     HIDE,
@@ -15,6 +16,7 @@ from viewers.kernel_state import (
     NO_VALUE,
     PLAYED,
     PLAYS,
+    PREFER,
     RATE,
     REGISTERS,
     REGISTERS_AT,
@@ -24,6 +26,7 @@ from viewers.kernel_state import (
     Columns,
     find_item,
     find_row,
+    find_told,
     lower_bound,
 )
 
@@ -38,6 +41,7 @@ class Signals(NamedTuple):
     strength: Array  # (items,) float64
     newest: Array  # (items,) int64, ms; −1: nothing known of the item
     order: Array  # (items,) int64: items with a signal, newest first
+    activation: Array  # (items,) float64: how often and how recently an item was played
 
 
 class Decay(NamedTuple):
@@ -48,7 +52,9 @@ class Decay(NamedTuple):
 
 
 def make_signals(items: int) -> Signals:
-    return Signals(np.empty(items, np.float64), np.empty(items, np.int64), np.empty(items, np.int64))
+    return Signals(
+        np.empty(items, np.float64), np.empty(items, np.int64), np.empty(items, np.int64), np.empty(items, np.float64)
+    )
 
 
 @jit
@@ -139,10 +145,61 @@ def confidences(s: Columns, g: Signals, count: int, decay: Decay, rows: Array, c
 
 
 @jit
+def add_told(
+    data: Array, s: Columns, catalogue: Catalogue, decay: Decay, preference: float, n: int, evidence: float, rows: Array, c: Array
+) -> Any:  # fmt: skip
+    """Add the preferences that still count behind the n signals: (how many now, the evidence with them)."""
+    half = HALF_EVIDENCE * HALF_EVIDENCE
+    fading, told = preference * half / (evidence * evidence + half), 0.0
+    at, begin = s.n[REGISTERS_AT], n
+    for _ in range(s.n[REGISTERS]):
+        kind, value, length = np.int64(data[at]), np.int64(np.int8(data[at + 1])), np.int64(data[at + 12])
+        start = at + _REGISTER_BYTES
+        at = start + length
+        if kind != PREFER or value == NO_VALUE:
+            continue
+        strength = fading * (value / 100)
+        row = find_told(catalogue, data, start, length)
+        if row < 0 or abs(strength) < LEAST_TOLD:
+            continue
+        known = False
+        for i in range(n):
+            known |= rows[i] == row
+        if not known:
+            size = 1 + decay.scale * abs(strength) * decay.of_rank[0]
+            rows[n], c[n] = row, size if strength > 0 else -size
+            told += max(strength, 0.0)
+            n += 1
+    return n, evidence + min(TOLD_EVIDENCE * told, HALF_EVIDENCE) if n > begin else evidence
+
+
+@jit
+def activated(
+    s: Columns, g: Signals, count: int, gap: int, allowed: Array, of_age: Array, values: Array, rows: Array
+) -> int:
+    """What may come back, newest signal first: item rows and how much they are activated. How many.
+
+    `of_age`: (plays,) float64, by how many plays are newer.
+    """
+    for item in range(s.n[ITEMS]):
+        g.activation[item] = 0.0
+    for i in range(s.n[PLAYS]):
+        g.activation[s.item[i]] += of_age[i]
+    found = 0
+    for rank in range(gap, count):
+        item = g.order[rank]
+        row = s.rows[item]
+        if g.strength[item] > 0 and g.activation[item] > 0 and row >= 0 and allowed[row]:
+            values[found], rows[found] = g.activation[item], row
+            found += 1
+    return found
+
+
+@jit
 def exclude(
     data: Array, s: Columns, catalogue: Catalogue, sorted_digests: Array, digest_order: Array, rows: Array
 ) -> int:
-    """Rows (int32) that are not to be shown again: played, hidden, seen beyond the kept plays. How many; some may repeat."""
+    """Rows (int32) that are not to be shown again: played, hidden, disliked, seen beyond the kept plays. How many; some may repeat."""
     count = 0
     for i in range(s.n[PLAYED]):
         row = s.rows[s.order[i]]
@@ -151,8 +208,8 @@ def exclude(
             count += 1
     at = s.n[REGISTERS_AT]
     for _ in range(s.n[REGISTERS]):
-        kind, length = np.int64(data[at]), np.int64(data[at + 12])
-        if kind == HIDE:
+        kind, value, length = np.int64(data[at]), np.int64(np.int8(data[at + 1])), np.int64(data[at + 12])
+        if kind == HIDE or (kind == RATE and NO_VALUE < value < 0):
             row = s.rows[item_of_subject(data, at + _REGISTER_BYTES, length, s, catalogue)]
             if row >= 0:
                 rows[count] = row

@@ -7,11 +7,13 @@ everything and say what is wrong. Nothing is ever read beyond the bytes given.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from contracts.rules import TITLE
 from embeddings.compiled import entry, frozen, jit
 from viewers import kernel_bytes as kb
 from viewers.packing import MAX_START_MS, VERSION
@@ -26,6 +28,7 @@ PLAYS, ITEMS, TEXT, REGISTERS, REGISTERS_AT, REGISTERS_END, SEEN, ERASED_S, PLAY
 MAX_PLAYS, MAX_PER_ITEM, MAX_REGISTERS, MAX_SEEN = range(4)
 """Places in the limits."""
 
+_TITLE = tuple(TITLE.encode())
 _REGISTER_BYTES = 13
 """Of a register before its subject."""
 RATE, HIDE, PREFER = 1, 2, 3
@@ -55,12 +58,13 @@ class Columns(NamedTuple):
 
 
 class Catalogue(NamedTuple):
-    """A generation's ids, to be found by their text."""
+    """A generation's ids, to be found by their text; behind the items' those of creators and topics, which are found apart."""
 
     text: Array  # uint8
-    starts: Array  # (n_items,) int64
-    lengths: Array  # (n_items,) int64
+    starts: Array  # (n_ids,) int64
+    lengths: Array  # (n_ids,) int64
     slots: Array  # (power of two,) int32: row or −1, open addressing
+    told: Array  # (power of two,) int32: the same of what preferences may be about
 
 
 def make_columns(plays: int, registers: int, seen: int, text: int) -> Columns:
@@ -73,21 +77,24 @@ def make_columns(plays: int, registers: int, seen: int, text: int) -> Columns:
     )  # fmt: skip
 
 
-def make_catalogue(item_ids: tuple[str, ...]) -> Catalogue:
-    """The ids of a generation (none: nothing is ever found)."""
-    encoded = [one.encode() for one in item_ids]
+def make_catalogue(item_ids: tuple[str, ...], others: tuple[str, ...] = (), told: Sequence[int] = ()) -> Catalogue:
+    """The ids of a generation (none: nothing is ever found). `others`: what may stand in a row beside items; `told`: the rows among them,
+    counted behind the items, that preferences are about."""
+    encoded = [one.encode() for one in (*item_ids, *others)]
     lengths = np.array([len(one) for one in encoded], np.int64)
     text = np.frombuffer(b"".join(encoded) or b"\x00", np.uint8)
-    slots = np.full(1 << max(4, (2 * len(encoded)).bit_length()), -1, np.int32)
     starts = np.cumsum(lengths) - lengths
     text, starts, lengths = frozen(text), frozen(starts), frozen(lengths)
-    fill_slots(text, starts, lengths, slots)
-    return Catalogue(text, starts, lengths, frozen(slots))
+    slots, of_told = (np.full(1 << max(4, (2 * n).bit_length()), -1, np.int32) for n in (len(item_ids), len(told)))
+    fill_slots(text, starts, lengths, np.arange(len(item_ids)), slots)
+    fill_slots(text, starts, lengths, np.array(told, np.int64), of_told)
+    return Catalogue(text, starts, lengths, frozen(slots), frozen(of_told))
 
 
 @entry
-def fill_slots(text: Array, starts: Array, lengths: Array, slots: Array) -> None:
-    for row in range(len(starts)):
+def fill_slots(text: Array, starts: Array, lengths: Array, rows: Array, slots: Array) -> None:
+    for i in range(len(rows)):
+        row = rows[i]
         at = kb.hash_id(text, starts[row], lengths[row]) & len(slots) - 1
         while slots[at] >= 0:
             at = at + 1 & len(slots) - 1
@@ -96,13 +103,30 @@ def fill_slots(text: Array, starts: Array, lengths: Array, slots: Array) -> None
 
 @jit
 def find_row(catalogue: Catalogue, text: Array, start: int, length: int) -> int:
-    """The row of an id, or −1."""
-    at = kb.hash_id(text, start, length) & len(catalogue.slots) - 1
+    """The row of an item's id, or −1."""
+    return _find(catalogue, catalogue.slots, text, start, length)
+
+
+@jit
+def find_told(catalogue: Catalogue, text: Array, start: int, length: int) -> int:
+    """The row of what a preference is about, or −1: a creator, a topic, or `title:` and an item's id."""
+    row = _find(catalogue, catalogue.told, text, start, length)
+    if row >= 0 or length <= len(_TITLE):
+        return row
+    for i in range(len(_TITLE)):
+        if text[start + i] != _TITLE[i]:
+            return row
+    return _find(catalogue, catalogue.slots, text, start + len(_TITLE), length - len(_TITLE))
+
+
+@jit
+def _find(catalogue: Catalogue, slots: Array, text: Array, start: int, length: int) -> int:
+    at = kb.hash_id(text, start, length) & len(slots) - 1
     while True:
-        row = catalogue.slots[at]
+        row = slots[at]
         if row < 0 or kb.same(catalogue.text, catalogue.starts[row], catalogue.lengths[row], text, start, length):
             return np.int64(row)
-        at = at + 1 & len(catalogue.slots) - 1
+        at = at + 1 & len(slots) - 1
 
 
 @jit

@@ -10,7 +10,19 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 
 from contracts.errors import StoreChanged
 from viewers.memory_trends import MemoryTrends, MemoryTrendsContent
-from viewers.store import Conflict, Marker, MarkerWrite, Stale, StoredViewer, ViewerWrite, WriteResult, Written
+from viewers.store import (
+    Conflict,
+    Freeze,
+    FreezeDiffers,
+    Marker,
+    MarkerWrite,
+    Rows,
+    Stale,
+    StoredViewer,
+    ViewerWrite,
+    WriteResult,
+    Written,
+)
 
 
 class MemoryServer:
@@ -22,10 +34,12 @@ class MemoryServer:
         self.markers: dict[int, Marker] = {}
         self.seeded: dict[int, int] = {}
         self.halt: str | None = None
+        self.frozen: Freeze | None = None
         self.activation = 0
         self.updaters: dict[str, tuple[int, int]] = {}
         self.rebuilt: set[int] = set()
         self.default_rows: dict[str, bytes] = {}
+        self.traces: dict[str, str] = {}
         self.trends = MemoryTrendsContent()
 
     @property
@@ -85,9 +99,14 @@ class MemoryStore:
 
     def _write(self, write: ViewerWrite) -> WriteResult:
         stored = self.server.viewers.get(write.viewer, StoredViewer())
+        if stored.token and stored.token == write.new_token:
+            return Written()
+        keeps = write.rows in (Rows.KEEP, Rows.EMPTY)
+        if write.rows is not Rows.ALWAYS and (self.server.frozen is not None) != keeps:
+            return FreezeDiffers()
+        if keeps:
+            return self._write_state(write, stored)
         if stored.token:
-            if stored.token == write.new_token:
-                return Written()
             if stored.activation > write.activation:
                 return Stale(stored.activation)
         elif not write.expected_token and self.server.activation > write.activation:
@@ -97,6 +116,13 @@ class MemoryStore:
         self.server.viewers[write.viewer] = StoredViewer(
             write.new_token, write.activation, write.state, write.vector, write.row
         )
+        return Written()
+
+    def _write_state(self, write: ViewerWrite, stored: StoredViewer) -> WriteResult:
+        if stored.token != write.expected_token:
+            return Conflict(stored._replace(vector=b"", row=b""))
+        kept = stored._replace(token=write.new_token, state=write.state)
+        self.server.viewers[write.viewer] = kept._replace(vector=b"", row=b"") if write.rows is Rows.EMPTY else kept
         return Written()
 
     async def read_marker(self, partition: int) -> Marker | None:
@@ -140,6 +166,12 @@ class MemoryStore:
     async def write_halt(self, reason: str | None) -> None:
         self.server.halt = reason
 
+    async def read_freeze(self) -> Freeze | None:
+        return self.server.frozen
+
+    async def write_freeze(self, freeze: Freeze | None) -> None:
+        self.server.frozen = freeze
+
     async def highest_activation(self) -> int:
         return self.server.activation
 
@@ -161,6 +193,12 @@ class MemoryStore:
     async def write_rebuilt(self, activation: int) -> None:
         self._check()
         self.server.rebuilt.add(activation)
+
+    async def write_traces(self, traces: Mapping[str, str]) -> None:
+        self.server.traces |= traces
+
+    async def read_trace(self, row_id: str) -> str | None:
+        return self.server.traces.get(row_id)
 
     async def read_default_rows(self) -> Mapping[str, bytes]:
         return dict(self.server.default_rows)

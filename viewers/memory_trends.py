@@ -7,14 +7,17 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from contracts.errors import StoreChanged
+from viewers.store import Freeze, StoredViewer
 from viewers.trend_store import CheckpointWrite, Pointer
 
 
-class DefaultRowsHolder(Protocol):
-    """The part of a server that default rows are in."""
+class Server(Protocol):
+    """The part of a server that default rows and viewers are in."""
 
     activation: int
     default_rows: dict[str, bytes]
+    frozen: Freeze | None
+    viewers: dict[str, StoredViewer]
 
 
 class MemoryTrendsContent:
@@ -36,9 +39,9 @@ class MemoryTrendsContent:
 
 
 class MemoryTrends:
-    """`viewers.trend_store.TrendStore` in memory. `activation`, `default_rows`: the server's, as the viewers' store sees them."""
+    """`viewers.trend_store.TrendStore` in memory. `server`: as the viewers' store sees it."""
 
-    def __init__(self, content: MemoryTrendsContent, server: DefaultRowsHolder) -> None:
+    def __init__(self, content: MemoryTrendsContent, server: Server) -> None:
         self.content = content
         self._server = server
 
@@ -81,8 +84,12 @@ class MemoryTrends:
     async def keep_snapshot(self, name: str, data: bytes) -> None:
         self.content.snapshots[name] = data
 
+    async def read_vectors(self, viewers: Sequence[str], activation: int) -> list[bytes]:
+        stored = [self._server.viewers.get(viewer, StoredViewer()) for viewer in viewers]
+        return [one.vector if one.token and one.activation == activation else b"" for one in stored]
+
     async def write_default_rows(self, rows: Mapping[str, bytes], activation: int) -> bool:
-        if self._server.activation != activation:
+        if self._server.activation != activation or self._server.frozen is not None:
             return False
         self._server.default_rows = {**self._server.default_rows, **rows}
         return True

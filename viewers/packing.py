@@ -83,6 +83,11 @@ def unpack(data: bytes) -> ViewerState:
     return state
 
 
+def erased_through_s(data: bytes) -> int:
+    """Of a packed state, without unpacking it; −1: never."""
+    return _read_varints(data, 1, 5)[0][4] - 1 if data else EMPTY.erased_through_s
+
+
 def _unpack(data: bytes) -> ViewerState:
     if data[0] != VERSION:
         raise BadState(f"packed state has version {data[0]}, this program reads {VERSION}")

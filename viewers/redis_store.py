@@ -28,7 +28,19 @@ from viewers import scripts
 from viewers.packing import BadState
 from viewers.redis_trends import RedisTrends
 from viewers.row_reads import RowReads
-from viewers.store import Conflict, Marker, MarkerWrite, Stale, StoredViewer, ViewerWrite, WriteResult, Written
+from viewers.store import (
+    TRACES_KEPT_S,
+    Conflict,
+    Freeze,
+    FreezeDiffers,
+    Marker,
+    MarkerWrite,
+    Stale,
+    StoredViewer,
+    ViewerWrite,
+    WriteResult,
+    Written,
+)
 
 _MARKER_FIELDS = ("next", "origin", "applied", "noop", "private", "dead", "absent", "anchor", "gap_end")
 _SCAN_COUNT = 1_000
@@ -50,6 +62,7 @@ def _sha(script: str) -> str:
 _SHA = {script: _sha(script) for script in scripts.ALL}
 
 _WRITTEN = Written()
+_FREEZE_DIFFERS = FreezeDiffers()
 _READ_IDENTITY = _pack(("EVALSHA", _SHA[scripts.READ_IDENTITY], 0))
 
 
@@ -101,7 +114,7 @@ class RedisStore:
         more: Mapping[str, Any] | None = None,
     ) -> None:
         self.keys = keys
-        self.trends = RedisTrends(self._command, _SHA, lambda: self.keys)
+        self.trends = RedisTrends(self._pipeline, _SHA, lambda: self.keys)
         self._timeout_s = command_timeout_s
         self._identity = ""
         arguments: dict[str, Any] = {
@@ -168,8 +181,9 @@ class RedisStore:
         replies = await self._pipeline(
             [
                 (
-                    *("EVALSHA", sha, 2, self.keys.viewer(write.viewer), self.keys.activation),
+                    *("EVALSHA", sha, 3, self.keys.viewer(write.viewer), self.keys.activation, self.keys.frozen),
                     *(write.expected_token, write.new_token, write.activation, write.state, write.vector, write.row),
+                    write.rows.value,
                 )
                 for write in writes
             ],
@@ -236,6 +250,14 @@ class RedisStore:
     async def write_halt(self, reason: str | None) -> None:
         await (self._command("DEL", self.keys.halt) if reason is None else self._command("SET", self.keys.halt, reason))
 
+    async def read_freeze(self) -> Freeze | None:
+        found: bytes | None = await self._command("GET", self.keys.frozen)
+        return None if found is None else Freeze.parse(found.decode(errors="replace"))
+
+    async def write_freeze(self, freeze: Freeze | None) -> None:
+        key = self.keys.frozen
+        await (self._command("DEL", key) if freeze is None else self._command("SET", key, str(freeze)))
+
     async def highest_activation(self) -> int:
         return int(await self._command("GET", self.keys.activation) or 0)
 
@@ -268,6 +290,16 @@ class RedisStore:
             raise StoreChanged(
                 f"{key}: found {found.decode()} where {self._identity} was; the rebuild is to be done again"
             )
+
+    async def write_traces(self, traces: Mapping[str, str]) -> None:
+        if traces:
+            await self._pipeline(
+                [("SET", self.keys.trace(row_id), trace, "EX", TRACES_KEPT_S) for row_id, trace in traces.items()]
+            )
+
+    async def read_trace(self, row_id: str) -> str | None:
+        found = await self._command("GET", self.keys.trace(row_id))
+        return None if found is None else found.decode("ascii", "replace")
 
     async def read_default_rows(self) -> Mapping[str, bytes]:
         return {name.decode(): row for name, row in (await self._hgetall(self.keys.default_row)).items()}
@@ -389,4 +421,6 @@ def _write_result(reply: Sequence[Any]) -> WriteResult:
         return _WRITTEN
     if reply[0] == 2:
         return Stale(int(reply[1]))
+    if reply[0] == 3:
+        return _FREEZE_DIFFERS
     return Conflict(_stored(reply[1] or None, reply[2]))

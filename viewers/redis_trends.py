@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from contracts.errors import StoreChanged, StoreUnavailable
-from contracts.keys import Keys
+from contracts.keys import CONTROL, TOKEN_BYTES, VECTOR, Keys
 from viewers import scripts
 from viewers.trend_store import CHECKPOINT_KEPT_S, SNAPSHOT_KEPT_S, CheckpointWrite, Pointer
 
@@ -16,17 +16,20 @@ ROWS_AT_ONCE = 500
 """Default rows in one write: a script takes some thousands of arguments at most."""
 FIELDS_AT_ONCE = 2_000
 """Of a checkpoint, in one read: a million at once hold up the server, and everybody who waits for it, for a second."""
+VECTORS_AT_ONCE = 500
+"""Of viewers, in one read."""
 READS = 5
 """Of a checkpoint that somebody else writes meanwhile."""
 
 
 class RedisTrends:
-    """`viewers.trend_store.TrendStore` over a `RedisStore`'s connection. `sha`: script → its digest, loaded there."""
+    """`viewers.trend_store.TrendStore` over a `RedisStore`'s connection. `pipeline`: commands → their answers. `sha`: script → its digest,
+    loaded there."""
 
     def __init__(
-        self, command: Callable[..., Awaitable[Any]], sha: Mapping[str, str], keys: Callable[[], Keys]
+        self, pipeline: Callable[..., Awaitable[list[Any]]], sha: Mapping[str, str], keys: Callable[[], Keys]
     ) -> None:
-        self._command = command
+        self._pipeline = pipeline
         self._sha = sha
         self._keys = keys
 
@@ -87,14 +90,28 @@ class RedisTrends:
         if not await self._command("EXPIRE", key, SNAPSHOT_KEPT_S):
             await self._command("SET", key, data, "EX", SNAPSHOT_KEPT_S)
 
+    async def read_vectors(self, viewers: Sequence[str], activation: int) -> list[bytes]:
+        found = []
+        for start in range(0, len(viewers), VECTORS_AT_ONCE):
+            asked = viewers[start : start + VECTORS_AT_ONCE]
+            commands = [("HMGET", self._keys().viewer(viewer), CONTROL, VECTOR) for viewer in asked]
+            found += await self._pipeline(commands)
+        mine = str(activation).encode()
+        return [vector or b"" if (control or b"")[TOKEN_BYTES:] == mine else b"" for control, vector in found]
+
     async def write_default_rows(self, rows: Mapping[str, bytes], activation: int) -> bool:
         keys = self._keys()
         named = list(rows.items())
         for start in range(0, len(named), ROWS_AT_ONCE):
             pairs = [part for pair in named[start : start + ROWS_AT_ONCE] for part in pair]
-            if not await self._run(scripts.WRITE_DEFAULT_ROWS, [keys.default_row, keys.activation], activation, *pairs):
+            names = [keys.default_row, keys.activation, keys.frozen]
+            if not await self._run(scripts.WRITE_DEFAULT_ROWS, names, activation, *pairs):
                 return False
         return True
+
+    async def _command(self, *command: Any) -> Any:
+        (answer,) = await self._pipeline([command])
+        return answer
 
     async def _run(self, script: str, keys: Sequence[str], *arguments: Any) -> Any:
         return await self._command("EVALSHA", self._sha[script], len(keys), *keys, *arguments)

@@ -23,13 +23,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contracts.digests import id_digest
-from contracts.errors import StaleActivation, StoreUnavailable
+from contracts.errors import FreezeChanged, StaleActivation, StoreUnavailable
 from contracts.row_columns import GREATEST_HALF
 from contracts.rows import HomeRow
+from embeddings.added import Added, extended
 from embeddings.compiled import one_at_a_time
 from embeddings.generation import Generation
 from embeddings.tables import Tables
 from ranking.rows import Cold, Ranked, RankingInput, popular_entries, rank
+from ranking.rules import activation
 from viewers import packing
 from viewers.kernel import (
     HEADER_BYTES,
@@ -45,9 +47,16 @@ from viewers.kernel import (
     make_ranks,
 )
 from viewers.packing import pack, unpack
-from viewers.signals import hidden_items, item_signals, play_strength, played_items
+from viewers.signals import (
+    activations,
+    hidden_items,
+    item_signals,
+    play_strength,
+    played_items,
+    preferences,
+)
 from viewers.state import EMPTY, Limits, ViewerState, merge
-from viewers.store import Conflict, Stale, Store, StoredViewer, ViewerWrite, Written
+from viewers.store import Conflict, FreezeDiffers, Rows, Stale, Store, StoredViewer, ViewerWrite, Written
 
 NO_TRENDS = "-"
 """Trends snapshot of a row that used none."""
@@ -82,9 +91,10 @@ class RewriteJob(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Wall-clock milliseconds at which a row was computed and known to be in the store."""
+    """Wall-clock milliseconds at which a row's computation began, and ended, and at which it was known to be in the store."""
 
     computed_at_ms: float
+    rewritten_at_ms: float
     written_at_ms: float
 
 
@@ -109,14 +119,19 @@ class Rewriter:
         encode_row: Callable[[HomeRow], bytes],
         limits: Limits,
         trends_snapshot: str = NO_TRENDS,
+        *,
+        keeps_rows: bool = False,
     ) -> None:
-        """`trends_snapshot`: names the snapshot that the generation's trends were replaced by."""
+        """`trends_snapshot`: names the snapshot that the generation's trends were replaced by. `keeps_rows`: rows are frozen, states are
+        merged alone; without a generation, then."""
+        self.keeps_rows = keeps_rows
         self.generation = generation
         self.activation = activation
         self.limits = limits
         self.trends_snapshot = trends_snapshot
         self._encode_row = encode_row
         self._kernel: Kernel | None = None
+        self._shorter: Rewriter | None = None  # what this one extends
 
     @property
     def is_prepared(self) -> bool:
@@ -126,16 +141,39 @@ class Rewriter:
     def prepare(self) -> None:
         """Do now what the first batch would have to wait for: load or compile the kernel, prepare the generation for it."""
         if self._kernel is None:
-            kernel = prepared(self.generation, self.limits)
+            kernel = self._longer_kernel() or prepared(self.generation, self.limits)
             with one_at_a_time():
                 kernel.rewrite([Todo(b"", (), True, None)], Framing(0, b"-", b"-", b"-"))
             self._kernel = kernel
+
+    def _longer_kernel(self) -> Kernel | None:
+        """By what is prepared of the generation that this one extends, always: so the last bits are the same whoever makes it."""
+        if self._shorter is None:
+            return None
+        self._shorter.prepare()
+        return Kernel(self.generation, self.limits, self._shorter._kernel)
+
+    def extended(self, added: Added) -> Rewriter:
+        """The same with items that the generation has no vector of. Errors: `GenerationError` if they do not fit."""
+        if not len(added):
+            return self
+        assert self.generation is not None  # there is something to add to
+        return self.for_extended(extended(self.generation, added))
+
+    def for_extended(self, generation: Generation) -> Rewriter:
+        """For this generation extended already (`embeddings.added.extended`)."""
+        changed = Rewriter(generation, self.activation, self._encode_row, self.limits, self.trends_snapshot)
+        changed._shorter = self
+        if self._kernel is not None:
+            changed._kernel = changed._longer_kernel()
+        return changed
 
     def with_trends(self, tables: Tables, trends_snapshot: str) -> Rewriter:
         """The same with the trends of a snapshot, prepared if this one is. Errors: `GenerationError` if they do not fit."""
         assert self.generation is not None  # whose rows would these be?
         generation = self.generation.with_tables(tables)
         changed = Rewriter(generation, self.activation, self._encode_row, self.limits, trends_snapshot)
+        changed._shorter = self._shorter
         if self._kernel is not None:
             changed._kernel = self._kernel.with_tables_of(generation)
         return changed
@@ -192,7 +230,11 @@ class Rewriter:
         present = [viewer for viewer in inputs if viewer is not None]
         if self.generation is None or not present:
             return [None] * len(states)
-        ranked = iter(rank(self.generation, present, computed_at_ms))
+        seeds = None
+        if self.generation.rules.exploration:
+            ids = [self._row_digest(pack(state), computed_at_ms) for state in states if not state.is_empty]
+            seeds = [int.from_bytes(digest, "little") for digest in ids]
+        ranked = iter(rank(self.generation, present, computed_at_ms, seeds))
         return [None if viewer is None else next(ranked) for viewer in inputs]
 
     def rank_packed(self, states: Sequence[bytes], *, computed_at_ms: int) -> Ranks:
@@ -206,6 +248,12 @@ class Rewriter:
             raise packing.BadState("a state that the kernel does not read; pack it again")
         return ranks
 
+    def _row_digest(self, state_bytes: bytes, computed_at_ms: int) -> bytes:
+        """What a row's id is: a digest of everything that the row is made of."""
+        assert self.generation is not None  # whose rows would these be?
+        named = f"{self.generation.generation_id}|{self.activation}|{self.trends_snapshot}|{computed_at_ms}|"
+        return hashlib.blake2b(named.encode() + state_bytes, digest_size=8).digest()
+
     def rewrite_by_reference(self, todo: Todo, *, computed_at_ms: int) -> Rewritten:
         """What `rewrite_many` does, in readable steps: equal states, and rows that differ in the last bits of their numbers at most."""
         state = unpack(self._merge_by_reference(todo).stored)
@@ -214,10 +262,8 @@ class Rewriter:
         if ranked is None or self.generation is None:
             return Rewritten(REWRITTEN, state_bytes)
         generation_id = self.generation.generation_id
-        origin = f"{generation_id}|{self.activation}|{self.trends_snapshot}|{computed_at_ms}|".encode()
-        row_id = hashlib.blake2b(origin + state_bytes, digest_size=8).hexdigest()
         row = HomeRow(
-            row_id,
+            self._row_digest(state_bytes, computed_at_ms).hex(),
             generation_id,
             self.activation,
             self.trends_snapshot,
@@ -277,12 +323,15 @@ def prepared(generation: Generation | None, limits: Limits) -> Kernel:
 def ranking_input(state: ViewerState) -> RankingInput:
     """What ranking needs of a state."""
     signals = item_signals(state)
+    ids = [signal.item_id for signal in signals]
     return RankingInput(
-        [signal.item_id for signal in signals],
+        ids,
         [signal.strength for signal in signals],
         [signal.rank for signal in signals],
         frozenset(played_items(state.plays) | hidden_items(state)),
         np.array([digest for digest, _ in state.seen], dtype=np.int64),
+        preferences(state) if state.registers else (),
+        activations(state, ids, activation(len(state.plays))),
         next((play.started_at_ms for play in state.plays if play_strength(play.share, play.flags)), None),
     )
 
@@ -309,11 +358,13 @@ async def rewrite_viewers(
     draw_token: Callable[[], bytes],
     executor: Executor | None = None,
     turn: Turn | None = None,
+    rows: Rows = Rows.ALWAYS,
 ) -> list[RewriteResult]:
     """Rewrite distinct viewers; results in the order of `jobs`.
 
     A viewer is a no-op if the facts change nothing and its row is already of this activation. `turn`: where other batches are in flight.
-    Errors: `StaleActivation` if the store holds a newer activation; `StoreUnavailable`, `StoreChanged`. After an error
+    `rows`: whether they may be written while they are frozen; a rewriter that keeps rows writes states, and only while they are.
+    Errors: `StaleActivation` if the store holds a newer activation; `FreezeChanged`; `StoreUnavailable`, `StoreChanged`. After an error
     some viewers may be rewritten; doing the whole batch again is harmless.
     """
     loop = asyncio.get_running_loop()
@@ -326,6 +377,7 @@ async def rewrite_viewers(
         computed_at_ms = now_ms()
         todo = [(jobs[i], stored[i]) for i in pending]
         computed = await loop.run_in_executor(executor, _compute, rewriter, todo, int(computed_at_ms))
+        rewritten_at_ms = now_ms()
         writes: list[tuple[int, ViewerWrite, str]] = []
         for i, rewritten in zip(pending, computed, strict=True):
             if rewritten is None:
@@ -335,10 +387,11 @@ async def rewrite_viewers(
                 jobs[i].viewer,
                 stored[i].token,
                 draw_token(),
-                rewriter.activation,
+                stored[i].activation if rewriter.keeps_rows else rewriter.activation,
                 rewritten.state_bytes,
                 rewritten.vector_bytes,
                 rewritten.row_bytes,
+                _kept(stored[i].state, rewritten.state_bytes) if rewriter.keeps_rows else rows,
             )
             writes.append((i, write, rewritten.row_id))
         if turn is not None:
@@ -348,7 +401,7 @@ async def rewrite_viewers(
         if not writes:
             break
         answers = await store.write_viewers([write for _, write, _ in writes])
-        timing = Timing(computed_at_ms, now_ms())
+        timing = Timing(computed_at_ms, rewritten_at_ms, now_ms())
         for (i, _, row_id), answer in zip(writes, answers, strict=True):
             match answer:
                 case Written():
@@ -358,6 +411,10 @@ async def rewrite_viewers(
                     pending.append(i)
                 case Stale(stored_activation):
                     raise StaleActivation(stored_activation)
+                case FreezeDiffers():
+                    raise FreezeChanged(
+                        "rows were frozen, or follow the plays again, since this batch was begun: it is done again"
+                    )
         if not pending:
             break
     if pending:
@@ -366,6 +423,11 @@ async def rewrite_viewers(
             "is a second stream writing to this namespace?"
         )
     return [result for result in results if result is not None]
+
+
+def _kept(before: bytes, after: bytes) -> Rows:
+    """A frozen row stays, unless its viewer was erased: it would go on telling what they watched."""
+    return Rows.EMPTY if packing.erased_through_s(after) > packing.erased_through_s(before) else Rows.KEEP
 
 
 async def _take_turn(
@@ -385,9 +447,10 @@ def _compute(
     """Merge and rewrite; None where nothing changes."""
     batch = []
     for job, stored in todo:
-        if stored.activation > rewriter.activation:
+        behind = not rewriter.keeps_rows and stored.activation != rewriter.activation
+        if behind and stored.activation > rewriter.activation:
             raise StaleActivation(stored.activation)
-        batch.append(Todo(stored.state, job.parts, stored.activation != rewriter.activation, job.event_time_ms))
+        batch.append(Todo(stored.state, job.parts, behind, job.event_time_ms))
     try:
         return rewriter.rewrite_many(batch, computed_at_ms=computed_at_ms)
     except packing.BadState:

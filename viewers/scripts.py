@@ -6,20 +6,32 @@ of memory or cannot write its log; Lua has no rollback, so each ends in at most 
 
 WRITE_VIEWER = """#!lua
 -- KEYS[1] viewer hash, KEYS[2] the highest activation announced (asked only for a viewer who has no row to refuse by, or one
--- that the sweep cannot have seen would be left behind). ARGV: expected token, new token, activation (decimal), state, vector, row.
--- Returns {1} written, {0, control, state} somebody else wrote, {2, activation} the stored activation is newer.
+-- that the sweep cannot have seen would be left behind), KEYS[3] present while rows are frozen.
+-- ARGV: expected token, new token, activation (decimal), state, vector, row, what becomes of the row (viewers/store.py: Rows).
+-- Returns {1} written, {0, control, state} somebody else wrote, {2, activation} the stored activation is newer, {3} frozen or not.
 local control = redis.call('HGET', KEYS[1], 'c')
+local token = control and string.sub(control, 1, 8)
+if token == ARGV[2] then return {1} end
+local keeps = ARGV[7] == 'keep' or ARGV[7] == 'empty'
+if ARGV[7] ~= '' and (redis.call('GET', KEYS[3]) ~= false) ~= keeps then return {3} end
 if control then
-  local token = string.sub(control, 1, 8)
-  if token == ARGV[2] then return {1} end
   local activation = tonumber(string.sub(control, 9))
-  if activation > tonumber(ARGV[3]) then return {2, activation} end
+  if not keeps and activation > tonumber(ARGV[3]) then return {2, activation} end
   if token ~= ARGV[1] then return {0, control, redis.call('HGET', KEYS[1], 's')} end
 elseif ARGV[1] ~= '' then
   return {0, '', ''}
-else
+elseif not keeps then
   local announced = tonumber(redis.call('GET', KEYS[2]) or '0')
   if announced > tonumber(ARGV[3]) then return {2, announced} end
+end
+if keeps then
+  local kept = ARGV[2] .. (control and string.sub(control, 9) or '0')
+  if ARGV[7] == 'keep' and control then
+    redis.call('HSET', KEYS[1], 'c', kept, 's', ARGV[4])
+  else
+    redis.call('HSET', KEYS[1], 'c', kept, 's', ARGV[4], 'v', '', 'r', '')
+  end
+  return {1}
 end
 redis.call('HSET', KEYS[1], 'c', ARGV[2] .. ARGV[3], 's', ARGV[4], 'v', ARGV[5], 'r', ARGV[6])
 return {1}
@@ -104,8 +116,9 @@ return 1
 """
 
 WRITE_DEFAULT_ROWS = """#!lua
--- KEYS[1] default rows, KEYS[2] the highest activation announced. ARGV: activation, then names and rows. Returns 1 if written.
-if redis.call('GET', KEYS[2]) ~= ARGV[1] then return 0 end
+-- KEYS[1] default rows, KEYS[2] the highest activation announced, KEYS[3] present while rows are frozen.
+-- ARGV: activation, then names and rows. Returns 1 if written.
+if redis.call('GET', KEYS[2]) ~= ARGV[1] or redis.call('GET', KEYS[3]) then return 0 end
 redis.call('HSET', KEYS[1], unpack(ARGV, 2))
 return 1
 """

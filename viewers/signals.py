@@ -6,7 +6,7 @@ absent from the fold-in, not zero). A new signal is one entry in `PLAY_SIGNALS` 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -47,9 +47,7 @@ REGISTER_SIGNALS: dict[RegisterKind, Callable[[Register], float | None]] = {
     # None: says nothing about the item (a cleared rating leaves the plays to speak).
     RegisterKind.RATE: lambda register: None if register.value is None else register.value / 100,
     RegisterKind.HIDE: lambda register: -1.0,
-    RegisterKind.PREFER: lambda register: (
-        None
-    ),  # about a topic or a creator, not about an item: kept for sources that rank by them
+    RegisterKind.PREFER: lambda register: None,  # a pseudo-play that behaviour outweighs: see `preferences`
 }
 
 
@@ -118,9 +116,31 @@ def _register_strengths(registers: tuple[Register, ...], newest: dict[str, int])
     return said
 
 
+def preferences(state: ViewerState) -> list[tuple[str, float]]:
+    """What the viewer said to like or not to: subject and value in −1 … 1, in the order of the state."""
+    return [
+        (register.subject, register.value / 100)
+        for register in state.registers
+        if register.kind is RegisterKind.PREFER and register.value is not None
+    ]
+
+
+def activations(state: ViewerState, item_ids: Sequence[str], of_age: NDArray[np.float64]) -> list[float]:
+    """How often and how recently each item was played. `of_age`: (plays,), what a play adds by how many are newer."""
+    found: dict[str, float] = {}
+    for age, play in enumerate(state.plays):
+        found[play.item_id] = found.get(play.item_id, 0.0) + float(of_age[age])
+    return [found.get(item_id, 0.0) for item_id in item_ids]
+
+
 def hidden_items(state: ViewerState) -> set[str]:
-    """Items that the viewer asked not to be shown."""
-    return {register.subject for register in state.registers if register.kind is RegisterKind.HIDE}
+    """Items that the viewer asked not to be shown, or said to dislike."""
+    return {
+        register.subject
+        for register in state.registers
+        if register.kind is RegisterKind.HIDE
+        or (register.kind is RegisterKind.RATE and register.value is not None and register.value < 0)
+    }
 
 
 def played_items(plays: tuple[Play, ...]) -> set[str]:

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import NamedTuple, Protocol
 
 from contracts.anchors import Anchor
 from viewers.trend_store import TrendStore
+
+TRACES_KEPT_S = 3_600
+"""So long is it told which trace a row is from; it names no viewer, and is gone before anybody would have to forget it."""
 
 
 class StoredViewer(NamedTuple):
@@ -23,11 +27,21 @@ class StoredViewer(NamedTuple):
     row: bytes = b""
 
 
+class Rows(Enum):
+    """What a write does to row and vector, and whether it may while rows are frozen (`nearline freeze`)."""
+
+    ALWAYS = ""  # written, frozen or not: what a person or a night has asked for
+    FOLLOW = "follow"  # written; refused while frozen: what a play leads to
+    KEEP = "keep"  # only while frozen: they stay as they are, and their activation with them
+    EMPTY = "empty"  # only while frozen: emptied, as the viewer was erased
+
+
 class ViewerWrite(NamedTuple):
     """One compare-and-set. Applied only if the stored token is `expected_token` and the stored activation (of a new viewer: the
     highest one announced) is not newer.
 
     `new_token`: 8 random bytes drawn by the client, so that "the stored token is mine" means an earlier try succeeded.
+    `rows`: with `KEEP` and `EMPTY` vector and row are not looked at, and the activation stays (a new viewer's is 0).
     """
 
     viewer: str
@@ -37,6 +51,24 @@ class ViewerWrite(NamedTuple):
     state: bytes
     vector: bytes
     row: bytes
+    rows: Rows = Rows.ALWAYS
+
+
+@dataclass(frozen=True, slots=True)
+class Freeze:
+    """Rows are frozen: since when (ms), and why."""
+
+    since_ms: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.since_ms}:{self.reason}"
+
+    @classmethod
+    def parse(cls, text: str) -> Freeze:
+        """What a store holds. Whatever is there freezes, even what is not ours."""
+        since_ms, colon, reason = text.partition(":")
+        return cls(int(since_ms), reason) if colon and since_ms.isdecimal() else cls(0, text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +90,12 @@ class Stale:
     stored_activation: int
 
 
-WriteResult = Written | Conflict | Stale
+@dataclass(frozen=True, slots=True)
+class FreezeDiffers:
+    """Rows are frozen and the write would change one, or they are not and the write would keep one back."""
+
+
+WriteResult = Written | Conflict | Stale | FreezeDiffers
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +230,12 @@ class Store(Protocol):
     async def write_halt(self, reason: str | None) -> None:
         """Halt the stream, or clear the halt."""
 
+    async def read_freeze(self) -> Freeze | None:
+        """Whether rows are frozen."""
+
+    async def write_freeze(self, freeze: Freeze | None) -> None:
+        """Freeze rows, or let them follow the plays again; in force for every write from the next on."""
+
     async def highest_activation(self) -> int:
         """The highest activation ever announced (0: none)."""
 
@@ -213,6 +256,12 @@ class Store(Protocol):
 
     async def write_rebuilt(self, activation: int) -> None:
         """Record a completed rebuild and sweep; `StoreChanged` if the server is not the one that holds them."""
+
+    async def write_traces(self, traces: Mapping[str, str]) -> None:
+        """Row id → `traceparent` of the span that wrote the row; kept for `TRACES_KEPT_S`. Nothing else hangs on them."""
+
+    async def read_trace(self, row_id: str) -> str | None:
+        """What `write_traces` was told of a row lately."""
 
     async def read_default_rows(self) -> Mapping[str, bytes]:
         """`territory:maturity` → encoded home row."""

@@ -54,5 +54,10 @@ class TrendStore(Protocol):
     async def keep_snapshot(self, name: str, data: bytes) -> None:
         """It is in use: keep it from now on as long as a new one, and write it again if the store has lost it."""
 
+    async def read_vectors(self, viewers: Sequence[str], activation: int) -> list[bytes]:
+        """Viewers' vectors, k float16 each; empty for one without, or of another activation: another generation's says nothing here."""
+
     async def write_default_rows(self, rows: Mapping[str, bytes], activation: int) -> bool:
-        """Replace default rows by fresher ones of the activation in force; False, with nothing written, if another is."""
+        """Replace default rows by fresher ones of the activation in force.
+
+        False, with nothing written, if another is, or if rows are frozen."""

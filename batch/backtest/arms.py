@@ -72,6 +72,11 @@ def without_live(generation: Generation) -> Generation:
     return generation
 
 
+def without_new(generation: Generation) -> Generation:
+    """Items that came since the last refit wait for the next: `Incremental` does not take them up."""
+    return generation
+
+
 WITHOUT: dict[str, Change] = {
     "decay": without_decay,
     "blend": without_blend,
@@ -80,6 +85,7 @@ WITHOUT: dict[str, Change] = {
     "trending": without_trending,
     "ranker": without_ranker,
     "live": without_live,
+    "new": without_new,
 }
 """Part → the generation without it. The ranker's weights stay those that were trained with it."""
 NOT_LIVE = {"trending", "ranker", "live"}
@@ -90,14 +96,17 @@ class RowMaker:
     """Rows from one generation, by the code that serves. `rewriter`: of the night's, or of what a part was taken from."""
 
     def __init__(self, refit: Refit, rewriter: Rewriter) -> None:
+        assert rewriter.generation is not None  # a refit made it
+        self._known = refit.generation.n_items
+        self._added = [refit.numbers[item_id] for item_id in rewriter.generation.item_ids[self._known :]]
         self._at_ms = refit.night.at_ms
         self._rewriter = rewriter
 
     def rows(self, states: Sequence[ViewerState]) -> list[tuple[list[int], list[float]]]:
-        """(items, scores) for each state; the default row for who has done nothing. Row r of a generation is item r."""
+        """(items, scores) for each state; the default row for who has done nothing."""
         ranks = self._rewriter.rank_packed([pack(state) for state in states], computed_at_ms=self._at_ms)
         return [
-            (rows[:count].tolist(), scores[:count].tolist()) if count else self.default
+            (self._items(rows[:count].tolist()), scores[:count].tolist()) if count else self.default
             for count, rows, scores in zip(ranks.counts.tolist(), ranks.rows, ranks.scores, strict=True)
         ]
 
@@ -107,15 +116,19 @@ class RowMaker:
         generation = self._rewriter.generation
         assert generation is not None  # a refit made it
         entries = popular_entries(generation, self._at_ms, maturity=EVERY_AGE)
-        return [generation.index[entry.item_id] for entry in entries], [entry.score for entry in entries]
+        return self._items([generation.index[one.item_id] for one in entries]), [one.score for one in entries]
+
+    def _items(self, rows: list[int]) -> list[int]:
+        """Row r of the night's generation is item r; behind it lie the items that came since."""
+        return [row if row < self._known else self._added[row - self._known] for row in rows]
 
 
 @dataclass(eq=False, slots=True)
 class _Row:
-    """A viewer's row: what it is made of until it is made. `asks`: who waits for it."""
+    """A viewer's row: what it is made of until it is made (then its maker goes: each holds a catalogue's tables). `asks`: who waits."""
 
     state: ViewerState
-    maker: RowMaker
+    maker: RowMaker | None
     asks: list[int] = field(default_factory=list)
     made: tuple[list[int], list[float]] | None = None
 
@@ -124,7 +137,7 @@ class Incremental:
     """The product: the row follows every play, and the default row the trends.
 
     The row shown is the one made at the viewer's last play, from the trends of that moment, or at the last refit if that is later, from
-    the refit's. `live` False: trends stay those of the refit.
+    the refit's. `live` False: trends stay those of the refit. `new_items` False: items that came since are not taken up.
     """
 
     def __init__(
@@ -135,13 +148,15 @@ class Incremental:
         answer: Answer,
         change: Change = lambda generation: generation,
         live: bool = True,
+        new_items: bool = True,
     ) -> None:
         self._limits = limits
         self._answer = answer
         self._change = change
-        self._follows = live
+        self._follows, self._new_items = live, new_items
         self._refit: Refit | None = None
         self._rewriter: Rewriter | None = None  # of the refit
+        self._longer: Rewriter | None = None  # with the items of now
         self._live: LiveTrends | None = None
         self._rebuilt: RowMaker | None = None  # of the refit
         self._now: RowMaker | None = None  # with the trends of now
@@ -155,8 +170,9 @@ class Incremental:
         generation = self._change(refit.generation)
         self._refit, self._rewriter = refit, Rewriter(generation, 1, _no_bytes, self._limits)
         self._rewriter.prepare()
+        self._longer = self._rewriter
         own = generation.tables
-        self._live = LiveTrends(refit, own) if self._follows and own is not None else None
+        self._live = LiveTrends(refit, own, new_items=self._new_items) if self._follows and own is not None else None
         self._rebuilt = self._now = RowMaker(refit, self._rewriter)
 
     def ask(self, ask: Ask) -> None:
@@ -178,7 +194,7 @@ class Incremental:
         """The viewer's row is made; the next snapshot counts the play."""
         self._add(viewer, state, self._maker_at(time_ms))
         if self._live is not None:
-            self._live.watch(viewer, item, time_ms)
+            self._live.watch(viewer, item, time_ms, state)
 
     def _maker_at(self, time_ms: int) -> RowMaker:
         """The one with the newest snapshot's trends."""
@@ -186,10 +202,17 @@ class Incremental:
         if newer is not None:
             self.flush()  # so that no more than two are held
             assert self._refit is not None  # what is live began with it
-            assert self._rewriter is not None
-            self._now = RowMaker(self._refit, self._rewriter.with_trends(newer, "now"))
+            self._now = RowMaker(self._refit, self._follow(self._change(newer)))
         assert self._now is not None  # a replay begins with a refit
         return self._now
+
+    def _follow(self, generation: Generation) -> Rewriter:
+        """Of the refit's generation with the trends and the items of now: what is prepared of all else is shared."""
+        assert self._rewriter is not None and self._longer is not None  # a replay begins with a refit
+        assert generation.tables is not None and self._longer.generation is not None  # trends are followed
+        if generation.item_ids is not self._longer.generation.item_ids:
+            self._longer = self._rewriter.for_extended(generation)
+        return self._longer.with_trends(generation.tables, "now")
 
     def _add(self, viewer: int, state: ViewerState, maker: RowMaker) -> _Row:
         row = self._rows[viewer] = _Row(state, maker)
@@ -201,9 +224,10 @@ class Incremental:
     def flush(self) -> None:
         """Make the open rows."""
         for maker in {id(row.maker): row.maker for row in self._open}.values():
+            assert maker is not None  # the row is not made yet
             mine = [row for row in self._open if row.maker is maker]
             for row, made in zip(mine, maker.rows([row.state for row in mine]), strict=True):
-                row.made = made
+                row.made, row.maker = made, None
                 for number in row.asks:
                     self._answer(number, *made)
                 row.asks.clear()
@@ -264,7 +288,7 @@ ARMS: dict[str, MakeArm] = {
     "nightly-unseen": partial(Nightly, drop_seen=True),
     PRODUCT: Incremental,
     **{
-        f"{PRODUCT}-{part}": partial(Incremental, change=change, live=part not in NOT_LIVE)
+        f"{PRODUCT}-{part}": partial(Incremental, change=change, live=part not in NOT_LIVE, new_items=part != "new")
         for part, change in WITHOUT.items()
     },
 }

@@ -20,6 +20,7 @@ import numpy as np
 from batch.backtest.plays import I32, I64, Plays
 from batch.backtest.refits import WHOLE, Night, Refit, make_refits, play_digest
 from contracts.rows import ENTRIES_SHOWN
+from runtime.sections import RulesSettings
 from runtime.settings import TrainSettings
 from viewers.state import COMPLETED, EMPTY, Limits, Play, ViewerState, merge
 
@@ -138,6 +139,7 @@ def replay(
     *,
     train: TrainSettings,
     limits: Limits,
+    rules: RulesSettings | None = None,
     advance: Callable[[int], None] = lambda count: None,
 ) -> dict[str, Answers]:
     """Ask every arm before each play of the nights. The same plays, settings and seed give the same answers.
@@ -149,7 +151,7 @@ def replay(
     answers = {name: Answers.make(stop - first) for name in arms}
     running = [make(past, len(plays.item_ids), limits, collect(answers[name], wanted)) for name, make in arms.items()]
     audience = Audience(plays, first, limits)
-    for refit in make_refits(plays, nights, train, limits.max_plays):
+    for refit in make_refits(plays, nights, train, limits.max_plays, rules or RulesSettings()):
         for arm in running:
             arm.refit(refit)
         _one_period(plays, refit.night, first, audience, running, advance)

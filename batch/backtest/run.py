@@ -16,6 +16,7 @@ from batch.backtest.refits import Night, plan_nights
 from batch.backtest.replay import MakeArm, replay
 from contracts.errors import DataError, UserError
 from runtime.progress import ProgressReporter, make_progress
+from runtime.sections import RulesSettings
 from runtime.settings import Settings, TrainSettings
 from viewers.state import Limits
 
@@ -64,6 +65,7 @@ def run_backtest(
         arms,
         train=settings.train.model_copy(update={"seed": options.seed}),
         limits=Limits(**settings.state.model_dump()),
+        rules=settings.rules,
         seed=options.seed,
         progress=progress or make_progress(),
     )
@@ -95,13 +97,14 @@ def play_back(
     *,
     train: TrainSettings,
     limits: Limits,
+    rules: RulesSettings,
     seed: int,
     progress: ProgressReporter,
 ) -> Backtest:
     """Replay and measure."""
     first, stop = nights[0].start, nights[-1].stop
     with progress.step("replay", stop - first) as step:
-        answers = replay(plays, nights, arms, train=train, limits=limits, advance=step.advance)
+        answers = replay(plays, nights, arms, train=train, limits=limits, rules=rules, advance=step.advance)
     asked = circumstances(plays, nights)
     with progress.step("intervals"):
         table = tabulate(plays, nights, asked, answers, seed)

@@ -19,12 +19,13 @@ import structlog
 from pydantic import SecretStr
 
 from batch.activation import activate
+from contracts.catalogue import CatalogueItem
 from contracts.codec import Codec
 from contracts.errors import NearlineError
 from contracts.registry import DEFAULT_PATH as REGISTRY
 from embeddings.files import GenerationsFolder, load_generation
 from embeddings.generation import Generation
-from runtime.kafka import KafkaError, TopicPartition, make_consumer
+from runtime.kafka import KafkaError, TopicPartition, make_consumer, make_producer
 from runtime.progress import SilentProgress
 from runtime.settings import KafkaSettings, Settings, load_settings
 from runtime.tasks import cancel_all
@@ -33,12 +34,12 @@ from sandbox.chaos.crew import Crew
 from sandbox.chaos.proxy import Proxy
 from sandbox.chaos.sender import Sender
 from sandbox.chaos.snapshots import Snapshots
-from sandbox.chaos.stream import SECRET, Audience
+from sandbox.chaos.stream import ITEMS, SECRET, Audience
 from sandbox.chaos.truth import Truth, partitions_of
 from sandbox.chaos.waiting import GIVE_UP_S, Stuck, wait_until
 from sandbox.children import SandboxError, find_free_port
 from sandbox.kafka_server import KafkaServer
-from sandbox.made_up import T0, make_generation, make_tables, write_generation_folder
+from sandbox.made_up import T0, make_generation, make_rules, make_tables, write_generation_folder
 from sandbox.processes import ROOT, environment_of
 from sandbox.topics import ensure_topics
 from sandbox.valkey_server import ValkeyServer
@@ -85,6 +86,7 @@ class Arena:
         self.secrets = {SECRET}
         self.forgotten: dict[str, str] = {}
         self.points: Counter[str] = Counter()
+        self.behind: dict[str, list[float]] = {}  # class of faults → seconds, of each fault the worst
         self.halts = 0
         self.repaired = 0
         self._stores = 0
@@ -107,9 +109,10 @@ class Arena:
         self.limits = Limits(**self.settings.state.model_dump())
         self.truth.settings = self.settings
         await ensure_topics(self.settings, PARTITIONS)
+        await self._announce()
         for generation_id, (titles, seed) in GENERATIONS.items():
             made = make_generation(titles, FACTORS, seed, generation_id=generation_id)
-            made = made.with_tables(replace(make_tables(titles, seed), at_ms=T0 + seed))
+            made = replace(made, tables=replace(make_tables(titles, seed), at_ms=T0 + seed), **make_rules(titles))
             write_generation_folder(self.settings.generations_path, made, created_at_ms=T0 + seed)
         self.folder_of_generations.activate(next(iter(GENERATIONS)), floor=0)
         self._tasks = [
@@ -120,6 +123,15 @@ class Arena:
             task.add_done_callback(self._note_failure)
         self._flowing.set()
         return self
+
+    async def _announce(self) -> None:
+        """Every title that is ever played: what a generation lacks is then served from the snapshots' items."""
+        codec, producer = Codec.load(self.settings.registry_path), await make_producer(self.settings)
+        for row in range(ITEMS):
+            item = CatalogueItem(f"tt{row:07d}", f"Title {row}")
+            topic = self.settings.kafka.catalogue_topic
+            await producer.send(topic, codec.encode_item(item), key=item.item_id.encode())
+        await producer.stop()
 
     async def __aexit__(self, *_: object) -> None:
         await cancel_all(*self._tasks)

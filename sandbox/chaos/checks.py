@@ -18,7 +18,7 @@ from runtime.deadletters import ERASED, Coordinates, Mark, parse
 from runtime.kafka import ConsumerRecord, TopicPartition, make_consumer
 from sandbox.chaos.arena import Arena
 from sandbox.chaos.stream import SECRET
-from sandbox.chaos.trends_truth import plays_counted, was_counted
+from sandbox.chaos.trends_truth import may_be_kept, plays_counted, was_counted
 from sandbox.chaos.truth import Fate
 from sandbox.chaos.waiting import Stuck, wait_until
 from trends.checkpoints import counts_of
@@ -186,7 +186,13 @@ class Checks:
                 if next_offset is None:
                     continue  # `drain` waits for it where there is anything to count
                 counts = counts_of(next_offset, fields, where)
-                actual = Counter({row: int(sums[0]) for row, sums in counts.sums.items()})
+                actual: Counter[int | str] = Counter({row: int(sums[0]) for row, sums in counts.sums.items()})
+                actual.update({item_id: int(title.sums[0]) for item_id, title in counts.new.items()})
+                fans = {(item_id, fan) for item_id, title in counts.new.items() for fan in title.fans}
+                kept = fans - may_be_kept(now.said[partition], generation.index, generation.tables.at_ms)
+                found.private_leaks += len(kept)
+                if kept:
+                    found.say(f"trends of {where} keep viewers who did not watch, or were erased: {sorted(kept)[:3]}")
                 of = (now.said[partition], generation.index, generation.tables.at_ms, cutoffs.get(partition, 0))
                 if was_counted(actual, *of, now.begins[partition]):
                     continue

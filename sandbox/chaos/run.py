@@ -66,7 +66,8 @@ class Options:
 
 @dataclass(slots=True)
 class Report:
-    """The line of JSON. `recovery_s`: from the fault's end until everything in the log at that moment was finished."""
+    """The line of JSON. `recovery_s`: from the fault's end until everything in the log at that moment was finished. `behind`: class →
+    for each fault, how long a record waited at worst while it went on, of the classes that watch it."""
 
     seed: int
     faults: int = 0
@@ -74,6 +75,7 @@ class Report:
     events: int = 0
     findings: Findings = field(default_factory=Findings)
     recoveries: list[tuple[tuple[str, ...], float]] = field(default_factory=list)
+    behind: dict[str, list[float]] = field(default_factory=dict)
     stuck: list[str] = field(default_factory=list)
     surprises: list[str] = field(default_factory=list)
     halts: int = 0
@@ -122,6 +124,7 @@ class Report:
             "unaccounted": found.unaccounted,
             "recovery_s": _percentiles([seconds for _, seconds in self.recoveries]),
             "recovery_s_by_class": {name: _percentiles(values) for name, values in sorted(alone.items())},
+            "behind_s_by_class": {name: _percentiles(values) for name, values in sorted(self.behind.items())},
             "stuck": len(self.stuck),
             "unexpected_exits": len(self.surprises),
             "slow_recoveries": len(self.slow),
@@ -212,7 +215,7 @@ class Run:
                 await self._rounds(arena, soak, started)
                 self.report.events = arena.truth.events
                 self.report.halts, self.report.repaired, self.report.points = arena.halts, arena.repaired, arena.points
-                self.report.surprises = arena.crew.surprises
+                self.report.surprises, self.report.behind = arena.crew.surprises, arena.behind
                 self.report.soak = soak.result() if soak is not None else None
         finally:
             self.report.seconds = time.monotonic() - started

@@ -10,7 +10,7 @@ from contracts.errors import GenerationError, NearlineError
 from embeddings.generation import Generation
 from sandbox.chaos.crew import SNAPSHOTS
 from sandbox.chaos.waiting import wait_until
-from trends.snapshots import decode, tables_of
+from trends.follow import take_up
 from viewers.rewrite import NO_TRENDS, Rewriter
 
 if TYPE_CHECKING:
@@ -32,10 +32,7 @@ class Snapshots:
         path, generation = self._folder / name, own.generation
         if not path.exists() or generation is None or generation.tables is None:
             raise GenerationError(f"trends snapshot {name} was never published")
-        snapshot = decode(path.read_bytes(), name)
-        return own.with_trends(
-            tables_of(snapshot, generation.tables, generation.generation_id, generation.n_items), name
-        )
+        return take_up(own, path.read_bytes(), name).rewriter
 
     def followed(self) -> Generation | None:
         """The generation in force, if trends are counted for it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from contracts.events import FUTURE_TOLERANCE_MS, PLAY_KINDS, Kind, PlaybackEvent
@@ -23,9 +23,24 @@ class Said:
 
 def plays_counted(
     said: Iterable[Said], index: Mapping[str, int], since_ms: int, from_offset: int, gap: range = range(0)
-) -> Counter[int]:
-    """Row → plays, of one partition's log from an offset on, without those in a gap."""
-    clock_ms, erased_s, counted, found = 0, Counter[str](), set(), Counter[int]()
+) -> Counter[int | str]:
+    """Row (of a title that the generation does not have: its id) → plays, of one partition's log from an offset on, without those in a
+    gap."""
+    return Counter(of for of, _ in _counted(said, index, since_ms, from_offset, gap))
+
+
+def may_be_kept(said: Sequence[Said], index: Mapping[str, int], since_ms: int) -> set[tuple[str, str]]:
+    """(new title, viewer) of one partition's log: who has watched it, and was not erased since."""
+    erased_at = {one.event.viewer: one.offset for one in said if one.event.kind is Kind.ERASE}
+    kept = (one for one in said if one.offset > erased_at.get(one.event.viewer, -1))
+    return {(of, viewer) for of, viewer in _counted(kept, index, since_ms, 0, range(0)) if isinstance(of, str)}
+
+
+def _counted(
+    said: Iterable[Said], index: Mapping[str, int], since_ms: int, from_offset: int, gap: range
+) -> Iterator[tuple[int | str, str]]:
+    """What each play that counts is of, and whose it is."""
+    clock_ms, erased_s, counted = 0, Counter[str](), set()
     for one in said:
         if one.offset < from_offset or one.offset in gap:
             continue
@@ -33,7 +48,7 @@ def plays_counted(
         if event.kind is Kind.ERASE:
             through_s = min(event.event_time_ms, one.timestamp_ms) // 1000
             erased_s[event.viewer] = max(erased_s[event.viewer], through_s)
-        if event.kind not in PLAY_KINDS or event.item_id is None or event.item_id not in index:
+        if event.kind not in PLAY_KINDS or event.item_id is None:
             continue
         assert event.play_started_at_ms is not None
         assert event.watched_ms is not None
@@ -46,12 +61,11 @@ def plays_counted(
         play = (event.viewer, event.play_started_at_ms, event.play_id, event.item_id)
         if event.play_started_at_ms // 1000 > erased_s[event.viewer] and play not in counted:
             counted.add(play)
-            found[index[event.item_id]] += 1
-    return found
+            yield index.get(event.item_id, event.item_id), event.viewer
 
 
 def was_counted(
-    actual: Counter[int],
+    actual: Counter[int | str],
     said: Sequence[Said],
     index: Mapping[str, int],
     since_ms: int,

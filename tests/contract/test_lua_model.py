@@ -16,7 +16,7 @@ from contracts.keys import Keys
 from sandbox.servers import ValkeyServer
 from viewers.memory_store import MemoryStore
 from viewers.redis_store import RedisStore
-from viewers.store import MarkerWrite, Store, Tally, ViewerWrite
+from viewers.store import Freeze, MarkerWrite, Rows, Store, Tally, ViewerWrite
 
 VIEWERS = ("ana", "b.e|n")
 PARTITIONS = (0, 1)
@@ -33,6 +33,7 @@ viewer_writes = st.builds(
     state=BYTES,
     vector=BYTES,
     row=BYTES,
+    rows=st.sampled_from(Rows),
 )
 marker_writes = st.builds(
     MarkerWrite,
@@ -49,6 +50,7 @@ marker_writes = st.builds(
 calls = st.one_of(
     st.tuples(st.just("write_viewers"), st.lists(viewer_writes, min_size=1, max_size=3)),
     st.tuples(st.just("write_markers"), st.lists(marker_writes, min_size=1, max_size=2)),
+    st.tuples(st.just("write_freeze"), st.one_of(st.none(), st.builds(Freeze, st.integers(0, 9), st.text(max_size=3)))),
     st.tuples(st.just("announce_activation"), st.integers(0, 12)),
     st.tuples(st.just("write_seeded"), st.dictionaries(st.sampled_from(PARTITIONS), st.integers(0, 9), min_size=1)),
     st.tuples(st.just("write_rebuilt"), st.integers(0, 3)),
@@ -95,6 +97,7 @@ async def content(store: Store) -> list[Any]:
         *[await store.read_viewer(viewer) for viewer in VIEWERS],
         await store.read_markers(PARTITIONS),
         await store.highest_activation(),
+        await store.read_freeze(),
         await store.read_seeded(),
         *[await store.read_rebuilt(activation) for activation in range(4)],
     ]

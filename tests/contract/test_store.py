@@ -14,7 +14,20 @@ from contracts.keys import Keys
 from sandbox.servers import ValkeyServer
 from viewers.memory_store import MemoryServer, MemoryStore
 from viewers.redis_store import RedisStore
-from viewers.store import Conflict, Marker, MarkerWrite, Stale, Store, StoredViewer, Tally, ViewerWrite, Written
+from viewers.store import (
+    Conflict,
+    Freeze,
+    FreezeDiffers,
+    Marker,
+    MarkerWrite,
+    Rows,
+    Stale,
+    Store,
+    StoredViewer,
+    Tally,
+    ViewerWrite,
+    Written,
+)
 
 
 @pytest.fixture
@@ -173,6 +186,59 @@ async def test_scanning_finds_every_viewer_and_nothing_else(store: Store) -> Non
     assert set(found) == {f"viewer.{i}|x" for i in range(2_500 if isinstance(store, RedisStore) else 50)}
 
 
+def kept(expected: bytes, new: bytes, state: bytes, rows: Rows = Rows.KEEP, viewer: str = "ana") -> ViewerWrite:
+    return ViewerWrite(viewer, expected, new, 0, state, b"", b"", rows)
+
+
+async def test_while_frozen_a_play_changes_the_state_alone_and_the_row_stays_with_its_activation(
+    stores: tuple[Store, Store],
+) -> None:
+    store, operator = stores
+    await store.write_viewers([write(activation=7)])
+    await operator.write_freeze(Freeze(12, "odd rows"))
+    assert await store.read_freeze() == Freeze(12, "odd rows")
+    follow = write(b"token--1", b"token--2", activation=7, state=b"s2")._replace(rows=Rows.FOLLOW)
+    assert await store.write_viewers([follow]) == [FreezeDiffers()]
+    assert await store.write_viewers([kept(b"token--1", b"token--2", b"s2")]) == [Written()]
+    assert await store.read_viewer("ana") == StoredViewer(b"token--2", 7, b"s2", b"\x00v", b"r\xff")
+    assert await store.write_viewers([kept(b"token--1", b"token--3", b"s3")]) == [
+        Conflict(StoredViewer(b"token--2", 7, b"s2"))
+    ]
+    assert await store.write_viewers([kept(b"token--2", b"token--3", b"s3", Rows.EMPTY)]) == [Written()]
+    assert await store.read_viewer("ana") == StoredViewer(b"token--3", 7, b"s3")
+    asked = write(b"token--3", b"token--4", activation=8, state=b"s4")
+    assert await store.write_viewers([asked]) == [Written()]  # what a night or a person asks for
+    await operator.write_freeze(None)
+    assert await store.write_viewers([kept(b"token--4", b"token--5", b"s5")]) == [FreezeDiffers()]
+    assert await store.write_viewers([kept(b"token--3", b"token--4", b"s4")]) == [
+        Written()
+    ]  # an earlier try had succeeded
+    follow = write(b"token--4", b"token--5", activation=8, state=b"s5")._replace(rows=Rows.FOLLOW)
+    assert await store.write_viewers([follow]) == [Written()]
+
+
+async def test_a_viewer_who_is_new_while_frozen_has_no_row_and_is_behind_every_activation(
+    store: Store,
+) -> None:
+    await store.announce_activation(41)
+    await store.write_freeze(Freeze(1, ""))
+    assert await store.write_viewers([kept(b"", b"token--1", b"s1")]) == [Written()]
+    assert await store.read_viewer("ana") == StoredViewer(b"token--1", 0, b"s1")
+    assert await store.write_viewers([kept(b"token--9", b"token--2", b"s1", viewer="ben")]) == [
+        Conflict(StoredViewer())
+    ]
+
+
+async def test_whatever_is_there_freezes(valkey: ValkeyServer, namespace: str) -> None:
+    store = RedisStore(valkey.url, Keys(namespace, "t@1"))
+    await store.connect()
+    for text, found in (("yes", Freeze(0, "yes")), ("", Freeze(0, "")), ("12:a:b", Freeze(12, "a:b"))):
+        await store._command("SET", store.keys.frozen, text)
+        assert await store.read_freeze() == found
+        assert await store.write_viewers([write()._replace(rows=Rows.FOLLOW)]) == [FreezeDiffers()]
+    await store.close()
+
+
 async def test_the_highest_activation_only_grows(store: Store) -> None:
     assert await store.highest_activation() == 0
     await store.announce_activation(12)
@@ -280,6 +346,14 @@ async def test_a_connection_that_the_system_gives_up_is_no_answer(
                 await call
     assert await store.read_marker(0) is None
     await store.close()
+
+
+async def test_a_rows_trace_is_found_by_the_row_alone(stores: tuple[Store, Store]) -> None:
+    one, other = stores
+    await one.write_traces({})
+    await one.write_traces({"r1": "00-a-b-01", "r2": "00-c-d-01"})
+    assert (await other.read_trace("r1"), await other.read_trace("r2")) == ("00-a-b-01", "00-c-d-01")
+    assert await other.read_trace("r3") is None
 
 
 async def test_default_rows_that_could_not_be_written_are_told(valkey: ValkeyServer, namespace: str) -> None:

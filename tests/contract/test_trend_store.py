@@ -6,16 +6,20 @@ import asyncio
 import contextlib
 
 import pytest
+from annotated_types import Le
 
 from contracts.errors import StoreChanged, StoreUnavailable
 from contracts.keys import Keys
+from runtime.settings import TrendsSettings
 from sandbox.servers import ValkeyServer
 from trends.aggregator import FETCH_RECORDS, MOST_CHANGED
 from trends.checkpoints import RING
 from viewers.redis_store import RedisStore
-from viewers.redis_trends import FIELDS_AT_ONCE, ROWS_AT_ONCE
-from viewers.store import Store
+from viewers.redis_trends import FIELDS_AT_ONCE, ROWS_AT_ONCE, VECTORS_AT_ONCE
+from viewers.store import Freeze, Store, ViewerWrite
 from viewers.trend_store import CHECKPOINT_KEPT_S, SNAPSHOT_KEPT_S, CheckpointWrite, Pointer
+
+MOST_NEW_ITEMS = next(one.le for one in TrendsSettings.model_fields["new_items"].metadata if isinstance(one, Le))
 
 
 async def test_counts_and_offset_move_together_from_the_expected_offset_alone(stores: tuple[Store, Store]) -> None:
@@ -43,6 +47,7 @@ async def test_a_checkpoint_takes_as_many_fields_as_one_may_have_to_write(stores
     rows = (
         MOST_CHANGED - 1 + FETCH_RECORDS
     )  # looked at between two fetches, each of which may be of one partition and other titles
+    rows += MOST_NEW_ITEMS  # and, of new titles, as many as may be left out at once
     fields = {f"i{row}": bytes(44) for row in range(rows)} | {f"r{slot}": bytes(8) for slot in range(RING)}
     fields |= {"h": bytes(40), "e": b""}
     await stores[0].trends.write_checkpoints("g1", [CheckpointWrite(0, None, 1, fields)])
@@ -108,6 +113,9 @@ async def test_default_rows_are_those_of_the_activation_in_force(stores: tuple[S
     rows = {"*:*": b"fresh"} | {f"GB:{age}": b"gb" for age in range(2 * ROWS_AT_ONCE)}
     assert await store.trends.write_default_rows(rows, 4)
     assert await store.read_default_rows() == {"*:12": b"12", **rows}
+    await store.write_freeze(Freeze(1, ""))
+    assert not await store.trends.write_default_rows({"*:*": b"of trends that are frozen out"}, 4)
+    assert await store.read_default_rows() == {"*:12": b"12", **rows}
 
 
 async def test_what_nobody_uses_any_more_expires(valkey: ValkeyServer, namespace: str) -> None:
@@ -140,3 +148,14 @@ async def test_a_pointer_that_is_none_of_ours_points_nowhere(
     await store._command("SET", store.keys.trends_pointer("g1"), found)
     assert await store.trends.read_pointer("g1") is None
     await store.close()
+
+
+async def test_vectors_of_viewers_are_read_if_they_are_of_the_activation(stores: tuple[Store, Store]) -> None:
+    mine, theirs = stores
+    of = {"ana": (3, b"\x01\x02"), "old": (2, b"\x09\x09"), "erased": (3, b"")}
+    for number, (viewer, (activation, vector)) in enumerate(of.items()):
+        await theirs.write_viewers([ViewerWrite(viewer, b"", bytes([number] * 8), activation, b"s", vector, b"r")])
+    asked = ["ana", "nobody", "old", "erased"] + ["ana"] * VECTORS_AT_ONCE
+    found = await mine.trends.read_vectors(asked, 3)
+    assert found == [b"\x01\x02", b"", b"", b""] + [b"\x01\x02"] * VECTORS_AT_ONCE
+    assert await mine.trends.read_vectors([], 3) == []

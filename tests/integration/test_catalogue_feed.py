@@ -9,9 +9,9 @@ from contracts.catalogue import CatalogueItem
 from contracts.codec import Codec
 from embeddings.files import GenerationsFolder
 from homepage.catalogue import LiveCatalogue
-from homepage.feed import CatalogueFeed
-from homepage.schemas import LearningCodec
+from runtime.catalogue_feed import CatalogueFeed
 from runtime.kafka import make_producer
+from runtime.learning_codec import LearningCodec
 from runtime.settings import Settings
 from sandbox.servers import KafkaServer
 from sandbox.topics import ensure_topics

@@ -17,6 +17,7 @@ from batch.evaluate import Evaluation, Holdout
 from batch.forget import forget
 from batch.lake import Lake, open_lake
 from batch.nightly import NightlyReport, run_nightly
+from batch.review.files import find_page, read_content
 from contracts.catalogue import CatalogueItem
 from contracts.codec import Codec
 from contracts.errors import UserError
@@ -90,6 +91,9 @@ async def test_a_night_takes_events_to_everybodys_row(settings: Settings) -> Non
     assert await store.read_seeded() == report.cutoffs
     assert await store.read_rebuilt(1)
     assert {"*:*", "*:12"} <= (await store.read_default_rows()).keys()
+    page = find_page(settings.lake_path, report.generation_id)
+    assert f"<h1>{report.generation_id}</h1>" in page.read_text() and "report" in report.seconds
+    assert len(read_content(page)["review"]["shown"]) == 5
 
     generation = load_generation(settings.generations_path, report.generation_id)
     assert generation.item_ids[-1] == "tt9999999" and not generation.item_factors[-1].any()
@@ -255,6 +259,22 @@ async def test_what_the_gate_holds_back_changes_nothing_unless_it_is_forced(
     forced = await run(settings, store, force=True)
     assert (forced.decision, forced.activation) == ("forced", 2)
     assert forced.generation_id != first.generation_id
+
+
+async def test_a_night_that_only_publishes_leaves_what_is_in_force_until_it_is_activated(settings: Settings) -> None:
+    store = MemoryStore()
+    await send(settings, history())
+    first = await run(settings, store, seed=True)
+    rows = dict(store.server.viewers)
+    await send(settings, [play_event("v00", 21, 10**5)])
+    made = await run(settings, store, skip_evaluation=True, publish_only=True)
+    assert made.published and made.generation_id != first.generation_id
+    assert (made.activation, made.rebuilt) == (None, None)
+    assert f"nearline generations activate {made.generation_id}" in made.headline()
+    assert store.server.viewers == rows and store.server.activation == 1
+    assert GenerationsFolder(settings.generations_path).read_current().generation_id == first.generation_id
+    again = await run(settings, store, skip_evaluation=True)  # the next night takes it up, as nothing has changed
+    assert (again.reused, again.generation_id, again.activation) == (True, made.generation_id, 2)
 
 
 async def test_a_corrupt_generation_in_force_is_replaced_by_the_next_night(settings: Settings) -> None:

@@ -20,6 +20,7 @@ import httpx
 import pytest
 import yaml
 
+from embeddings.files import GenerationsFolder
 from runtime.kafka import make_producer
 from runtime.settings import Settings, StoreSettings
 from sandbox.processes import environment_of
@@ -47,7 +48,7 @@ EMPTY = {
     "Requests refused",
 }
 NAME = re.compile(r"\b(?:nearline|redis|process)_\w+")
-PORTS = dict.fromkeys(("nightly", "updater", "trends"), "NEARLINE_HEALTH__PORT") | {
+PORTS = dict.fromkeys(("nightly", "updater", "trends", "shadow"), "NEARLINE_HEALTH__PORT") | {
     "homepage": "NEARLINE_HOMEPAGE__PORT"
 }
 
@@ -119,9 +120,13 @@ async def running(
     with ExitStack() as stack:
         async with httpx.AsyncClient(timeout=10) as client:
             found = Running(ports, client, tmp_path, stack)
-            for job in PORTS:
+
+            def start(job: str) -> None:
                 command = [sys.executable, str(ROOT / "nearline.py"), job, *arguments.get(job, [])]
                 stack.enter_context(child(command, tmp_path / f"{job}.log", common | {PORTS[job]: str(ports[job])}))
+
+            for job in PORTS.keys() - {"shadow"}:
+                start(job)
 
             async def worked() -> bool:
                 updater, nightly = await found.text("updater"), await found.text("nightly")
@@ -132,12 +137,25 @@ async def running(
                 )
 
             await until(worked, "a night and a dead letter", tmp_path)
+            (made,) = GenerationsFolder(small.generations_path).list()
+            arguments["shadow"] = [made.generation_id, "--share", "100"]
+            start("shadow")
+
+            async def follows() -> bool:
+                return (await client.get(f"http://127.0.0.1:{ports['shadow']}/health/ready")).status_code == 200
+
+            await until(follows, "the shadow follows the log", tmp_path)
             await send(settings, [play_event("v02", item, 100_000 + item) for item in range(4)])
 
             async def rewritten() -> bool:
                 return "nearline_rows_written_total 0.0" not in await found.text("updater")
 
             await until(rewritten, "rows", tmp_path)
+
+            async def looked_at() -> bool:
+                return 'nearline_shadow_viewers_total{outcome="in_force"} 1.0' in await found.text("shadow")
+
+            await until(looked_at, "the shadow looks at who played", tmp_path)
             base = f"http://127.0.0.1:{ports['homepage']}"
 
             async def served() -> bool:

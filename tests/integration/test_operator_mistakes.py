@@ -20,6 +20,7 @@ from batch.lock import lake_lock
 from batch.schedule import schedule_lock
 from runtime.doctor import StoreFacts, exit_code, judge_store, render
 from sandbox.servers import KafkaServer, ValkeyServer
+from tests.registry_server import RegistryServer
 
 ROOT = Path(__file__).parent.parent.parent
 PAGE = (ROOT / "docs" / "mistakes.md").read_text()
@@ -259,6 +260,22 @@ def _(place: Place) -> None:
         if file.stem == "playback_event":
             schema["fields"] = [field for field in schema["fields"] if field["name"] != "event_id"]
         place.write(f"schemas/{file.name}", json.dumps(schema))
+
+
+@mistake("wrong address of the schema registry")
+def _(place: Place) -> None:
+    server = RegistryServer()
+    place.stack.callback(server.down)
+    place.set("SCHEMAS__REGISTRY_URL", f"{server.url}/api")
+
+
+@mistake("schemas that the registry lacks")
+def _(place: Place) -> None:
+    server = RegistryServer()
+    place.stack.callback(server.down)
+    place.topic()
+    place.store(appendonly="yes")
+    place.set("SCHEMAS__REGISTRY_URL", server.url)
 
 
 @mistake("id that is no viewer's")

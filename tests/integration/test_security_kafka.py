@@ -39,6 +39,7 @@ from tests.worlds import T0, make_generation, make_tables, play_event, wait_unti
 from trends.aggregator import Aggregator
 from updater.consumer import Updater
 from updater.dlq import list_letters, replay
+from updater.shadow import OUTCOMES, Shadow
 from viewers.memory_store import MemoryStore
 from viewers.redis_store import open_store
 
@@ -245,7 +246,7 @@ async def test_each_process_runs_with_the_rights_that_the_page_lists_and_uses_ev
     secure: SecureKafka, base: Settings
 ) -> None:
     """From the players to the lake, to everybody's row, to an evening with poison, to dead letters and an erasure."""
-    services = ("updater", "trends", "homepage", "nightly", "operator")
+    services = ("updater", "trends", "shadow", "homepage", "nightly", "operator")
     await give(secure, base, "players", *(f"nearline-{service}" for service in services))
     players, nightly, operator = (
         as_user(base, secure, one) for one in ("players", "nearline-nightly", "nearline-operator")
@@ -285,6 +286,13 @@ async def test_each_process_runs_with_the_rights_that_the_page_lists_and_uses_ev
     after = await list_letters(operator)
     assert (after.waiting, after.unquotable) == (0, 1)
     await count_trends(as_user(base, secure, "nearline-trends"))
+    shadow = Shadow(as_user(base, secure, "nearline-shadow"), store, CODEC, "trendy", 100)
+    following = asyncio.create_task(shadow.run())
+    await wait_until(lambda: shadow.ready, "it follows the log")
+    await send(players, [play_event("v00", 3, 10**6 + 1)])
+    await wait_until(lambda: sum(map(shadow.metrics.count, OUTCOMES)), "a viewer is looked at")
+    shadow.stop()
+    await asyncio.wait_for(following, 30)
     await store.close()
     assert used(secure, base) == set(rights(base.kafka.topic, base.kafka.group_id))
 

@@ -35,6 +35,7 @@ from tests.integration.test_nightly import catalogue, history, send
 from tests.worlds import T0, make_generation, make_tables, play_event, wait_until, write_generation_folder
 from trends.aggregator import Aggregator
 from updater.consumer import Updater
+from updater.shadow import Shadow
 from viewers.redis_store import RedisStore, open_store
 
 PASSWORD = "a:pass/word@with?everything#"
@@ -259,6 +260,9 @@ async def a_night(settings: Settings) -> str:
     return str(report.generation_id)
 
 
+TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
+
 async def an_evening(settings: Settings, viewer: str) -> None:
     """One updater; a play of a viewer who has a row, and one of a new viewer."""
     store = open_store(settings.store, settings.keys)
@@ -269,6 +273,7 @@ async def an_evening(settings: Settings, viewer: str) -> None:
         await wait_until(lambda: updater.metrics.rows_written >= 2, "both rows are written")
         await wait_until(lambda: updater.swap.trends.in_force, "the newest trends serve")
         await updater.swap.follow_trends(store)  # what serves is kept
+        await store.write_traces({"r1": TRACE})  # as of a traced event
     finally:
         updater.stop()
         await asyncio.wait_for(task, 30)
@@ -285,6 +290,12 @@ async def counting(settings: Settings) -> None:
     try:
         await wait_until(lambda: aggregator.figures.newest, "a snapshot")
 
+        def looked_at() -> bool:
+            base = aggregator._base
+            return base is not None and bool(base.newcomers.added.popularity.any())
+
+        await wait_until(looked_at, "the vectors of who watched what nobody had played are read")
+
         async def default_row() -> bool:
             row = await store._command("HGET", store.keys.default_row, "*:*")  # all of them this user may not read
             return CODEC.decode_row(row).generation_id == TRENDY
@@ -296,10 +307,21 @@ async def counting(settings: Settings) -> None:
         await store.close()
 
 
+async def shadowing(settings: Settings, viewer: str) -> None:
+    """One look of a shadow generation."""
+    store = open_store(settings.store, settings.keys)
+    shadow = Shadow(settings, store, CODEC, TRENDY, 100)
+    await shadow.load()
+    await shadow.look([viewer])
+    assert shadow.metrics.count("in_force") == 1
+    await store.close()
+
+
 def put_in_force_with_trends(settings: Settings, secure: SecureRedis) -> None:
     """A generation that trends can be added to: the night's few plays make none."""
     tables = dataclasses.replace(make_tables(60), at_ms=T0)
     made = make_generation(60, 4, generation_id=TRENDY).with_tables(tables)
+    made.item_factors[4] = made.popularity[4] = 0  # came with the catalogue: nobody had played it
     write_generation_folder(settings.generations_path, made)
     activation = GenerationsFolder(settings.generations_path).activate(TRENDY, floor=0).activation
     secure.command("SET", settings.keys.activation, activation)
@@ -315,7 +337,11 @@ async def ask_homepage(settings: Settings, *viewers: str) -> list[dict[str, Any]
                 return (await client.get("/health/ready")).status_code == 200
 
             await wait_until(ready, "the home page is ready")
-            return [(await client.get(f"/v1/home/{viewer}")).json() for viewer in viewers]
+            pages = [(await client.get(f"/v1/home/{viewer}")).json() for viewer in viewers]
+        reader = open_store(settings.store, settings.keys)
+        assert await reader.read_trace("r1") == TRACE  # as of a traced request
+        await reader.close()
+        return pages
     finally:
         stop.set()
         await running
@@ -336,7 +362,7 @@ async def test_each_process_runs_with_its_rights_and_needs_every_one_of_them(
         secure = SecureRedis(request.getfixturevalue("fresh_valkey"), 0, None, namespace)
     else:
         secure = request.getfixturevalue("secure")
-    for user in ("updater", "homepage", "nightly", "operator", "trends"):
+    for user in ("updater", "homepage", "nightly", "operator", "trends", "shadow"):
         secure.allow(f"nearline-{user}")
     own_words = ("+acl", "+config", "+info", "+ping", "+set")
     secure.command("ACL", "SETUSER", "default", "-@all", *own_words)  # nobody's else
@@ -368,6 +394,8 @@ async def test_each_process_runs_with_its_rights_and_needs_every_one_of_them(
     assert [row["default"] for row in (own, new, unknown)] == [False, False, True]
     assert {row["generation_id"] for row in (own, new, unknown)} == {TRENDY}
     assert own["freshness_ms"] is not None
+
+    await watched("nearline-shadow", shadowing(as_user(base, secure, "nearline-shadow"), "v00"))
 
     operator = as_user(base, secure, "nearline-operator")
     async with store_of(operator) as store:

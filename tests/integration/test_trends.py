@@ -20,7 +20,7 @@ from tests.consistency import CODEC, PARTITIONS, Stage
 from tests.worlds import T0, make_generation, make_tables, play_event, wait_until, write_generation_folder
 from trends.aggregator import Aggregator
 from trends.checkpoints import counts_of
-from trends.snapshots import decode, tables_of
+from trends.follow import take_up
 from viewers.packing import unpack
 from viewers.redis_store import RedisStore, open_store
 from viewers.rewrite import NO_TRENDS, Rewriter
@@ -155,9 +155,7 @@ async def assert_rows_follow(stage: Stage) -> None:
             )
             if row.trends_snapshot != NO_TRENDS:
                 data = await stage.store.trends.read_snapshot(row.trends_snapshot)
-                snapshot = decode(data, row.trends_snapshot)
-                tables = tables_of(snapshot, generation.tables, row.generation_id, generation.n_items)
-                rewriter = rewriter.with_trends(tables, row.trends_snapshot)
+                rewriter = take_up(rewriter, data, row.trends_snapshot).rewriter
             again = rewriter.rewrite(
                 unpack(stored.state), computed_at_ms=row.computed_at_ms, event_time_ms=row.event_time_ms
             )

@@ -167,7 +167,6 @@ def stand_ins() -> Iterator[None]:
     async def make_producer(settings: Any, **options: object) -> SimProducer:
         return SimProducer(settings.process.kafka, settings.process.loop)
 
-    registry = SimpleNamespace(load=lambda world: world)
     unpack = functools.lru_cache(1 << 12)(
         packing.unpack
     )  # histories write few different states, and read them again and again
@@ -177,8 +176,7 @@ def stand_ins() -> Iterator[None]:
         (updater.consumer, "assignment_of", lambda consumer: consumer.assignment_token),
         (updater.checkpoint, "make_consumer", make_reader),
         (updater.consumer, "Metrics", NoMetrics),
-        (updater.consumer, "Registry", registry),
-        (updater.consumer, "Codec", lambda world: world.codec()),
+        (updater.consumer, "Schemas", SimSchemas),
         (updater.consumer, "draw_token", lambda: _of_running().draw_token()),
         (updater.consumer, "time", SimpleNamespace(time=_now_s, monotonic=_now_s)),
         (updater.swap, "time", SimpleNamespace(time=_now_s, monotonic=_now_s)),
@@ -227,6 +225,18 @@ class World:
 
     def codec(self) -> SimCodec:
         raise NotImplementedError
+
+
+class SimSchemas:
+    """The registry of the world."""
+
+    is_far = False
+
+    def __init__(self, settings: Any) -> None:
+        self._world = settings.registry_path
+
+    def learn(self, known: SimCodec, unknown: object) -> SimCodec:
+        return self._world.codec()
 
 
 class Process:
@@ -331,6 +341,9 @@ class RebuildProcess(Process):
         self.lake = lake
         self.start(self.run)
 
+    async def before_rebuild(self) -> None:
+        """What else has to be done before rows are rewritten."""
+
     async def run(self) -> None:
         world = self.world
         while True:
@@ -343,6 +356,7 @@ class RebuildProcess(Process):
                 if self.lake is None and await self.store.read_rebuilt(current.activation):
                     return
                 await self._wait_for_updaters(current.activation)
+                await self.before_rebuild()
                 rebuild = batch.rebuild.Rebuild(
                     self.store,
                     SimRewriter(

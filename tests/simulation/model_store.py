@@ -18,7 +18,7 @@ from contracts.errors import StoreChanged, StoreUnavailable
 from tests.simulation.clock import ProcessLoop, Scheduler
 from viewers.memory_store import MemoryServer, MemoryStore
 from viewers.memory_trends import MemoryTrends, MemoryTrendsContent
-from viewers.store import Marker, MarkerWrite, StoredViewer, ViewerWrite, WriteResult
+from viewers.store import Freeze, Marker, MarkerWrite, StoredViewer, ViewerWrite, WriteResult
 from viewers.trend_store import TrendStore
 
 TIMEOUT_S = 0.3
@@ -98,6 +98,8 @@ class Cluster:
     on_loss: Callable[[SimServer], None] = lambda server: None
     trace: Callable[[str], None] | None = None
     on_seeded: Callable[[SimServer], None] = lambda server: None
+    freezes: bool = False  # whether somebody freezes rows in this world
+    writer: int = 0  # the client whose write is under way
     epoch: int = 1  # clients of an earlier one write what belongs to their stream where nobody looks any more
 
     @property
@@ -175,9 +177,10 @@ class Cluster:
 
     # One command, with its entry in the log
 
-    def write_viewer(self, inner: MemoryStore, server: SimServer, write: ViewerWrite) -> WriteResult:
+    def write_viewer(self, inner: MemoryStore, server: SimServer, write: ViewerWrite, client: int) -> WriteResult:
         before = server.viewers.get(write.viewer)
         inner.server = server
+        self.writer = client
         result = inner._write(write)
         after = server.viewers.get(write.viewer)
         if after is not before and after is not None:
@@ -352,7 +355,10 @@ class SimStore:
             return []
         cluster = self.cluster
         return await self._call(
-            [lambda inner, server, write=write: cluster.write_viewer(inner, server, write) for write in writes],
+            [
+                lambda inner, server, write=write: cluster.write_viewer(inner, server, write, self.client)
+                for write in writes
+            ],
             writes=True,
             checked=True,
         )
@@ -422,6 +428,15 @@ class SimStore:
 
     async def write_halt(self, reason: str | None) -> None:
         await self._change("halt", "write_halt", reason)
+
+    async def read_freeze(self) -> Freeze | None:
+        if not self.cluster.freezes:
+            return None  # nobody ever asks: older histories stay what they were
+        found: Freeze | None = await self._read("frozen")
+        return found
+
+    async def write_freeze(self, freeze: Freeze | None) -> None:
+        await self._change("frozen", "write_freeze", freeze)
 
     async def highest_activation(self) -> int:
         found: int = await self._read("activation")

@@ -12,8 +12,9 @@ import json
 import random
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 
 from tests.simulation.actors import stand_ins
 from tests.simulation.invariants import Violation
@@ -44,8 +45,17 @@ class History:
     invariant: str | None = None
 
 
-def run_history(seed: int, trace: Callable[[str], None] | None = None) -> History:
-    """One history. Which faults may happen, how often and to whom is drawn first: no history has them all."""
+def run_history(
+    seed: int,
+    trace: Callable[[str], None] | None = None,
+    *,
+    world_type: type[World] = World,
+    always: Mapping[str, int] = MappingProxyType({}),
+) -> History:
+    """One history. Which faults may happen, how often and to whom is drawn first: no history has them all.
+
+    `always`: actions of `world_type` that every history has, by weight.
+    """
     rng = random.Random(seed * 1_000_003)
     shape = Shape(
         updaters=rng.choice((1, 2, 2, 3)),
@@ -58,10 +68,10 @@ def run_history(seed: int, trace: Callable[[str], None] | None = None) -> Histor
     )
     rare = [name for name in ACTIONS if name not in COMMON]
     chosen = rng.sample(rare, rng.randint(1, 6)) if rng.random() < 0.5 else list(rng.choice(THEMES))
-    weights = COMMON | {name: rng.choice((2, 5, 12)) for name in chosen}
+    weights = COMMON | {name: rng.choice((2, 5, 12)) for name in chosen} | dict(always)
     names, weight = list(weights), list(weights.values())
     pace_s = rng.choice((0.002, 0.01, 0.05))
-    world = World(seed, shape, trace)
+    world = world_type(seed, shape, trace)
     try:
         world.advance(0.05)
         for _ in range(rng.choice((1, 1, 2))):

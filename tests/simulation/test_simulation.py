@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
+from tests.simulation import rows_frozen
 from tests.simulation.actors import stand_ins
 from tests.simulation.bugs import BUGS, FIRST_SEEN, find
 from tests.simulation.model_kafka import Faults
@@ -48,6 +49,19 @@ def test_a_broker_silent_while_an_updater_resumes_does_not_end_the_updater() -> 
 def test_a_seeded_bug_is_seen(name: str) -> None:
     found = find(name, FIRST_SEEN.get(name, 1))
     assert found is not None, f"{name}: not seen in {BUGS[name].within} histories"
+
+
+def test_histories_in_which_rows_are_frozen_and_let_go_hold_every_invariant() -> None:
+    with stand_ins():
+        for seed in range(1, HISTORIES + 1):
+            history = rows_frozen.run_frozen(seed)
+            again = f"python -m tests.simulation.rows_frozen --seed {seed} --histories 1 --trace"
+            assert history.violation is None, again
+
+
+@pytest.mark.parametrize("bug", rows_frozen.BUGS)
+def test_a_seeded_bug_of_the_freeze_is_seen(bug: rows_frozen.Bug) -> None:
+    assert rows_frozen.find(bug) is not None
 
 
 @pytest.mark.parametrize(

@@ -70,12 +70,13 @@ def test_a_row_has_the_trends_of_the_viewers_last_play() -> None:
 def test_a_snapshot_is_taken_once_a_minute_and_only_if_something_was_counted() -> None:
     live = LiveTrends(REFIT, TABLES)
     assert live.newer(T0 + 5 * EVERY_MS) is None
-    live.watch(1, 7, T0 + 1)
-    live.watch(1, TITLES, T0 + 2)  # the refit does not know it
+    live.watch(1, 7, T0 + 1, state_of(7))
+    live.watch(1, TITLES, T0 + 2, state_of(7))  # the refit does not know it, nor the catalogue
     assert live.newer(T0 + EVERY_MS - 1) is None
-    tables = live.newer(T0 + EVERY_MS)
-    assert tables is not None
-    assert np.flatnonzero(tables.trending[:, 1]).tolist() == [7]
+    generation = live.newer(T0 + EVERY_MS)
+    assert generation is not None
+    assert generation.tables is not None
+    assert np.flatnonzero(generation.tables.trending[:, 1]).tolist() == [7]
     assert live.newer(T0 + 9 * EVERY_MS) is None
 
 

@@ -219,7 +219,9 @@ def test_a_record_of_an_unknown_schema_waits_for_the_registry() -> None:
     with pytest.raises(UndecodableRecord, match="belongs to home_row-value"):
         CODEC.decode_event(b"\x00\x00\x00\x00\x02" + body)
     with pytest.raises(UndecodableRecord, match="framing"):
-        CODEC.decode_event(b"\x01\x00\x00\x00\x01" + body)
+        CODEC.decode_event(b"\x02\x00\x00\x00\x01" + body)
+    with pytest.raises(UndecodableRecord, match="only a registry's server knows GUIDs"):
+        CODEC.decode_event(b"\x01" + bytes(16) + body)
 
 
 def test_a_record_over_the_limit_is_refused_unread_and_never_written() -> None:

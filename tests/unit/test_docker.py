@@ -16,6 +16,7 @@ import homepage.service
 import nearline
 import trends.service
 import updater.service
+import updater.shadow_service
 from runtime.settings import Settings, load_settings
 from runtime.sources import known_keys
 from sandbox.kafka_jars import KAFKA_VERSION
@@ -38,6 +39,7 @@ DOCKERFILE = (DOCKER / "Dockerfile").read_text()
 APPS = {
     "trends": inspect.getsource(trends.service.make_app),
     "updater": inspect.getsource(updater.service.make_app),
+    "shadow": inspect.getsource(updater.shadow_service.make_app),
     "homepage": inspect.getsource(homepage.service.make_app),
     "nightly": inspect.getsource(batch.schedule_service.make_app),
 }

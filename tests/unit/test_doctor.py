@@ -33,6 +33,14 @@ def store(
     return by_name(judge_store("here:6379", StoreFacts(GOOD_INFO | info, clock_difference_s, shebang, counts_trends)))
 
 
+def test_frozen_rows_are_told_with_the_reason_and_the_way_back() -> None:
+    facts = StoreFacts(GOOD_INFO, 0.0, True, True, "1700000000000:odd rows since noon")
+    finding = by_name(judge_store("here:6379", facts))["rows"]
+    assert finding.ok is None
+    assert "odd rows since noon" in finding.found and "nearline unfreeze" in finding.remedy
+    assert "rows" not in by_name(judge_store("here:6379", StoreFacts(GOOD_INFO, 0.0, True, True)))
+
+
 def test_that_nobody_counts_trends_is_a_piece_of_advice() -> None:
     finding = store(counts_trends=False)["trends"]
     assert finding.ok is None

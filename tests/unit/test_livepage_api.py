@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import httpx
 import pytest
 
 from runtime.http import serve
-from sandbox.livepage import make_app
+from sandbox.livepage import make_app, no_report
 from tests.browser.fake_backend import FakeBackend
 
 DEADLINE_S = 10.0
@@ -36,6 +37,20 @@ async def test_the_page_and_its_modules_are_served_with_a_strict_policy(client: 
         assert kind in answer.headers["content-type"]
         assert "default-src 'self'" in answer.headers["content-security-policy"]
         assert "https://" not in answer.text.replace("http://www.w3.org", "")
+
+
+async def test_the_newest_report_is_served_as_it_was_written_and_may_fetch_nothing(
+    backend: FakeBackend, tmp_path: Path
+) -> None:
+    page = tmp_path / "night.html"
+    page.write_text("<h1>held back</h1>")
+    for find, status, policy in ((lambda: page, 200, "default-src 'none'"), (no_report, 404, "default-src 'self'")):
+        transport = httpx.ASGITransport(make_app(backend, find))
+        async with httpx.AsyncClient(transport=transport, base_url="http://page") as http:
+            answer = await http.get("/report")
+        assert answer.status_code == status and answer.headers.get_list("content-security-policy")[0].startswith(policy)
+        assert len(answer.headers.get_list("content-security-policy")) == 1
+        assert ("held back" in answer.text) == (status == 200)
 
 
 async def test_viewers_are_searched_by_name_and_taste(client: httpx.AsyncClient, backend: FakeBackend) -> None:

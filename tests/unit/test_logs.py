@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import json
 import logging
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +16,7 @@ import pytest
 import structlog
 
 from contracts.errors import StoreUnavailable
-from runtime.logs import configure_logs, describe_exception
+from runtime.logs import MAX_REMEMBERED, Repeats, configure_logs, describe_exception
 from runtime.settings import Settings
 
 MARK = "zqviewer-0042"
@@ -107,3 +109,43 @@ inner("{MARK[:4]}" + "{MARK[4:]}")
     assert (told["event"], told["exception"].splitlines()[0]) == ("crashed", "KeyError")
     assert "in inner" in told["exception"]
     assert MARK not in line
+
+
+PROCESSES = ("contracts", "embeddings", "ranking", "viewers", "trends", "runtime", "updater", "batch", "homepage")
+LEVELS = ("debug", "info", "warning", "error", "exception", "critical")
+
+
+def test_the_page_of_log_lines_lists_each_with_its_level_and_no_other() -> None:
+    written = set()
+    for folder in PROCESSES:
+        for file in sorted((ROOT / folder).rglob("*.py")):
+            for node in ast.walk(ast.parse(file.read_text())):
+                if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+                    continue
+                if node.func.attr in LEVELS and ast.unparse(node.func.value) in ("log", "structlog.get_logger()"):
+                    assert isinstance(node.args[0], ast.Constant), f"{file}: an event's name is a constant"
+                    written.add((node.args[0].value, node.func.attr))
+    page = (ROOT / "docs" / "logs.md").read_text()
+    listed = re.findall(r"^\| `(\w+)` \| (\w+) \|", page, re.MULTILINE)
+    assert sorted(listed) == sorted(written)
+
+
+def test_a_line_is_told_once_a_minute_and_then_how_often_it_was_meant() -> None:
+    now_s = [0.0]
+    repeats = Repeats(lambda: now_s[0])
+
+    def told(level: str = "warning", **event: object) -> dict[str, object] | None:
+        try:
+            return dict(repeats(None, level, dict(event)))
+        except structlog.DropEvent:
+            return None
+
+    assert told(event="batch_again", error="away") == {"event": "batch_again", "error": "away"}
+    assert told(event="batch_again", error="refused") is not None, "another cause is another line"
+    assert [told(event="batch_again", error="away") for _ in range(3)] == [None] * 3
+    now_s[0] = 61.0
+    assert told(event="batch_again", error="away") == {"event": "batch_again", "error": "away", "repeated": 3}
+    assert told(event="failed", exc_info=True) == told(event="failed", exc_info=True), "may be another exception"
+    for i in range(MAX_REMEMBERED + 10):
+        told(event="lines", number=i)
+    assert len(repeats._told) == MAX_REMEMBERED

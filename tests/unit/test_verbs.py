@@ -22,7 +22,7 @@ from runtime.settings import Settings
 from runtime.sources import known_keys
 
 ROOT = Path(__file__).parent.parent.parent
-STAY = {"updater", "trends", "homepage"}  # until they are told to stop: what they do is in logs and metrics
+STAY = {"updater", "trends", "homepage", "shadow"}  # until they are told to stop: what they do is in logs and metrics
 
 
 def walk(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:

@@ -12,7 +12,7 @@ from implicit.cpu.als import AlternatingLeastSquares
 from threadpoolctl import threadpool_limits
 
 from contracts.events import Kind, valid_id, validate
-from sandbox.titles import id_text
+from contracts.rules import CREATOR, subject
 from sandbox.world import HISTORY_DAYS, Stamper, World
 
 NOW_MS = 1_790_000_000_000
@@ -69,7 +69,7 @@ def test_titles_are_unique_and_nobody_plays_what_may_not_be_shown(world: World, 
     items = {item.item_id: item for item in world.catalogue}
     viewers = {viewer.viewer: viewer for viewer in world.viewers}
     assert len({item.title for item in world.catalogue}) == len(items) == 300
-    assert all(valid_id(id_text(creator)) for item in world.catalogue for creator in item.creators)
+    assert all(valid_id(subject(CREATOR, creator)) for item in world.catalogue for creator in item.creators)
     for event in history:
         if event.kind is Kind.START:
             item, viewer = items[event.item_id], viewers[event.viewer]

@@ -7,6 +7,7 @@ import random
 from dataclasses import replace
 
 from sandbox.chaos.arena import SESSION_MS, Arena
+from sandbox.chaos.behind import watched
 from sandbox.chaos.crew import Slot
 from sandbox.chaos.waiting import wait_until
 from sandbox.chaos.wired import POINTS, TRENDS_POINTS
@@ -54,14 +55,15 @@ async def _strike(arena: Arena, rng: random.Random, moment: str, word: str) -> S
 
 
 async def rolling_restart(arena: Arena, rng: random.Random) -> None:
-    """Each updater in turn: asked to stop, started again, waited for."""
-    for slot in arena.crew.victims:
-        await wait_until(
-            slot.is_ready, f"readiness of {slot.name}"
-        )  # one that an earlier fault ended has not begun to listen yet
-        slot.signal("TERM")
-        await wait_until(lambda slot=slot: not slot.running, f"end of {slot.name}")  # type: ignore[misc]
-        await wait_until(slot.is_ready, f"return of {slot.name}")
+    """Each updater in turn: asked to stop, started again, waited for. No row may fall far behind meanwhile."""
+    async with watched(arena, rolling_restart.__name__):
+        for slot in arena.crew.victims:
+            await wait_until(
+                slot.is_ready, f"readiness of {slot.name}"
+            )  # one that an earlier fault ended has not begun to listen yet
+            slot.signal("TERM")
+            await wait_until(lambda slot=slot: not slot.running, f"end of {slot.name}")  # type: ignore[misc]
+            await wait_until(slot.is_ready, f"return of {slot.name}")
 
 
 async def rebalance_storm(arena: Arena, rng: random.Random) -> None:

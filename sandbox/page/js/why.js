@@ -8,6 +8,8 @@ const SOURCES = {
   popular: ["Popular", "There are few plays of yours to go by yet, so what many watch counts for more."],
   trending: ["Trending tonight", "Many viewers are starting it right now."],
   cowatch: ["Watched together", "Viewers who watched what you just did often go on to this."],
+  again: ["Once more", "You have watched it before, and viewers here do come back to titles."],
+  explore: ["To find out", "Few have watched it yet; it is close to what you play."],
   new: ["New", "It has just arrived, and its topics and makers are close to what you play."],
   content: ["Close in kind", "Its topics and makers are those of titles that you play."],
   blend: ["From your plays and everybody’s", "Your plays say something already; what many watch fills in the rest."],

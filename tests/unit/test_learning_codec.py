@@ -17,8 +17,8 @@ from contracts.registry import DEFAULT_PATH, SCHEMAS_PATH, Registry
 from contracts.row_columns import row_of
 from contracts.rows import Entry, HomeRow
 from homepage.catalogue import LiveCatalogue
-from homepage.feed import CatalogueFeed
-from homepage.schemas import RELOAD_S, LearningCodec
+from runtime.catalogue_feed import CatalogueFeed
+from runtime.learning_codec import RELOAD_S, LearningCodec
 from runtime.settings import Settings
 
 ROW = HomeRow("r", "g1", 1, "t1", 5, 4, (Entry("i1", 1.0, "als", ()),))

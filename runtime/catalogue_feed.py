@@ -1,4 +1,5 @@
-"""Follows the catalogue topic, so that a title taken down this minute is gone from pages this minute, not after the next night.
+"""Follows the catalogue topic, so that what it says of a title holds this minute, not after the next night: the home page takes down what
+is taken down, the aggregator adds what is new.
 
 The topic is compacted and read from its beginning at every start; what it says goes on top of the generation's catalogue. Without
 Kafka the home page goes on with the generation's.
@@ -7,15 +8,19 @@ Kafka the home page goes on with the generation's.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from typing import Protocol
 
 import structlog
 
+from contracts.catalogue import CatalogueItem
 from contracts.errors import KafkaUnavailable, RecordError, UnknownSchema
 from contracts.events import valid_id
-from homepage.catalogue import LiveCatalogue
-from homepage.schemas import LearningCodec
+from contracts.framing import framed
 from runtime.kafka import AIOKafkaConsumer, TopicPartition, kafka_errors, make_admin, make_consumer
+from runtime.learning_codec import LearningCodec
 from runtime.settings import Settings
+from runtime.tasks import stop_client
 
 RETRY_S = 5.0
 """Between two tries while Kafka is away, or the topic is not there yet."""
@@ -24,10 +29,22 @@ FETCH_WAIT_MS = 1_000
 log = structlog.get_logger()
 
 
-class CatalogueFeed:
-    """`run` is the home page's background task."""
+class Catalogue(Protocol):
+    """Who is told."""
 
-    def __init__(self, settings: Settings, codec: LearningCodec, catalogue: LiveCatalogue) -> None:
+    def put(self, item: CatalogueItem) -> None:
+        """What the topic says of a title."""
+
+    def remove(self, item_id: str) -> None:
+        """The topic holds the title no more."""
+
+
+class CatalogueFeed:
+    """`run` is a background task. `caught_up`: everything that the topic held at the start has been told, or there is no topic."""
+
+    def __init__(self, settings: Settings, codec: LearningCodec, catalogue: Catalogue) -> None:
+        self.caught_up = False
+        self._stopping = asyncio.Event()
         self._settings = settings
         self._codec = codec
         self._catalogue = catalogue
@@ -36,21 +53,27 @@ class CatalogueFeed:
         self._unread_with = codec.current
 
     async def run(self) -> None:
-        """Follow until cancelled; a failure is logged once per message and tried again."""
+        """Follow until `stop`, or until cancelled; a failure is logged once per message and tried again."""
         reported = ""
-        while True:
+        while not self._stopping.is_set():
             try:
                 await self._follow()
             except KafkaUnavailable as error:
                 if str(error) != reported:
                     reported = str(error)
                     log.warning("catalogue_feed_away", problem=reported)
-            await asyncio.sleep(RETRY_S)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), RETRY_S)
+
+    def stop(self) -> None:
+        """End with the fetch under way: a client that is cut short where it connects or closes leaves its connection open."""
+        self._stopping.set()
 
     async def _follow(self) -> None:
-        """Read every partition from its beginning, for ever. Returns if the topic does not exist."""
+        """Read every partition from its beginning, until `stop`. Returns if the topic does not exist."""
         partitions = await self._partitions()
         if not partitions:
+            self.caught_up = True
             return
         consumer = await make_consumer(self._settings)
         try:
@@ -58,16 +81,21 @@ class CatalogueFeed:
                 consumer.assign(partitions)
                 for partition, offset in (await consumer.beginning_offsets(partitions)).items():
                     consumer.seek(partition, offset)
-                while True:
+                ends = await consumer.end_offsets(partitions)
+                while not self._stopping.is_set():
                     await self._take(consumer)
+                    if not self.caught_up:
+                        reached = [await consumer.position(partition) >= end for partition, end in ends.items()]
+                        self.caught_up = all(reached)
         finally:
-            await consumer.stop()
+            await stop_client(consumer)
 
     async def _take(self, consumer: AIOKafkaConsumer) -> None:
         fetched = await consumer.getmany(timeout_ms=FETCH_WAIT_MS)
         for records in fetched.values():
             for record in records:
-                self.take(record.key or b"", record.value, record.offset)
+                value = None if record.value is None else framed(record.value, record.headers)
+                self.take(record.key or b"", value, record.offset)
         self.take_unread()
 
     def take(self, key: bytes, value: bytes | None, offset: int) -> None:
