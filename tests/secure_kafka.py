@@ -21,6 +21,7 @@ USERS = (
     "players",
     "nearline-updater",
     "nearline-trends",
+    "nearline-shadow",
     "nearline-homepage",
     "nearline-nightly",
     "nearline-operator",
