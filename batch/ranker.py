@@ -10,7 +10,9 @@ was watched. Nothing of a play's own time or later is in what its features are m
 nights, where there are not too many, so that trends are as old as they are when they serve. The factors may be somewhat older than they
 will be.
 
-    P(j watched) = exp(β·φ_j) / Σ_i exp(β·φ_i)        β = argmax Σ log P − l2 ‖β‖²,   φ standardized for the fit
+    P(j watched) = exp(β·φ_j) / Σ_i exp(β·φ_i)        β = W ctx        W = argmax Σ log P − l2 ‖W‖²,   φ standardized for the fit
+
+with φ what is known of a candidate and ctx of the moment (`ranking/features.py`).
 
 The newest fifth is held out first: a ranker that finds its plays worse than the blend of taste and popularity is not used.
 """
@@ -29,7 +31,7 @@ from batch.evaluate import make_generation
 from batch.play_log import PlayLog
 from batch.tables import DAY_MS, Counts
 from embeddings.generation import F32, F64, I64, FoldInParameters, Generation
-from embeddings.tables import FEATURES
+from embeddings.tables import BASE, CONTEXTS, FEATURES
 from ranking.rows import RankingInput, rank_candidates
 
 MOST_CHUNKS = 24
@@ -37,9 +39,14 @@ SHARE = 0.2
 """Newest plays that may be taken, of all: the rest has to make good tables."""
 FEWEST = 300
 """Plays whose title was among the candidates: with fewer no ranker is trained."""
+SPREAD = 3
+"""Of so many times more plays those that are trained on are drawn: one evening's are of few viewers."""
 HELD_OUT = 0.2
 L2 = 1e-3
 ITERATIONS = 100
+OTHERS = 100
+"""Candidates that were not watched which a play teaches by."""
+SEED = 7
 AT_ONCE = 256
 TOP = 10
 
@@ -49,17 +56,23 @@ PastFactors = Callable[[int], tuple[Sequence[str], F32]]
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Samples:
-    """What was chosen from what. `features`: (rows, features) float32, play after play. `sizes`: (plays,), rows of each; `target`:
-    (plays,), which of them was watched, −1: none of them."""
+    """What was chosen from what. `features`: (rows, features of `BASE`) float32, play after play. `contexts`: (plays, contexts). `sizes`:
+    (plays,), rows of each; `target`: (plays,), which of them was watched, −1: none of them."""
 
     features: F32
+    contexts: F64
     sizes: I64
     target: I64
 
     def part(self, start: int, stop: int) -> Samples:
         """Some of the plays."""
         rows = np.concatenate([[0], np.cumsum(self.sizes)])
-        return Samples(self.features[rows[start] : rows[stop]], self.sizes[start:stop], self.target[start:stop])
+        return Samples(
+            self.features[rows[start] : rows[stop]],
+            self.contexts[start:stop],
+            self.sizes[start:stop],
+            self.target[start:stop],
+        )
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -79,11 +92,11 @@ def train_ranker(
     max_plays: int,
     period_ms: int = DAY_MS,
 ) -> Trained:
-    """Train on the newest `plays` of the log. `max_plays`: kept in a state. `period_ms`: between two nights."""
-    begin = max(len(log) - plays, round(len(log) * (1 - SHARE)))
+    """Train on `plays` of the newest of the log. `max_plays`: kept in a state. `period_ms`: between two nights."""
+    begin = max(len(log) - SPREAD * plays, round(len(log) * (1 - SHARE)))
     if len(log) - begin < FEWEST:
         return Trained(None, {})
-    samples = gather_samples(log, begin, past_factors, parameters, max_plays=max_plays, period_ms=period_ms)
+    samples = gather_samples(log, begin, past_factors, parameters, max_plays=max_plays, period_ms=period_ms, most=plays)
     held = len(samples.sizes) - round(len(samples.sizes) * HELD_OUT)
     first, last = samples.part(0, held), samples.part(held, len(samples.sizes))
     if (first.target >= 0).sum() < FEWEST:
@@ -95,27 +108,40 @@ def train_ranker(
 
 
 def blend_weights() -> F64:
-    """The blend of `ranking.rows` as weights of features: w · als + (1 − w) · popularity."""
-    return np.array([float(name in ("taste_by_evidence", "popularity_without_evidence")) for name in FEATURES])
+    """The blend of `ranking.rows` as weights of features: w · als + (1 − w) · popularity, with 1 − w = new."""
+    weights = {"taste": 1.0, "taste_if_new": -1.0, "popularity_if_new": 1.0}
+    return np.array([weights.get(name, 0.0) for name in FEATURES])
 
 
 def gather_samples(
-    log: PlayLog, begin: int, past_factors: PastFactors, parameters: FoldInParameters, *, max_plays: int, period_ms: int
+    log: PlayLog,
+    begin: int,
+    past_factors: PastFactors,
+    parameters: FoldInParameters,
+    *,
+    max_plays: int,
+    period_ms: int,
+    most: int | None = None,
 ) -> Samples:
-    """Candidates and features for the liked plays from `begin` on of what the viewer had not watched before."""
+    """Candidates and features for the liked plays from `begin` on of what the viewer had not watched before. `most`: of more plays so many
+    are drawn, the same ones each time; None: all."""
+    newest = len(log) - begin
+    drawn = np.ones(newest, np.bool_)
+    if most is not None and most < newest:
+        drawn[np.random.default_rng(SEED).permutation(newest)[most:]] = False
     began_ms = int(log.time_ms[begin])
     ids, Y = past_factors(began_ms)
     row_of = {item_id: row for row, item_id in enumerate(ids)}
     at = np.array([row_of.get(item_id, -1) for item_id in log.item_ids])
     factors = np.where((at >= 0)[:, None], Y[at], 0).astype(np.float32)
     counts = Counts(log)
-    features, sizes, target = [], [], []
+    features, contexts, sizes, target = [], [], [], []
     starts = chunk_starts(log.time_ms, begin, period_ms)
     for start, stop in zip(starts, [*starts[1:], len(log)], strict=True):
         counts.advance(start)
         generation = _generation(log, counts, factors, start, parameters)
         wanted = np.arange(start, stop)
-        wanted = wanted[log.is_first[wanted] & (log.strength[wanted] > 0)]
+        wanted = wanted[log.is_first[wanted] & (log.strength[wanted] > 0) & drawn[wanted - begin]]
         for part in np.split(wanted, range(AT_ONCE, len(wanted), AT_ONCE)):
             viewers = [state_before(log, play, max_plays) for play in part.tolist()]
             for play, found in zip(
@@ -123,10 +149,12 @@ def gather_samples(
             ):
                 place = np.flatnonzero(found.rows == log.item[play])
                 features.append(found.features.astype(np.float32))
+                contexts.append(found.context)
                 sizes.append(len(found.rows))
                 target.append(int(place[0]) if len(place) else -1)
     return Samples(
-        np.concatenate(features) if features else np.zeros((0, len(FEATURES)), np.float32),
+        np.concatenate(features) if features else np.zeros((0, len(BASE)), np.float32),
+        np.array(contexts).reshape(len(contexts), len(CONTEXTS)),
         np.array(sizes, np.int64),
         np.array(target, np.int64),
     )
@@ -170,44 +198,64 @@ def state_before(log: PlayLog, play: int, max_plays: int) -> RankingInput:
         list(range(len(strength))),
         frozenset(ids[item] for item in log.item[rows].tolist()),
         np.zeros(0, dtype=np.int64),
+        newest_ms=int(log.time_ms[rows[0]]) if len(rows) else None,
     )
 
 
 def fit(samples: Samples, begin: F64 | None = None) -> F64:
     """(features,) float64. Plays whose title was not among the candidates teach nothing. `begin`: weights to start from."""
+    kept, sizes, watched = _sampled(samples)
+    Z = samples.features[kept]
     chosen = samples.target >= 0
-    X = samples.features[np.repeat(chosen, samples.sizes)]
-    sizes, target = samples.sizes[chosen], samples.target[chosen]
     starts = np.cumsum(sizes) - sizes
-    watched = starts + target
-    mean, scale = X.mean(axis=0, dtype=np.float64), X.std(axis=0, dtype=np.float64)
+    mean, scale = Z.mean(axis=0, dtype=np.float64), Z.std(axis=0, dtype=np.float64)
     scale[scale < 1e-6] = np.inf  # a feature that never differs weighs nothing
-    Z = ((X - mean) / scale).astype(np.float32)
-    Z_watched = Z[watched].mean(axis=0, dtype=np.float64)
+    Z -= mean.astype(np.float32)
+    Z /= scale.astype(np.float32)
+    contexts = samples.contexts[chosen]  # (plays, contexts)
+    of_row = np.repeat(contexts, sizes, axis=0).astype(np.float32)
+    Z_watched = contexts.T @ Z[watched] / len(sizes)  # (contexts, features)
 
     def loss(b: F64) -> tuple[float, F64]:
-        s = (Z @ b.astype(np.float32)).astype(np.float64)
+        W = b.reshape(Z_watched.shape)
+        s = np.einsum("rc,rc->r", Z @ W.T.astype(np.float32), of_row).astype(np.float64)
         e = np.exp(s - np.repeat(np.maximum.reduceat(s, starts), sizes))
         total = np.add.reduceat(e, starts)
-        p = e / np.repeat(total * len(sizes), sizes)
+        p = (e / np.repeat(total * len(sizes), sizes)).astype(np.float32)
         value = -float(np.mean(np.log(e[watched] / total))) + L2 * float(b @ b)
-        return value, -(Z_watched - (Z.T @ p.astype(np.float32)).astype(np.float64)) + 2 * L2 * b
+        expected = (of_row * p[:, None]).T @ Z
+        return value, (expected - Z_watched).ravel() + 2 * L2 * b
 
-    b = np.zeros(X.shape[1]) if begin is None else begin * np.where(np.isfinite(scale), scale, 0)
+    known = np.tile(np.where(np.isfinite(scale), scale, 0), len(CONTEXTS))
+    b = np.zeros(len(FEATURES)) if begin is None else begin * known
     with threadpool_limits(1, "blas"):
         found = minimize(loss, b, jac=True, method="L-BFGS-B", options={"maxiter": ITERATIONS})
-    weights: F64 = found.x / scale
+    weights: F64 = found.x / np.tile(scale, len(CONTEXTS))
     return weights
+
+
+def _sampled(samples: Samples) -> tuple[I64, I64, I64]:
+    """What is learnt from: rows, how many of each play whose title was among its candidates, where in them is what was watched. That is
+    kept always, of the others about `OTHERS` a play: twice as many take twice as long and teach hardly more. The same each time."""
+    chosen = np.repeat(samples.target >= 0, samples.sizes)
+    watched = (np.cumsum(samples.sizes) - samples.sizes + samples.target)[samples.target >= 0]
+    drawn = np.random.default_rng(SEED).random(len(chosen)) < np.repeat(OTHERS / samples.sizes.clip(1), samples.sizes)
+    drawn[watched] = True
+    kept = np.flatnonzero(drawn & chosen)
+    play = np.repeat(np.arange(len(samples.sizes)), samples.sizes)[kept]
+    sizes = np.bincount(play, minlength=len(samples.sizes))[samples.target >= 0]
+    return kept, sizes, np.searchsorted(kept, watched)
 
 
 def ndcg(samples: Samples, weights: F64) -> float:
     """NDCG@10 over all plays, those without a candidate counting as missed; what scores the same counts as ahead."""
-    scores = samples.features @ weights
+    of_play = samples.contexts @ weights.reshape(len(CONTEXTS), len(BASE))
+    scores = np.einsum("rf,rf->r", samples.features, np.repeat(of_play, samples.sizes, axis=0))
     total, stop = 0.0, 0
     for size, target in zip(samples.sizes.tolist(), samples.target.tolist(), strict=True):
         start, stop = stop, stop + size
         if target >= 0:
-            of_play: NDArray[np.float64] = scores[start:stop]
-            rank = int((of_play >= of_play[target]).sum())
+            own: NDArray[np.float64] = scores[start:stop]
+            rank = int((own >= own[target]).sum())
             total += 1 / float(np.log2(rank + 1)) if rank <= TOP else 0.0
     return total / max(1, len(samples.sizes))

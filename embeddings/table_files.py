@@ -19,18 +19,21 @@ import pyarrow.parquet as pq
 from contracts.errors import GenerationError
 from embeddings.groups import Encoded, Groups, encode_groups
 from embeddings.roots import FOREIGN, read_table
-from embeddings.tables import FEATURES, RULE, Cowatch, Tables, check_tables
+from embeddings.tables import FEATURES, RULE, STEPS, Cowatch, Tables, check_tables
 
 TRENDING, COWATCH, RANKER = "trending.npy", "cowatch.parquet", "ranker.json"
 TABLE_FILES = (TRENDING, COWATCH, RANKER)
 
+LIFTS = tuple("lift" if step == STEPS[0] else f"lift_{step}" for step in STEPS)
 _SCHEMA = pa.schema(
     [
         pa.field("items", pa.list_(pa.int32()), nullable=False),
         pa.field("share", pa.list_(pa.float32()), nullable=False),
-        pa.field("lift", pa.list_(pa.float32()), nullable=False),
+        *(pa.field(name, pa.list_(pa.float32()), nullable=False) for name in LIFTS),
     ]
 )
+_SCHEMA_1 = pa.schema([_SCHEMA.field(name) for name in ("items", "share", "lift")])
+RULE_1 = "softmax-1"
 
 
 def table_bytes(tables: Tables) -> dict[str, bytes]:
@@ -40,7 +43,7 @@ def table_bytes(tables: Tables) -> dict[str, bytes]:
     np.lib.format.write_array(trending, values, version=(1, 0), allow_pickle=False)
     c = tables.cowatch
     starts = pa.array(c.starts.astype(np.int32), pa.int32())
-    columns = [pa.ListArray.from_arrays(starts, pa.array(values)) for values in (c.items, c.share, c.lift)]
+    columns = [pa.ListArray.from_arrays(starts, pa.array(values)) for values in (c.items, c.share, *c.lift.T)]
     pq.write_table(pa.Table.from_arrays(columns, schema=_SCHEMA), cowatch, compression="zstd")
     weights = dict(zip(FEATURES, tables.weights.tolist(), strict=True))
     ranker = {"rule": RULE, "trends_at_ms": tables.at_ms, "weights": weights}
@@ -62,18 +65,20 @@ def parse_tables(trending: Any, cowatch: bytes, ranker: bytes, n_items: int, whe
 def _parse_cowatch(data: bytes, n_items: int, where: str) -> Cowatch:
     try:
         table = read_table(data, n_items)
-        if not table.schema.equals(_SCHEMA):
-            raise ValueError("other columns than items, share and lift")
-        items, share, lift = (table.column(name).combine_chunks() for name in _SCHEMA.names)
-        if any(column.null_count or column.values.null_count for column in (items, share, lift)):
+        if not any(table.schema.equals(known) for known in (_SCHEMA, _SCHEMA_1)):
+            raise ValueError(f"other columns than {', '.join(_SCHEMA.names)}")
+        columns = [table.column(name).combine_chunks() for name in table.schema.names]
+        if any(column.null_count or column.values.null_count for column in columns):
             raise ValueError("a value is missing")
-        starts = items.offsets.to_numpy()
-        if not all(np.array_equal(starts, column.offsets.to_numpy()) for column in (share, lift)):
+        starts = columns[0].offsets.to_numpy()
+        if not all(np.array_equal(starts, column.offsets.to_numpy()) for column in columns):
             raise ValueError("lists of one row differ in length")
-        values = [np.array(column.values.to_numpy()) for column in (items, share, lift)]
+        items, share, *lifts = (np.array(column.values.to_numpy()) for column in columns)
+        nothing = [np.zeros(len(items), np.float32)] * (len(STEPS) - len(lifts))  # an older program counted one
+        lift = np.stack([*lifts, *nothing], axis=1)
     except FOREIGN as error:
         raise GenerationError(f"{where}/{COWATCH}: {error}; publish the generation again") from error
-    return Cowatch(starts.astype(np.int64), *values)
+    return Cowatch(starts.astype(np.int64), items, share, lift)
 
 
 def _parse_ranker(data: bytes, where: str) -> tuple[Any, int]:
@@ -82,14 +87,30 @@ def _parse_ranker(data: bytes, where: str) -> tuple[Any, int]:
         content = json.loads(data)
         if not isinstance(content, Mapping) or content.keys() - {"trends_at_ms"} != {"rule", "weights"}:
             raise ValueError("rule and weights are wanted")
-        if content["rule"] != RULE:
+        if content["rule"] not in (RULE, RULE_1):
             raise ValueError(f"rule {str(content['rule'])[:40]!r}: this program ranks by {RULE}")
         weights = content["weights"]
+        if content["rule"] == RULE_1:
+            weights = _of_rule_1(weights)
         if not isinstance(weights, Mapping) or weights.keys() != set(FEATURES):
             raise ValueError(f"weights of other features than those of {RULE}")
         return np.array([float(weights[name]) for name in FEATURES]), int(content.get("trends_at_ms", 0))
     except (*FOREIGN, AttributeError, RecursionError) as error:
         raise GenerationError(f"{where}/{RANKER}: {error}; publish the generation again") from error
+
+
+def _of_rule_1(weights: Any) -> dict[str, float]:
+    """The weights of softmax-1 by today's names: w times a feature is the feature less 1 − w times it. Errors: KeyError, ValueError."""
+    slots = ("last", "2nd", "3rd", "4th_6th", "7th_15th")
+    same = ("popularity", "trend_12h", "trend_1d", "trend_3d", "trend_7d", "trend_30d", "follows_any")
+    names = {name: name for name in same}
+    names |= {f"follows_{slot}": f"follows_{slot}_{STEPS[0]}" for slot in slots}
+    names |= {f"{name}_without_evidence": f"{name}_if_new" for name in ("popularity", "trend_1d", "trend_7d")}
+    if set(weights) != {*names, "taste", "taste_by_evidence"}:
+        raise ValueError(f"weights of other features than those of {RULE_1}")
+    found = dict.fromkeys(FEATURES, 0.0) | {new: float(weights[old]) for old, new in names.items()}
+    by_evidence = float(weights["taste_by_evidence"])
+    return found | {"taste": float(weights["taste"]) + by_evidence, "taste_if_new": -by_evidence}
 
 
 def parse_groups(items: Any) -> Groups:

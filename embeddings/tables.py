@@ -27,14 +27,26 @@ DAY, WEEK = 1, 3
 LEAST_TREND = 0.3
 """Plays (decayed) at which a trend begins to show: counts go through log(1 + n / this)."""
 
-RULE = "softmax-1"
+RULE = "softmax-2"
 """Names `FEATURES` and what `ranking/features.py` makes of them; another set of features is another rule."""
 
-FEATURES = (
-    "taste", "taste_by_evidence", "popularity", "popularity_without_evidence",
-    "trend_12h", "trend_1d", "trend_3d", "trend_7d", "trend_30d", "trend_1d_without_evidence", "trend_7d_without_evidence",
-    "follows_last", "follows_2nd", "follows_3rd", "follows_4th_6th", "follows_7th_15th", "follows_any",
+STEPS = ("any", "next", "soon", "later")
+"""How far behind a play its followers came: mixed, the next play, the two after it, the seven after those. Columns of `Cowatch.lift`."""
+SLOTS = ("last", "2nd", "3rd", "4th_6th", "7th_15th")
+"""Which of the newest plays is followed."""
+
+BASE = (
+    "taste", "popularity", "trend_12h", "trend_1d", "trend_3d", "trend_7d", "trend_30d",
+    *(f"follows_{slot}_{step}" for slot in SLOTS for step in STEPS), "follows_any",
 )  # fmt: skip
+"""What is known of a candidate."""
+
+CONTEXTS = ("", "_if_new", "_if_away", "_if_long")
+"""What is known of the moment: always 1, and three numbers in 0…1 (`ranking.features.context`). Each has weights of its own, so that what
+counts for a viewer with two plays is not what counts for one with two hundred."""
+
+FEATURES = tuple(name + of for of in CONTEXTS for name in BASE)
+"""The ranker's weights: context by context, `BASE` each."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -42,7 +54,7 @@ class Cowatch:
     """What is watched after what: of item i the entries starts[i] ≤ e < starts[i + 1], by falling share.
 
     `starts`: (n_items + 1,) int64. `items`: (entries,) int32, what was watched next. `share`: (entries,) float32 in 0…1, how often,
-    of all that was watched next. `lift`: (entries,) float32 ≥ 0, log of how much more often than after anything.
+    of all that was watched next. `lift`: (entries, steps) float32 ≥ 0, log of how much more often than after anything.
     """
 
     starts: I64
@@ -53,7 +65,10 @@ class Cowatch:
     @classmethod
     def empty(cls, n_items: int) -> Cowatch:
         return cls(
-            np.zeros(n_items + 1, np.int64), np.zeros(0, np.int32), np.zeros(0, np.float32), np.zeros(0, np.float32)
+            np.zeros(n_items + 1, np.int64),
+            np.zeros(0, np.int32),
+            np.zeros(0, np.float32),
+            np.zeros((0, len(STEPS)), np.float32),
         )
 
 
@@ -90,7 +105,7 @@ def check_tables(tables: Tables, n_items: int, where: str) -> None:
         or c.starts[0] != 0
         or c.starts[-1] != entries
         or (np.diff(c.starts) < 0).any(),
-        "co-watch columns differ in length": c.share.shape != (entries,) or c.lift.shape != (entries,),
+        "co-watch columns differ in length": c.share.shape != (entries,) or c.lift.shape != (entries, len(STEPS)),
         "co-watch names an item outside the catalogue": entries > 0 and not (c.items.min() >= 0 and c.items.max() < n_items),
         "co-watch holds NaN, infinity or a negative number": not np.isfinite(c.share.sum() + c.lift.sum(dtype=np.float64))
         or (entries > 0 and (c.share.min() < 0 or c.lift.min() < 0)),

@@ -1,16 +1,19 @@
 """The sources beside taste and popularity, and the features of the ranker: numpy; `ranking/kernel_rows.py` is the compiled twin.
 
 Sources: what is watched after the viewer's newest plays (`cowatch`), and what was watched most in the last day and week (`trending`).
-Features of a candidate, in the order of `embeddings.tables.FEATURES`; w is the weight of the evidence (`ranking/rows.py`):
+Features of a candidate, in the order of `embeddings.tables.BASE`:
 
-    taste                y·x, and w times it
-    popularity           log-scaled to 0…1, and 1 − w times it
-    trend_…              log-scaled decayed plays, by half-life; those of a day and of a week also 1 − w times
-    follows_…            lift after each of the newest plays: of the last, the one before, …, sums over the 4th to 6th and the 7th to 15th
+    taste                y·x
+    popularity           log-scaled to 0…1
+    trend_…              log-scaled decayed plays, by half-life
+    follows_…            lift after each of the newest plays: of the last, the one before, …, sums over the 4th to 6th and the 7th to 15th;
+                         each for what comes at any distance, next, soon, and later
     follows_any          log(1 + Σ_r 0.7^r · share_r / 0.001): how often it comes after any of them
 
 Each is 0 where nothing is known, so that a group's part of the score (weights times features) says what that source adds to a title
-of which nothing is known. The score is the sum of the four parts. Training uses these same functions (`batch/ranker.py`).
+of which nothing is known. The weights are those of the moment: W ctx, where ctx (`context`) says how much is known of the viewer, how long
+ago the last play was, and how long the history is. The score is the sum of the four parts. Training uses these same functions
+(`batch/ranker.py`).
 """
 
 from __future__ import annotations
@@ -22,22 +25,27 @@ from numpy.typing import NDArray
 
 from embeddings.foldin import FoldedViewer
 from embeddings.generation import F64, I64, Generation
-from embeddings.tables import DAY, FEATURES, WEEK, Tables
+from embeddings.tables import BASE, CONTEXTS, SLOTS, STEPS, Tables
 
-FOLLOWED = 15
+SLOT = (0, 1, 2, 3, 3, 3, 4, 4, 4, 4, 4, 4, 4, 4, 4)
+"""Place of a followed play, newest first → which of `SLOTS` it belongs to."""
+FOLLOWED = len(SLOT)
 """Newest liked plays whose followers are looked up."""
-SLOTS = (0, 1, 2, 3, 3, 3, 4, 4, 4, 4, 4, 4, 4, 4, 4)
-"""Place of a followed play, newest first → which of the five lift features it adds to."""
-TAKEN = (100, 100, 100, 16, 16, 16)
-"""Candidates taken of the followers of each of the newest plays."""
+FOLLOWERS_TAKEN = 250
+"""Candidates taken of what follows."""
 TRENDING_TAKEN = 40
 """Candidates taken of each order of trends."""
 FADING = 0.7
 """How much less the followers of a play count than those of the next newer one."""
+FADED = FADING ** np.arange(FOLLOWED)
 LEAST_SHARE = 0.001
 """Share at which following begins to show."""
+AWAY_MS = 6 * 3_600_000
+"""Time since the last play at which a viewer is half away."""
+LONG = 20
+"""Signals at which a history is half long."""
 
-TASTE, POPULARITY, TREND, LIFT, ANY = 0, 2, 4, 11, 16
+TASTE, POPULARITY, TREND, LIFT, ANY = 0, 1, 2, 7, 27
 """First feature of each kind."""
 PARTS = (slice(TASTE, POPULARITY), slice(POPULARITY, TREND), slice(LIFT, ANY + 1), slice(TREND, LIFT))
 """Features of each source, in the order of `ranking.rows.SOURCES`."""
@@ -45,15 +53,15 @@ PARTS = (slice(TASTE, POPULARITY), slice(POPULARITY, TREND), slice(LIFT, ANY + 1
 POPULAR = 1
 """By index into `ranking.rows.SOURCES`."""
 
-assert len(FEATURES) == ANY + 1
-assert len(SLOTS) == FOLLOWED
+assert len(BASE) == ANY + 1
+assert len(SLOTS) * len(STEPS) == ANY - LIFT
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Following:
     """What is watched after a viewer's newest liked plays, one list after another, newest play first.
 
-    `place`: (entries,) int64, which play, 0 the newest. `items`, `share`, `lift`: (entries,).
+    `place`: (entries,) int64, which play, 0 the newest. `items`, `share`: (entries,). `lift`: (entries, steps).
     """
 
     place: I64
@@ -86,28 +94,41 @@ def followed_plays(tables: Tables, folded: FoldedViewer) -> I64:
 
 def further_candidates(tables: Tables, follows: Following, showable: NDArray[np.bool_]) -> I64:
     """Rows from the two sources, some more than once. `showable`: (n_items,) bool, allowed and not excluded."""
-    sizes = np.bincount(follows.place, minlength=FOLLOWED)
-    nth = np.arange(len(follows.place)) - np.repeat(np.cumsum(sizes) - sizes, sizes)  # in its list
-    taken = np.array([*TAKEN, *[0] * (FOLLOWED - len(TAKEN))])
-    followers = follows.items[nth < taken[follows.place]]
+    here = showable[follows.items] & (follows.share > 0)
+    faded = FADED[follows.place[here]] * follows.share[here]
+    items, first, inverse = np.unique(follows.items[here], return_index=True, return_inverse=True)
+    mass = np.bincount(inverse, faded, minlength=len(items))
+    most = np.lexsort((first, -mass))[:FOLLOWERS_TAKEN]  # of equals those that come first
     trending = [order[showable[order]][:TRENDING_TAKEN] for order in tables.trending_orders]
-    return np.concatenate([followers[showable[followers]], *trending])
+    return np.concatenate([items[most], *trending])
 
 
-def features(generation: Generation, tables: Tables, rows: I64, als: F64, w: float, follows: Following) -> F64:
-    """(m,) distinct ascending rows and their y·x → (m, features). `w`: weight of the evidence."""
-    result = np.zeros((len(rows), len(FEATURES)))
-    popularity = generation.popularity_score[rows].astype(np.float64)
-    trends = tables.trends[rows].astype(np.float64)
-    result[:, TASTE], result[:, TASTE + 1] = als, w * als
-    result[:, POPULARITY], result[:, POPULARITY + 1] = popularity, (1 - w) * popularity
-    result[:, TREND : TREND + 5] = trends
-    result[:, TREND + 5], result[:, TREND + 6] = (1 - w) * trends[:, DAY], (1 - w) * trends[:, WEEK]
+def context(w: float, signals: int, away_ms: int) -> F64:
+    """(contexts,) what is known of the moment. `w`: weight of the evidence. `signals`: how many the viewer has. `away_ms`: since the last
+    play, at least 0."""
+    return np.array([1.0, 1 - w, away_ms / (away_ms + AWAY_MS), signals / (signals + LONG)])
+
+
+def weights_of(tables: Tables, ctx: F64) -> F64:
+    """(features of `BASE`,) the weights of a moment: those of each context, one after another."""
+    result = np.zeros(len(BASE))
+    for value, weights in zip(ctx.tolist(), tables.weights.reshape(len(CONTEXTS), len(BASE)), strict=True):
+        result += value * weights
+    return result
+
+
+def features(generation: Generation, tables: Tables, rows: I64, als: F64, follows: Following) -> F64:
+    """(m,) distinct ascending rows and their y·x → (m, features of `BASE`)."""
+    result = np.zeros((len(rows), len(BASE)))
+    result[:, TASTE] = als
+    result[:, POPULARITY] = generation.popularity_score[rows]
+    result[:, TREND:LIFT] = tables.trends[rows]
     at, known = _positions(rows, follows.items)
-    slot = np.array(SLOTS)[follows.place[known]]
-    lifts = np.bincount(at * 5 + slot, follows.lift[known], minlength=5 * len(rows))
-    shares = np.bincount(at, FADING ** follows.place[known] * follows.share[known], minlength=len(rows))
-    result[:, LIFT:ANY] = lifts.reshape(len(rows), 5)
+    cell = at * len(SLOTS) + np.array(SLOT)[follows.place[known]]
+    for step in range(len(STEPS)):
+        lifts = np.bincount(cell, follows.lift[known, step], minlength=len(SLOTS) * len(rows))
+        result[:, LIFT + step : ANY : len(STEPS)] = lifts.reshape(len(rows), len(SLOTS))
+    shares = np.bincount(at, FADED[follows.place[known]] * follows.share[known], minlength=len(rows))
     result[:, ANY] = np.log1p(shares / LEAST_SHARE)
     return result
 
@@ -121,9 +142,9 @@ def _positions(rows: I64, items: I64) -> tuple[I64, NDArray[np.bool_]]:
     return at[known], known
 
 
-def parts(tables: Tables, values: F64) -> F64:
-    """(m, features) → (m, sources): what each source adds to the score."""
-    weighted = values * tables.weights
+def parts(weights: F64, values: F64) -> F64:
+    """(features of `BASE`,), (m, features of `BASE`) → (m, sources): what each source adds to the score."""
+    weighted = values * weights
     return np.stack([weighted[:, part].sum(axis=1) for part in PARTS], axis=1)
 
 
@@ -137,35 +158,24 @@ def origins(of_source: F64) -> I64:
     return result
 
 
-def following_contributions(tables: Tables, follows: Following, row: int, n_plays: int) -> F64:
+def following_contributions(weights: F64, follows: Following, row: int, n_plays: int) -> F64:
     """What each of the first `n_plays` followed plays adds to the score of a row; they sum to the part of `cowatch`.
 
-    The lift is the play's own; what all have together is dealt out by their shares.
+    The lift is the play's own; what all have together is dealt out by their shares. `weights`: of the moment.
     """
     here = follows.items == row
-    place, faded = follows.place[here], FADING ** follows.place[here] * follows.share[here]
+    place, faded = follows.place[here], FADED[follows.place[here]] * follows.share[here]
     total = float(faded.sum())
     result = np.zeros(n_plays)
     if total > 0:
-        lifts = tables.weights[LIFT + np.array(SLOTS)[place]] * follows.lift[here]
-        result[place] = lifts + tables.weights[ANY] * np.log1p(total / LEAST_SHARE) * faded / total
+        of_lift = weights[LIFT:ANY].reshape(len(SLOTS), len(STEPS))[np.array(SLOT)[place]]
+        lifts = (of_lift * follows.lift[here]).sum(axis=1)
+        result[place] = lifts + weights[ANY] * np.log1p(total / LEAST_SHARE) * faded / total
     return result
-
-
-def prior_parts(generation: Generation, tables: Tables) -> F64:
-    """(n_items, 4): what popularity and trends add to every score: popularity, what is taken 1 − w times, trends, and 1 − w times."""
-    popularity, b = generation.popularity_score.astype(np.float64), tables.weights
-    trends = tables.trends.astype(np.float64)
-    columns = (
-        b[POPULARITY] * popularity,
-        b[POPULARITY + 1] * popularity,
-        trends @ b[TREND : TREND + 5],
-        b[LIFT - 2] * trends[:, DAY] + b[LIFT - 1] * trends[:, WEEK],
-    )
-    return np.stack(columns, axis=1)
 
 
 def cold_parts(generation: Generation, tables: Tables, rows: I64) -> F64:
     """(m, sources): the parts of the score of somebody of whom nothing is known."""
-    nothing = Following(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), np.zeros(0))
-    return parts(tables, features(generation, tables, rows, np.zeros(len(rows)), 0.0, nothing))
+    nothing = Following(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), np.zeros((0, len(STEPS))))
+    weights = weights_of(tables, context(0.0, 0, 0))
+    return parts(weights, features(generation, tables, rows, np.zeros(len(rows)), nothing))

@@ -1,9 +1,8 @@
 """One viewer's entries and reasons, compiled: `ranking/rows.py` and `ranking/features.py` are the readable twins.
 
 Candidates come from sources (taste: the best by y·x; popular; what follows the newest plays; trending), are put together, get one
-score, and the best are taken. What the popularity and the trends of a title add is known before any viewer comes (`Ranker.prior`).
-A new source adds rows to `gather_further`, a new feature a term to `_following` or to the prior. Without a ranker two
-features remain, y·x and popularity, and `blend` weighs them.
+score, and the best are taken. A new source adds rows to `gather_further`, a new feature a term to `rank_by_features`. Without a ranker
+two features remain, y·x and popularity, and `blend` weighs them.
 
 Thousands of followers are looked at for each viewer, and whether one is a candidate is a coin's toss: so nothing branches on it. Every
 title has a slot, a candidate its place, all others one that nobody reads.
@@ -20,8 +19,23 @@ from numpy.typing import NDArray
 from contracts.rows import ENTRIES_KEPT, ENTRIES_WITH_REASONS
 from embeddings.compiled import jit
 from embeddings.kernel_foldin import LANES
-from embeddings.kernel_topk import KEPT, reached
-from ranking.features import ANY, FADING, FOLLOWED, LEAST_SHARE, LIFT, SLOTS, TAKEN, TASTE, TRENDING_TAKEN
+from embeddings.kernel_topk import KEPT, greatest, reached
+from embeddings.tables import BASE, CONTEXTS, STEPS
+from ranking.features import (
+    ANY,
+    AWAY_MS,
+    FADED,
+    FOLLOWED,
+    FOLLOWERS_TAKEN,
+    LEAST_SHARE,
+    LIFT,
+    LONG,
+    POPULARITY,
+    SLOT,
+    TASTE,
+    TREND,
+    TRENDING_TAKEN,
+)
 
 Array = NDArray[Any]
 
@@ -33,12 +47,14 @@ CANDIDATES = 76
 
 REASONS_PER_ENTRY = 3
 
-ROOM = KEPT + CANDIDATES + sum(TAKEN) + 2 * TRENDING_TAKEN
+ROOM = KEPT + CANDIDATES + FOLLOWERS_TAKEN + 2 * TRENDING_TAKEN
 """Candidates at most."""
 FREE, HIDDEN = ROOM, ROOM + 1
 """Slots of titles that are no candidates: not yet, and those that this viewer must not get."""
 
 assert ENTRIES_WITH_REASONS <= LANES
+assert len(CONTEXTS) == 4  # `weigh` names them
+assert len(STEPS) == 4  # `_add_up` names them
 
 
 class Popularity(NamedTuple):
@@ -49,21 +65,20 @@ class Popularity(NamedTuple):
 class Ranker(NamedTuple):
     """A generation's tables. Without them every array is empty, `weights` too."""
 
-    weights: Array  # (features,) float64
-    prior: Array  # (n_items, 4) float64: parts of the score that no viewer changes but by w: popularity, 1 − w times, trends, 1 − w times
+    weights: Array  # (contexts, features of BASE) float64
+    trends: Array  # (n_items, half-lives) float32, log-scaled
     orders: Array  # (2, n_items) int64: rows by falling trend
     starts: Array  # (n_items + 1,) int64: of item i the followers starts[i] … starts[i + 1] − 1
     items: Array  # (entries,) int32
     share: Array  # (entries,) float32
-    lift: Array  # (entries,) float32
-    of_lift: Array  # (FOLLOWED,) float64: weight of the lift after each play, newest first
+    lift: Array  # (entries, steps) float32
     fading: Array  # (FOLLOWED,) float64
+    slot: Array  # (FOLLOWED,) int64: place of a followed play → first feature of its lifts
 
 
-def of_each_play(weights: Array) -> tuple[Array, Array]:
-    """`Ranker.of_lift` and `Ranker.fading` of (features,) weights."""
-    of_lift = weights[LIFT + np.array(SLOTS)] if len(weights) else np.zeros(FOLLOWED)
-    return of_lift, FADING ** np.arange(FOLLOWED)
+def places() -> tuple[Array, Array]:
+    """`Ranker.fading` and `Ranker.slot`."""
+    return FADED, LIFT + len(STEPS) * np.array(SLOT)
 
 
 class Entries(NamedTuple):
@@ -88,6 +103,10 @@ class Entries(NamedTuple):
     shares: Array  # (ROOM,) float64: faded sums
     together: Array  # (ENTRIES_WITH_REASONS,) float64
     entry_of: Array  # (ROOM,) int64
+    weights: Array  # (features of BASE,) float64: those of the moment
+    mass: Array  # (n_items,) float64: faded shares of what follows, 0 between viewers
+    touched: Array  # (followers of FOLLOWED plays at most,) int32: what follows
+    masses: Array  # the same, float64
     parts: Array  # (ROOM, sources) float64
     means: Array  # (sources,) float64
     best: Array  # (ROOM,) int64: places, best first
@@ -104,6 +123,7 @@ def make_entries(allowed: NDArray[np.bool_], longest: int) -> Entries:
         np.empty(longest * FOLLOWED + 1, np.int32), np.empty(longest * FOLLOWED + 1, np.int64),
         np.zeros(FOLLOWED, np.int64), np.zeros(FOLLOWED, np.int64),
         np.empty(ROOM), np.empty(ROOM), np.empty(ENTRIES_WITH_REASONS), np.empty(ROOM, np.int64),
+        np.empty(len(BASE)), np.zeros(len(allowed)), np.empty(longest * FOLLOWED, np.int32), np.empty(longest * FOLLOWED),
         np.empty((ROOM, 4)), np.empty(4), np.empty(ROOM, np.int64),
     )  # fmt: skip
 
@@ -150,20 +170,69 @@ def _add(row: int, count: int, e: Entries) -> int:
 
 @jit
 def gather_further(rows: Array, c: Array, n: int, r: Ranker, count: int, e: Entries) -> int:
-    """Add what follows the newest liked of the n folded plays, and what is trending."""
-    followed = 0
+    """Add what follows the newest liked of the n folded plays most, and what is trending."""
+    followed, found = 0, np.int64(0)
     for i in range(n):
-        if followed == len(TAKEN):
+        if followed == FOLLOWED:
             break
         if c[i] <= 0 or rows[i] >= len(r.starts) - 1:  # nothing follows a topic or a creator
             continue
-        first = r.starts[rows[i]]
-        for at in range(first, min(first + TAKEN[followed], r.starts[rows[i] + 1])):
-            count = _add(r.items[at], count, e)
+        fading = r.fading[followed]
+        for at in range(r.starts[rows[i]], r.starts[rows[i] + 1]):
+            item = r.items[at]
+            e.touched[found] = item
+            found += (e.mass[item] == 0) & (e.slots[item] != HIDDEN) & (r.share[at] > 0)
+            e.mass[item] += fading * r.share[at]
         followed += 1
+    count = _add_most(found, count, e)
+    _forget(rows, c, n, r, e)
     for order in range(len(r.orders)):
         count = _add_first(r.orders[order], TRENDING_TAKEN, count, e)
     return count
+
+
+@jit
+def _add_most(found: int, count: int, e: Entries) -> int:
+    """Add the FOLLOWERS_TAKEN of greatest mass among the first `found` touched; of equals those that come first."""
+    floor, equals = 0.0, found
+    if found > FOLLOWERS_TAKEN:
+        for i in range(found):
+            e.masses[i] = e.mass[e.touched[i]]
+        floor = greatest(e.masses, found, np.int64(FOLLOWERS_TAKEN))
+        equals = np.int64(FOLLOWERS_TAKEN)
+        for i in range(found):
+            equals -= e.mass[e.touched[i]] > floor
+    for i in range(found):
+        mass = e.mass[e.touched[i]]
+        if mass > floor or (mass == floor and equals > 0):
+            equals -= mass == floor
+            count = _add(e.touched[i], count, e)
+    return count
+
+
+@jit
+def _forget(rows: Array, c: Array, n: int, r: Ranker, e: Entries) -> None:
+    """Masses as they were before this viewer."""
+    followed = 0
+    for i in range(n):
+        if followed == FOLLOWED:
+            break
+        if c[i] <= 0 or rows[i] >= len(r.starts) - 1:
+            continue
+        for at in range(r.starts[rows[i]], r.starts[rows[i] + 1]):
+            e.mass[r.items[at]] = 0
+        followed += 1
+
+
+@jit
+def weigh(weight: float, signals: int, away_ms: int, r: Ranker, e: Entries) -> None:
+    """The weights of the moment: `ranking.features.context` and `weights_of`."""
+    away, long = away_ms / (away_ms + AWAY_MS), signals / (signals + LONG)
+    for f in range(len(e.weights)):
+        e.weights[f] = r.weights[0, f]
+        e.weights[f] += (1 - weight) * r.weights[1, f]
+        e.weights[f] += away * r.weights[2, f]
+        e.weights[f] += long * r.weights[3, f]
 
 
 @jit
@@ -176,21 +245,21 @@ def blend(count: int, weight: float, p: Popularity, e: Entries) -> None:
 
 
 @jit
-def rank_by_features(count: int, weight: float, rows: Array, c: Array, n: int, r: Ranker, e: Entries) -> int:
-    """The score of every candidate as the ranker has it, and its parts by source. How many plays were followed."""
-    plays = _look_up(rows, c, n, r, e)
+def rank_by_features(count: int, p: Popularity, rows: Array, c: Array, n: int, r: Ranker, e: Entries) -> int:
+    """The score of every candidate as the ranker has it, and its parts by source, by `e.weights`. How many plays were followed."""
+    plays, b = _look_up(rows, c, n, r, e), e.weights
     _add_up(count, plays, r, e)
     for source in range(4):
         e.means[source] = 0
-    taste = r.weights[TASTE] + weight * r.weights[TASTE + 1]
     for i in range(count):
-        parts, prior = e.parts[i], r.prior[e.candidates[i]]
-        parts[ALS] = taste * e.als[i]
-        parts[POPULAR] = prior[0] + (1 - weight) * prior[1]
-        parts[COWATCH] = e.lifts[i] + (
-            r.weights[ANY] * math.log(1.0 + e.shares[i] / LEAST_SHARE) if e.shares[i] > 0 else 0.0
-        )
-        parts[TRENDING] = prior[2] + (1 - weight) * prior[3]
+        parts, row = e.parts[i], e.candidates[i]
+        parts[ALS] = b[TASTE] * e.als[i]
+        parts[POPULAR] = b[POPULARITY] * p.score[row]
+        parts[COWATCH] = e.lifts[i] + (b[ANY] * math.log(1.0 + e.shares[i] / LEAST_SHARE) if e.shares[i] > 0 else 0.0)
+        trending = 0.0
+        for column in range(LIFT - TREND):
+            trending += b[TREND + column] * r.trends[row, column]
+        parts[TRENDING] = trending
         e.blended[i] = parts[0] + parts[1] + parts[2] + parts[3]
         for source in range(4):
             e.means[source] += parts[source]
@@ -224,12 +293,27 @@ def _add_up(count: int, followed: int, r: Ranker, e: Entries) -> None:
         e.lifts[i] = e.shares[i] = 0
     begin = 0
     for play in range(followed):
-        of_lift, fading = r.of_lift[play], r.fading[play]
+        first, fading = r.slot[play], r.fading[play]
+        any_, next_ = (
+            e.weights[first],
+            e.weights[first + 1],
+        )  # read once: in a loop that writes they would be read each time
+        soon, later = e.weights[first + 2], e.weights[first + 3]
         for hit in range(begin, e.hit_ends[play]):
             slot, at = e.hit_slots[hit], e.hits[hit]
-            e.lifts[slot] += of_lift * r.lift[at]
+            lift = r.lift[at]
+            e.lifts[slot] += any_ * lift[0] + next_ * lift[1] + soon * lift[2] + later * lift[3]
             e.shares[slot] += fading * r.share[at]
         begin = e.hit_ends[play]
+
+
+@jit
+def weighted_lift(first: int, at: int, r: Ranker, e: Entries) -> float:
+    """What entry `at` of the lists adds after a play whose lifts are the features from `first` on."""
+    added = 0.0
+    for step in range(len(STEPS)):
+        added += e.weights[first + step] * r.lift[at, step]
+    return added
 
 
 @jit
@@ -287,7 +371,7 @@ def follow(count: int, n: int, with_reasons: int, plays: int, r: Ranker, e: Entr
             place = e.best[entry]
             share = e.shares[place]
             e.entry_of[place] = entry
-            e.together[entry] = r.weights[ANY] * math.log(1.0 + share / LEAST_SHARE) / share if share > 0 else 0.0
+            e.together[entry] = e.weights[ANY] * math.log(1.0 + share / LEAST_SHARE) / share if share > 0 else 0.0
             for i in range(n):
                 contributions[entry, i] = 0
     begin = 0
@@ -295,7 +379,7 @@ def follow(count: int, n: int, with_reasons: int, plays: int, r: Ranker, e: Entr
         for hit in range(begin, e.hit_ends[play]):
             entry, at = e.entry_of[e.hit_slots[hit]], e.hits[hit]
             if entry >= 0:
-                own = r.of_lift[play] * r.lift[at]
+                own = weighted_lift(r.slot[play], at, r, e)
                 contributions[entry, e.followed[play]] = own + e.together[entry] * r.fading[play] * r.share[at]
         begin = e.hit_ends[play]
 

@@ -52,7 +52,7 @@ class RankingInput:
     `item_ids`, `strengths`, `ranks`: (n,) signals (unknown items allowed: they wait for an embedding).
     `seen_item_ids`: not to be shown again. `seen_digests`: (s,) int64, the same for items known by digest only. `preferences`: what was
     told, subject and value in −1 … 1. `activations`: (n,) how often and how recently each of `item_ids` was played (`ranking/rules.py`);
-    empty: not known.
+    empty: not known. `newest_ms`: when the newest play that says something started; None: none is kept.
     """
 
     item_ids: Sequence[str]
@@ -62,6 +62,7 @@ class RankingInput:
     seen_digests: I64
     preferences: Sequence[tuple[str, float]] = ()
     activations: Sequence[float] = ()
+    newest_ms: int | None = None
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -141,15 +142,16 @@ def rank(
         showable = allowed.copy()
         showable[out] = False
         if tables is not None:
-            found = _candidates(generation, tables, viewer, folded, allowed, out, rows)
-            scored = _score_by_features(tables, found)
+            found = _candidates(generation, tables, viewer, folded, allowed, out, rows, now_ms)
+            weights = ranker.weights_of(tables, found.context)
+            scored = _score_by_features(weights, found)
         else:
             scored = _score_by_blend(generation, viewer, folded, rows.tolist(), _first_outside(by_popularity, out))
         chosen = _place(generation, viewer, folded, scored, allowed, showable, seed)
         reasons = _reasons(generation, folded, chosen.rows[:ENTRIES_WITH_REASONS], scored.weight)
         if tables is not None:
             for place in np.flatnonzero(chosen.origin[:ENTRIES_WITH_REASONS] == COWATCH).tolist():
-                reasons[place] = _followed(generation, tables, folded, found.follows, int(chosen.rows[place]))
+                reasons[place] = _followed(generation, tables, weights, folded, found.follows, int(chosen.rows[place]))
         ranked.append(_ranked(generation, folded, scored.weight, chosen, reasons))
     return ranked
 
@@ -255,10 +257,10 @@ def _score_by_blend(
     return Scored(rows, als, w * als + (1 - w) * popularity, origin, w)
 
 
-def _score_by_features(tables: Tables, found: Candidates) -> Scored:
-    of_source = ranker.parts(tables, found.features)
-    weight = float(tables.weights[ranker.TASTE] + found.weight * tables.weights[ranker.TASTE + 1])
-    return Scored(found.rows, found.als, of_source.sum(axis=1), ranker.origins(of_source), weight)
+def _score_by_features(weights: F64, found: Candidates) -> Scored:
+    of_source = ranker.parts(weights, found.features)
+    origin, weight = ranker.origins(of_source), float(weights[ranker.TASTE])
+    return Scored(found.rows, found.als, of_source.sum(axis=1), origin, weight)
 
 
 def _place(
@@ -319,13 +321,14 @@ def _ranked(
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Candidates:
-    """What the ranker chooses from. `rows`: (m,) ascending. `als`: (m,) y·x. `features`: (m, features)."""
+    """What the ranker chooses from. `rows`: (m,) ascending. `als`: (m,) y·x. `features`: (m, features of `BASE`). `context`: (contexts,)
+    of the moment."""
 
     rows: I64
     als: F64
     features: F64
     follows: ranker.Following
-    weight: float  # w, of the evidence
+    context: F64
 
 
 def rank_candidates(generation: Generation, viewers: Sequence[RankingInput], now_ms: int) -> list[Candidates]:
@@ -333,7 +336,7 @@ def rank_candidates(generation: Generation, viewers: Sequence[RankingInput], now
     tables, allowed = generation.tables, available(generation, now_ms)
     assert tables is not None
     return [
-        _candidates(generation, tables, viewer, folded, allowed, excluded, als_rows)
+        _candidates(generation, tables, viewer, folded, allowed, excluded, als_rows, now_ms)
         for viewer, folded, excluded, als_rows in _by_taste(generation, viewers, allowed)
     ]
 
@@ -346,6 +349,7 @@ def _candidates(
     allowed: NDArray[np.bool_],
     excluded: I64,
     als_rows: I64,
+    now_ms: int,
 ) -> Candidates:
     """Of all sources. Without a signal that the generation knows there is no taste to go by."""
     w = evidence_weight(generation, viewer) if len(folded.rows) else 0.0
@@ -356,15 +360,22 @@ def _candidates(
     further = ranker.further_candidates(tables, follows, showable)
     rows = np.unique(np.concatenate([als_rows if w > 0 else als_rows[:0], popular, further]))
     als = scores(generation, folded.x, rows, padded_to=len(rows))
-    return Candidates(rows, als, ranker.features(generation, tables, rows, als, w, follows), follows, w)
+    away_ms = 0 if viewer.newest_ms is None else max(0, now_ms - viewer.newest_ms)
+    context = ranker.context(w, len(viewer.item_ids), away_ms)
+    return Candidates(rows, als, ranker.features(generation, tables, rows, als, follows), follows, context)
 
 
 def _followed(
-    generation: Generation, tables: Tables, folded: FoldedViewer, follows: ranker.Following, row: int
+    generation: Generation,
+    tables: Tables,
+    weights: F64,
+    folded: FoldedViewer,
+    follows: ranker.Following,
+    row: int,
 ) -> tuple[Reason, ...]:
     """The plays that an entry follows, strongest first."""
     plays = ranker.followed_plays(tables, folded)
-    values = ranker.following_contributions(tables, follows, row, len(plays))
+    values = ranker.following_contributions(weights, follows, row, len(plays))
     strongest = np.argsort(-values, kind="stable")[:REASONS_PER_ENTRY]
     return tuple(Reason(generation.item_ids[plays[i]], float(values[i])) for i in strongest if values[i] > 0)
 

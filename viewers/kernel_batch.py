@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from contracts.rows import ENTRIES_WITH_REASONS
+from contracts.rows import ENTRIES_KEPT, ENTRIES_WITH_REASONS
 from embeddings import kernel_foldin as foldin
 from embeddings import kernel_topk as topk
 from embeddings.compiled import entry, jit
@@ -60,7 +60,9 @@ class Tile(NamedTuple):
     rows: Array  # (T, S) int32: folded items
     c: Array  # (T, S) float64: their confidences
     n: Array  # (T,) int64; −1: no row is made of this viewer
-    weights: Array  # (T,) float64: share of taste in the score
+    weights: Array  # (T,) float64: weight of the evidence
+    signals: Array  # (T,) int64
+    away_ms: Array  # (T,) int64: since the newest play that says something
     excluded: Array  # (T, E) int32
     n_excluded: Array  # (T,) int64
     again: Array  # (T, AGAIN_KEPT) int32: what may come back
@@ -76,18 +78,33 @@ class Tile(NamedTuple):
     x: Array  # (k,) float64
 
 
+class Ranks(NamedTuple):
+    """The entries as numbers, for who measures rows. 0 viewers: not wanted."""
+
+    counts: Array  # (viewers,) int64; 0: no row
+    rows: Array  # (viewers, ENTRIES_KEPT) int32
+    scores: Array  # (viewers, ENTRIES_KEPT) float64
+
+
+def make_ranks(viewers: int) -> Ranks:
+    return Ranks(
+        np.zeros(viewers, np.int64), np.zeros((viewers, ENTRIES_KEPT), np.int32), np.zeros((viewers, ENTRIES_KEPT))
+    )
+
+
 @entry
 def rewrite_batch(
     data: Array, part_ends: Array, first_part: Array, force: Array, event_ms: Array, limits: Array,
     catalogue: state.Catalogue, model: Model, shelf: topk.Shelf, frame: rows.Frame,
     s: state.Columns, g: signals.Signals, t: Tile, search: topk.Search, e: ranking.Entries, p: placing.Placing, scratch: rows.Scratch,
-    out_states: Array, state_ends: Array, out_rows: Array, row_ends: Array, status: Array,
+    out_states: Array, state_ends: Array, out_rows: Array, row_ends: Array, status: Array, ranks: Ranks, now_ms: int,
 ) -> None:  # fmt: skip
     """Rewrite all viewers.
 
     `data`: uint8, packed states one after another: of viewer v those number first_part[v] … first_part[v + 1] − 1, the stored one
     first, then facts; part i ends at part_ends[i]. `force`: make a row even if nothing changed. `event_ms`: −1 for none.
-    `out_rows` takes vector (float16) and row of each viewer; `state_ends`, `row_ends`: where each viewer's bytes end.
+    `out_rows` takes vector (float16) and row of each viewer; `state_ends`, `row_ends`: where each viewer's bytes end. `ranks`: empty
+    where rows are wanted as bytes alone. `now_ms`: the time that rows are made for.
     """
     state_at = row_at = np.int64(0)
     for start in range(0, len(status), len(t.n)):
@@ -100,7 +117,7 @@ def rewrite_batch(
             t.n[i], t.n_excluded[i] = -1, 0
             if status[v] == REWRITTEN:
                 state_at = end
-                _fold(data, s, catalogue, model, g, t, i)
+                _fold(data, s, catalogue, model, now_ms, g, t, i)
             state_ends[v] = state_at
         topk.search(shelf, t.X, b, np.int64(ranking.CANDIDATES), t.excluded, t.n_excluded, search)
         for i in range(b):
@@ -112,6 +129,10 @@ def rewrite_batch(
                 for m in range(len(t.x)):
                     row_at = kb.write_u16(out_rows, row_at, kb.half(t.x[m]))
                 row_at = rows.write_row(out_rows, row_at, frame, row_id, event_ms[v], catalogue, count, e, scratch)
+                if v < len(ranks.counts):
+                    ranks.counts[v] = count
+                    for place in range(count):
+                        ranks.rows[v, place], ranks.scores[v, place] = e.rows[place], e.scores[place]
             row_ends[v] = row_at
 
 
@@ -142,7 +163,14 @@ def _merge(
 
 @jit
 def _fold(
-    data: Array, s: state.Columns, catalogue: state.Catalogue, model: Model, g: signals.Signals, t: Tile, i: int
+    data: Array,
+    s: state.Columns,
+    catalogue: state.Catalogue,
+    model: Model,
+    now_ms: int,
+    g: signals.Signals,
+    t: Tile,
+    i: int,
 ) -> None:
     """Then: signals, and the vector into the tile. No row is made without a generation or of a viewer of whom nothing is known."""
     for m in range(t.X.shape[1]):
@@ -160,7 +188,12 @@ def _fold(
         found = signals.activated(s, g, count, gap, model.allowed, of_age, t.activated, t.activated_rows)
         t.n_again[i] = placing.may_come_back(t.activated, t.activated_rows, found, t.again[i], t.strongest)
     t.n_excluded[i] = signals.exclude(data, s, catalogue, model.sorted_digests, model.digest_order, t.excluded[i])
-    t.n[i], t.weights[i] = n, 0.0
+    t.n[i], t.weights[i], t.signals[i] = n, 0.0, count
+    t.away_ms[i] = 0
+    for play in range(s.n[state.PLAYS]):  # newest first
+        if model.strengths[s.flags[play], s.share[play]] != 0:
+            t.away_ms[i] = max(np.int64(0), now_ms - s.started[play])
+            break
     if n > 0:
         t.weights[i] = evidence * evidence / (evidence * evidence + HALF_EVIDENCE * HALF_EVIDENCE)
         foldin.fold(model.Y, model.YP, model.A0, t.rows[i], t.c[i], n, t.L[i], t.fold, t.X[i])
@@ -193,8 +226,9 @@ def _rank(
         count = ranking.gather_further(rows, c, n, ranker, count, e)
     topk.score_rows(model.Y, t.x, e.candidates, taste, count, e.als)
     if len(ranker.weights):
-        plays = ranking.rank_by_features(count, weight, rows, c, n, ranker, e)
-        weight = ranker.weights[TASTE] + weight * ranker.weights[TASTE + 1]
+        ranking.weigh(weight, t.signals[i], t.away_ms[i], ranker, e)
+        plays = ranking.rank_by_features(count, model.popularity, rows, c, n, ranker, e)
+        weight = e.weights[TASTE]
     else:
         ranking.blend(count, weight, model.popularity, e)
     moves = placing.moves(model.rules)

@@ -41,11 +41,20 @@ from viewers.kernel import (
     UNCHANGED,
     Framing,
     Kernel,
+    Ranks,
     Rewritten,
     Todo,
+    make_ranks,
 )
 from viewers.packing import pack, unpack
-from viewers.signals import activations, hidden_items, item_signals, played_items, preferences
+from viewers.signals import (
+    activations,
+    hidden_items,
+    item_signals,
+    play_strength,
+    played_items,
+    preferences,
+)
 from viewers.state import EMPTY, Limits, ViewerState, merge
 from viewers.store import Conflict, FreezeDiffers, Rows, Stale, Store, StoredViewer, ViewerWrite, Written
 
@@ -149,7 +158,10 @@ class Rewriter:
         if not len(added):
             return self
         assert self.generation is not None  # there is something to add to
-        generation = extended(self.generation, added)
+        return self.for_extended(extended(self.generation, added))
+
+    def for_extended(self, generation: Generation) -> Rewriter:
+        """For this generation extended already (`embeddings.added.extended`)."""
         changed = Rewriter(generation, self.activation, self._encode_row, self.limits, self.trends_snapshot)
         changed._shorter = self
         if self._kernel is not None:
@@ -224,6 +236,17 @@ class Rewriter:
             seeds = [int.from_bytes(digest, "little") for digest in ids]
         ranked = iter(rank(self.generation, present, computed_at_ms, seeds))
         return [None if viewer is None else next(ranked) for viewer in inputs]
+
+    def rank_packed(self, states: Sequence[bytes], *, computed_at_ms: int) -> Ranks:
+        """The rows that `rewrite_many` would make of packed states, as numbers: for who measures rows. Errors: `BadState`."""
+        self.prepare()
+        assert self._kernel is not None
+        ranks = make_ranks(len(states))
+        batch = [Todo(state, (), True, None) for state in states]
+        done = self._kernel.rewrite(batch, self._framing(computed_at_ms), ranks)
+        if any(one.status != REWRITTEN for one in done):
+            raise packing.BadState("a state that the kernel does not read; pack it again")
+        return ranks
 
     def _row_digest(self, state_bytes: bytes, computed_at_ms: int) -> bytes:
         """What a row's id is: a digest of everything that the row is made of."""
@@ -309,6 +332,7 @@ def ranking_input(state: ViewerState) -> RankingInput:
         np.array([digest for digest, _ in state.seen], dtype=np.int64),
         preferences(state) if state.registers else (),
         activations(state, ids, activation(len(state.plays))),
+        next((play.started_at_ms for play in state.plays if play_strength(play.share, play.flags)), None),
     )
 
 

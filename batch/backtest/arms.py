@@ -18,10 +18,11 @@ from batch.backtest.plays import Plays
 from batch.backtest.refits import Refit
 from batch.backtest.replay import Answer, Ask, MakeArm
 from contracts.errors import UserError
-from contracts.rows import Entry, HomeRow
+from contracts.rows import HomeRow
 from embeddings.generation import Generation
 from embeddings.tables import Cowatch
 from ranking.rows import popular_entries
+from viewers.packing import pack
 from viewers.rewrite import Rewriter
 from viewers.state import Limits, ViewerState
 
@@ -92,26 +93,34 @@ NOT_LIVE = {"trending", "ranker", "live"}
 
 
 class RowMaker:
-    """Rows from one night's generation, by the code that serves. `generation`: the night's, or what a part was taken from."""
+    """Rows from one generation, by the code that serves. `rewriter`: of the night's, or of what a part was taken from."""
 
-    def __init__(self, refit: Refit, limits: Limits, generation: Generation) -> None:
-        self._index = refit.numbers
+    def __init__(self, refit: Refit, rewriter: Rewriter) -> None:
+        assert rewriter.generation is not None  # a refit made it
+        self._known = refit.generation.n_items
+        self._added = [refit.numbers[item_id] for item_id in rewriter.generation.item_ids[self._known :]]
         self._at_ms = refit.night.at_ms
-        self._rewriter = Rewriter(generation, 1, _no_bytes, limits)
-        self._generation = generation
+        self._rewriter = rewriter
 
     def rows(self, states: Sequence[ViewerState]) -> list[tuple[list[int], list[float]]]:
         """(items, scores) for each state; the default row for who has done nothing."""
-        ranked = self._rewriter.rank(states, computed_at_ms=self._at_ms)
-        return [self.default if one is None else self._row(one.entries) for one in ranked]
+        ranks = self._rewriter.rank_packed([pack(state) for state in states], computed_at_ms=self._at_ms)
+        return [
+            (self._items(rows[:count].tolist()), scores[:count].tolist()) if count else self.default
+            for count, rows, scores in zip(ranks.counts.tolist(), ranks.rows, ranks.scores, strict=True)
+        ]
 
     @cached_property
     def default(self) -> tuple[list[int], list[float]]:
         """The row of who has done nothing."""
-        return self._row(popular_entries(self._generation, self._at_ms, maturity=EVERY_AGE))
+        generation = self._rewriter.generation
+        assert generation is not None  # a refit made it
+        entries = popular_entries(generation, self._at_ms, maturity=EVERY_AGE)
+        return self._items([generation.index[one.item_id] for one in entries]), [one.score for one in entries]
 
-    def _row(self, entries: Sequence[Entry]) -> tuple[list[int], list[float]]:
-        return [self._index[entry.item_id] for entry in entries], [entry.score for entry in entries]
+    def _items(self, rows: list[int]) -> list[int]:
+        """Row r of the night's generation is item r; behind it lie the items that came since."""
+        return [row if row < self._known else self._added[row - self._known] for row in rows]
 
 
 @dataclass(eq=False, slots=True)
@@ -146,7 +155,8 @@ class Incremental:
         self._change = change
         self._follows, self._new_items = live, new_items
         self._refit: Refit | None = None
-        self._generation: Generation | None = None
+        self._rewriter: Rewriter | None = None  # of the refit
+        self._longer: Rewriter | None = None  # with the items of now
         self._live: LiveTrends | None = None
         self._rebuilt: RowMaker | None = None  # of the refit
         self._now: RowMaker | None = None  # with the trends of now
@@ -157,10 +167,13 @@ class Incremental:
         """Everybody's row is rebuilt."""
         self.flush()
         self._rows.clear()
-        self._refit, self._generation = refit, self._change(refit.generation)
-        own = self._generation.tables
+        generation = self._change(refit.generation)
+        self._refit, self._rewriter = refit, Rewriter(generation, 1, _no_bytes, self._limits)
+        self._rewriter.prepare()
+        self._longer = self._rewriter
+        own = generation.tables
         self._live = LiveTrends(refit, own, new_items=self._new_items) if self._follows and own is not None else None
-        self._rebuilt = self._now = RowMaker(refit, self._limits, self._generation)
+        self._rebuilt = self._now = RowMaker(refit, self._rewriter)
 
     def ask(self, ask: Ask) -> None:
         """Answered with others, from what is known at this moment."""
@@ -189,9 +202,17 @@ class Incremental:
         if newer is not None:
             self.flush()  # so that no more than two are held
             assert self._refit is not None  # what is live began with it
-            self._now = RowMaker(self._refit, self._limits, self._change(newer))
+            self._now = RowMaker(self._refit, self._follow(self._change(newer)))
         assert self._now is not None  # a replay begins with a refit
         return self._now
+
+    def _follow(self, generation: Generation) -> Rewriter:
+        """Of the refit's generation with the trends and the items of now: what is prepared of all else is shared."""
+        assert self._rewriter is not None and self._longer is not None  # a replay begins with a refit
+        assert generation.tables is not None and self._longer.generation is not None  # trends are followed
+        if generation.item_ids is not self._longer.generation.item_ids:
+            self._longer = self._rewriter.for_extended(generation)
+        return self._longer.with_trends(generation.tables, "now")
 
     def _add(self, viewer: int, state: ViewerState, maker: RowMaker) -> _Row:
         row = self._rows[viewer] = _Row(state, maker)
@@ -231,7 +252,7 @@ class Nightly:
 
     def refit(self, refit: Refit) -> None:
         """Everybody's row is rebuilt and stays."""
-        self._maker = RowMaker(refit, self._limits, refit.generation)
+        self._maker = RowMaker(refit, Rewriter(refit.generation, 1, _no_bytes, self._limits))
         self._states, self._rows, self._since = {}, {}, {}
 
     def ask(self, ask: Ask) -> None:

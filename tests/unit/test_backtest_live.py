@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
-from batch.backtest.arms import Incremental
+from batch.backtest.arms import Incremental, RowMaker
 from batch.backtest.live import EVERY_MS, LiveTrends
 from batch.backtest.plays import Plays
 from batch.backtest.refits import WHOLE, Night, Refit
 from batch.backtest.replay import Ask
 from embeddings.tables import FEATURES, Cowatch
 from tests.worlds import T0, make_generation, make_tables
+from viewers.rewrite import Rewriter
 from viewers.state import COMPLETED, EMPTY, Limits, Play, ViewerState
 
 TITLES = 40
@@ -76,3 +78,25 @@ def test_a_snapshot_is_taken_once_a_minute_and_only_if_something_was_counted() -
     assert generation.tables is not None
     assert np.flatnonzero(generation.tables.trending[:, 1]).tolist() == [7]
     assert live.newer(T0 + 9 * EVERY_MS) is None
+
+
+def test_rows_are_those_of_the_readable_ranking() -> None:
+    generation = make_generation(400, 16, seed=3).with_tables(make_tables(400))
+    refit, rng = Refit(Night(T0, 0, 0, 100), generation), np.random.default_rng(5)
+    sizes = [0, 1, 2, 5, 20, 60] * 20
+    days_ago = rng.integers(0, 5, len(sizes)).tolist()  # after the refit there is no time: it is made then
+    states = []
+    for size, days in zip(sizes, days_ago, strict=True):
+        items = [f"tt{item:07d}" for item in rng.choice(400, size, replace=False).tolist()]
+        plays = [Play(T0 - days * 86_400_000 - n * 60_000, n, item, WHOLE, COMPLETED) for n, item in enumerate(items)]
+        states.append(ViewerState(plays=tuple(plays)))
+    rewriter = Rewriter(generation, 1, lambda row: b"", Limits())
+    maker = RowMaker(refit, rewriter)
+    ranked = rewriter.rank(states, computed_at_ms=T0)
+    for (items, scores), expected in zip(maker.rows(states), ranked, strict=True):
+        if expected is None:
+            assert (items, scores) == maker.default
+            continue
+        theirs = {generation.index[entry.item_id]: entry.score for entry in expected.entries}
+        assert scores == pytest.approx(list(theirs.values()), abs=1e-6)  # vectors are float32
+        assert items == list(theirs)

@@ -33,10 +33,9 @@ def test_a_run_is_told_as_it_was_recorded(tmp_path: Path) -> None:
     assert "| 3.13 | Redis 7.0.15 | `tests/contract` | 5 | 2 | 2 | 2026-11-21 |" in render(runs)
 
 
-def test_every_python_that_is_claimed_was_run() -> None:
+def test_only_what_was_seen_to_pass_is_claimed() -> None:
     claimed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["classifiers"]
-    recorded = {
-        ".".join(python.split(".")[:2])
-        for python in re.findall(r"^\| (3\.\d+\.\d+) \|", PAGE.read_text(), re.MULTILINE)
-    }
-    assert {one.rpartition(" ")[2] for one in claimed} == recorded
+    lines = re.findall(r"^\| (3\.\d+)\.\d+ \|.*\| ([\d,]+) \| [\d,]+ \| [-\d]+ \|$", PAGE.read_text(), re.MULTILINE)
+    assert lines
+    failing = {python for python, failed in lines if failed != "0"}
+    assert {one.rpartition(" ")[2] for one in claimed} <= {python for python, _ in lines} - failing

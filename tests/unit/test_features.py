@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from contracts.errors import GenerationError
@@ -15,7 +17,7 @@ from embeddings.files import MANIFEST, load_generation, verify_generation
 from embeddings.generation import Generation
 from embeddings.publishing import _entry_of
 from embeddings.table_files import COWATCH, RANKER, TRENDING, table_bytes
-from embeddings.tables import FEATURES, Cowatch, Tables
+from embeddings.tables import BASE, FEATURES, SLOTS, STEPS, Cowatch, Tables
 from ranking import features
 from ranking.rows import SOURCES, RankingInput, popular_entries, rank, rank_candidates
 from tests.worlds import T0, make_generation, make_tables, write_generation_folder
@@ -39,17 +41,17 @@ def weighing(tables: Tables = TABLES, **weights: float) -> Generation:
 
 
 def lists(**of: dict[int, float]) -> Cowatch:
-    """Followers of items by number: {item: lift}; the share is a tenth of the lift."""
+    """Followers of items by number: {item: lift}; the share is a tenth of the lift, which is the same at every distance."""
     rows = [of.get(f"i{i}", {}) for i in range(N)]
     starts = np.cumsum([0, *map(len, rows)]).astype(np.int64)
     items = np.array([item for row in rows for item in row], dtype=np.int32)
     lift = np.array([lift for row in rows for lift in row.values()], dtype=np.float32)
-    return Cowatch(starts, items, lift / 10, lift)
+    return Cowatch(starts, items, lift / 10, np.tile(lift[:, None], (1, len(STEPS))))
 
 
 def test_what_follows_the_last_play_comes_first_and_says_so() -> None:
     tables = dataclasses.replace(TABLES, cowatch=lists(i7={20: 3.0, 7: 9.0, 8: 8.0}, i8={30: 5.0}))
-    (ranked,) = rank(weighing(tables, follows_last=2.0, follows_2nd=1.0), [viewer(7, 8)], T0)
+    (ranked,) = rank(weighing(tables, follows_last_any=2.0, follows_2nd_any=1.0), [viewer(7, 8)], T0)
     first, second, *rest = ranked.entries
     ids = GENERATION.item_ids
     assert (first.item_id, first.score, first.source, first.reasons) == (ids[20], 6.0, "cowatch", ((ids[7], 6.0),))
@@ -59,7 +61,7 @@ def test_what_follows_the_last_play_comes_first_and_says_so() -> None:
 
 def test_what_was_disliked_is_not_followed() -> None:
     tables = dataclasses.replace(TABLES, cowatch=lists(i7={20: 3.0}, i8={30: 5.0}))
-    (ranked,) = rank(weighing(tables, follows_last=1.0), [viewer(7, 8, strengths=(-0.3, 1.0))], T0)
+    (ranked,) = rank(weighing(tables, follows_last_any=1.0), [viewer(7, 8, strengths=(-0.3, 1.0))], T0)
     assert ranked.entries[0].item_id == GENERATION.item_ids[30]
 
 
@@ -74,12 +76,13 @@ def test_the_trend_of_a_day_leads_a_row_that_weighs_nothing_else() -> None:
 def test_parts_and_reasons_sum_to_the_score() -> None:
     (found,) = rank_candidates(GENERATION, [viewer(10, 20, 30, 40, 50)], T0)
     (ranked,) = rank(GENERATION, [viewer(10, 20, 30, 40, 50)], T0)
-    by_source = features.parts(TABLES, found.features)
-    assert by_source.sum(axis=1) == pytest.approx(found.features @ TABLES.weights)
+    weights = features.weights_of(TABLES, found.context)
+    by_source = features.parts(weights, found.features)
+    assert by_source.sum(axis=1) == pytest.approx(found.features @ weights)
     taste = ranked.folded.contributions(GENERATION.item_factors[found.rows]).sum(axis=1) * ranked.weight
     assert by_source[:, 0] == pytest.approx(taste, abs=1e-5)
     for row, parts in zip(found.rows.tolist(), by_source, strict=True):
-        follows = features.following_contributions(TABLES, found.follows, row, 5)
+        follows = features.following_contributions(weights, found.follows, row, 5)
         assert follows.sum() == pytest.approx(parts[SOURCES.index("cowatch")])
 
 
@@ -135,6 +138,30 @@ def replaced(tmp_path, name: str, data: bytes | None) -> None:
         (folder / name).write_bytes(data)
         files[name] = _entry_of(data)
     (folder / MANIFEST).write_text(to_json(dataclasses.replace(manifest, files=files)))
+
+
+def test_tables_of_the_rule_before_serve_as_they_did(tmp_path) -> None:
+    """An older program's files: one lift an entry, 17 weights, of which three are of what is known of few plays."""
+    write_generation_folder(tmp_path, GENERATION)
+    table = pq.read_table(tmp_path / "g1" / COWATCH).select(["items", "share", "lift"])
+    written = io.BytesIO()
+    pq.write_table(table, written)
+    replaced(tmp_path, COWATCH, written.getvalue())
+    slots = {f"follows_{slot}": 0.1 * n for n, slot in enumerate(SLOTS, 1)}
+    trends = {f"trend_{of}": 0.2 for of in ("12h", "1d", "3d", "7d", "30d")}
+    weights = {"taste": 2.0, "taste_by_evidence": 3.0, "popularity": 0.5, "popularity_without_evidence": 0.7}
+    weights |= {"trend_1d_without_evidence": 0.4, "trend_7d_without_evidence": 0.6, "follows_any": 0.9}
+    replaced(tmp_path, RANKER, json.dumps({"rule": "softmax-1", "weights": weights | slots | trends}).encode())
+    read = load_generation(tmp_path, "g1").tables
+    assert read is not None
+    found = dict(zip(BASE, features.weights_of(read, features.context(0.25, 2, 10**9)).tolist(), strict=True))
+    assert found["taste"] == pytest.approx(2 + 0.25 * 3)
+    assert found["popularity"] == pytest.approx(0.5 + 0.75 * 0.7)
+    assert [found[name] for name in trends] == pytest.approx([0.2, 0.2 + 0.75 * 0.4, 0.2, 0.2 + 0.75 * 0.6, 0.2])
+    assert [found[f"{name}_any"] for name in slots] == pytest.approx(list(slots.values()))
+    assert found["follows_any"] == 0.9
+    assert (read.cowatch.lift[:, 0] == TABLES.cowatch.lift[:, 0]).all()
+    assert not read.cowatch.lift[:, 1:].any()
 
 
 BAD = {

@@ -23,11 +23,11 @@ from batch.ranker import (
     train_ranker,
 )
 from batch.ranking import train_ranking
-from batch.tables import DAY_MS, SMOOTHING, Counts
+from batch.tables import DAY_MS, SMOOTHING, WEIGHTS, Counts
 from contracts.digests import id_digest
 from contracts.events import Kind
 from embeddings.generation import FoldInParameters
-from embeddings.tables import FEATURES, HALF_LIVES_DAYS
+from embeddings.tables import BASE, CONTEXTS, FEATURES, HALF_LIVES_DAYS
 from ranking.rows import rank_candidates
 from runtime.settings import Settings
 from sandbox.made_up import make_generation
@@ -86,19 +86,21 @@ def test_followers_are_counted_by_distance() -> None:
     counts.advance(len(log))
     c = counts.tables(180 * day, NOTHING).cowatch
     # viewer 0: 0 → 1, 2, 3; 1 → 2, 3; 2 → 3. viewer 1: 1 → 0
-    n = {(0, 1): 1.0, (0, 2): 0.7, (0, 3): 0.5, (1, 2): 1.0, (1, 3): 0.7, (2, 3): 1.0, (1, 0): 1.0}
+    behind = {(0, 1): 1, (0, 2): 2, (0, 3): 3, (1, 2): 1, (1, 3): 2, (2, 3): 1, (1, 0): 1}
     found = {
-        (item, int(c.items[at])): (float(c.share[at]), float(c.lift[at]))
+        (item, int(c.items[at])): (float(c.share[at]), *c.lift[at].tolist())
         for item in range(4)
         for at in range(c.starts[item], c.starts[item + 1])
     }
-    assert found.keys() == n.keys()
-    total = sum(n.values())
-    for (item, follower), count in n.items():
-        followed = sum(value for (one, _), value in n.items() if one == item)
-        p = (sum(value for (_, other), value in n.items() if other == follower) + 1) / (total + 4)
-        expected = (count / (followed + SMOOTHING), math.log1p(count / (SMOOTHING * p)))
-        assert found[item, follower] == pytest.approx(expected, rel=1e-5)
+    assert found.keys() == behind.keys()
+    for step, (weights, smoothing) in enumerate(zip(WEIGHTS, SMOOTHING, strict=True)):
+        n = {pair: weights[distance - 1] if distance <= len(weights) else 0 for pair, distance in behind.items()}
+        for (item, follower), count in n.items():
+            followed = sum(value for (one, _), value in n.items() if one == item)
+            p = (sum(value for (_, other), value in n.items() if other == follower) + 1) / (sum(n.values()) + 4)
+            share, *lifts = found[item, follower]
+            assert lifts[step] == pytest.approx(math.log1p(count / (smoothing * p)), rel=1e-5)
+            assert step or share == pytest.approx(count / (followed + smoothing), rel=1e-5)
     assert c.items[c.starts[1] : c.starts[2]].tolist() == [0, 2, 3]  # by falling share, of equals the lower item
 
 
@@ -208,7 +210,8 @@ def test_features_at_training_are_those_at_serving_bit_by_bit() -> None:
             Play(int(log.time_ms[r]), int(log.digest[r]), log.item_ids[log.item[r]], 255, COMPLETED) for r in earlier
         ]
         state = merge((ViewerState(plays=tuple(plays)),), Limits())
-        (found,) = rank_candidates(generation, [ranking_input(state)], T0)
+        (found,) = rank_candidates(generation, [ranking_input(state)], int(log.time_ms[begin]))
+        assert (found.context == samples.contexts[play - begin]).all()
         assert (found.features.astype(np.float32) == samples.features[at : at + size]).all()
         assert target < 0 or found.rows[target] == log.item[play]
         at += size
@@ -243,7 +246,7 @@ def test_it_learns_that_what_follows_is_watched_next() -> None:
     trained = train_ranker(log, no_factors(log), FoldInParameters(), plays=6000, max_plays=200)
     assert trained.weights is not None
     assert trained.metrics["ranker_ndcg@10"] > 0.5 > 0.1 > trained.metrics["blend_ndcg@10"]
-    follows = slice(FEATURES.index("follows_last"), None)
+    follows = slice(FEATURES.index("follows_last_any"), None)
     assert trained.weights[follows].max() > 0
     assert np.isfinite(trained.weights).all()
 
@@ -255,15 +258,13 @@ def test_fewer_plays_than_can_teach_train_nothing() -> None:
 
 def test_a_fit_finds_the_weights_that_made_the_choices() -> None:
     rng = np.random.default_rng(0)
-    truth = np.zeros(len(FEATURES))
-    truth[[0, 5]] = 1.0, -2.0
-    X = rng.normal(size=(3000 * 20, len(FEATURES))).astype(np.float32)
-    chosen = np.argmax((X @ truth + rng.gumbel(size=len(X))).reshape(3000, 20), axis=1)
-    samples = dataclasses.replace(_samples(X, 20), target=chosen)
-    assert fit(samples) == pytest.approx(truth, abs=0.12)
-    assert ndcg(samples, truth) > ndcg(samples, blend_weights())
-
-
-def _samples(X: np.ndarray, size: int):
-    count = len(X) // size
-    return Samples(X, np.full(count, size), np.zeros(count, np.int64))
+    truth = np.zeros((len(CONTEXTS), len(BASE)))
+    truth[[0, 0, 1], [0, 5, 3]] = 1.0, -2.0, 1.5
+    X = rng.normal(size=(3000 * 20, len(BASE))).astype(np.float32)
+    contexts = np.stack([np.ones(3000), *rng.random((len(CONTEXTS) - 1, 3000))], axis=1)
+    utility = (X * np.repeat(contexts @ truth, 20, axis=0)).sum(axis=1)
+    chosen = np.argmax((utility + rng.gumbel(size=len(X))).reshape(3000, 20), axis=1)
+    samples = Samples(X, contexts, np.full(3000, 20), chosen)
+    found = fit(samples).reshape(truth.shape)
+    assert contexts @ found == pytest.approx(contexts @ truth, abs=0.35)
+    assert ndcg(samples, truth.ravel()) > ndcg(samples, blend_weights())
