@@ -6,6 +6,7 @@ import dataclasses
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -93,6 +94,10 @@ def test_a_stop_waits_for_a_silent_collector_once_and_not_for_each_batch_of_a_fu
             tracer.tell("a", 0.0, 1.0, {})
         tracer.close()
         assert len(logs) < 4
+        silent.close()
+        for thread in threading.enumerate():  # its last lines are not to be another test's
+            if thread.name == "last-spans":
+                thread.join(20)
 
 
 def test_an_endpoint_that_is_none_is_refused_without_quoting_it() -> None:
