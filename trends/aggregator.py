@@ -291,12 +291,29 @@ class Counting:
                 )
             self._counts[tp.partition], self._stored[tp.partition] = counts, found
             self._consumer.seek(tp, counts.next_offset)
+        await self._forget_who_watched_before()
         await self._go_on_from_published()
         log.info(
             "counting_trends",
             generation_id=generation_id,
             offsets={str(partition): counts.next_offset for partition, counts in self._counts.items()},
         )
+
+    async def _forget_who_watched_before(self) -> None:
+        """Generations that are not in force keep their sums, for a rollback; viewers stand only where an erasure finds them."""
+        own, trends = self._base.current.generation_id, self._of._store.trends
+        known = await self._of._off_loop(self._of._folder.list)
+        for before in [manifest.generation_id for manifest in known if manifest.generation_id != own]:
+            for partition in self._counts:
+                found, fields = await trends.read_checkpoint(before, partition)
+                if found is None:
+                    continue
+                await self._of.hold()
+                counts = await self._of._off_loop(counts_of, found, fields, f"{before}[{partition}]")
+                counts.leave_all()
+                if counts.changed_new:
+                    write = CheckpointWrite(partition, found, found, changed_fields(counts))
+                    await trends.write_checkpoints(before, [write])
 
     async def _go_on_from_published(self) -> None:
         """Items keep the vectors that they were last published with, until their viewers are looked at."""
@@ -348,6 +365,9 @@ class Counting:
                     continue
                 report = report_of(record, decode)
                 decision = Decision.OTHER if report is None else counts.take(report, self._base.rules, now_ms)
+                if report is not None and report.facts.erased_through_s >= 0:
+                    for other in self._counts.values():  # where the viewer's records lay before partitions were added
+                        other.leave(report.viewer)
                 counts.next_offset = record.offset + 1
                 tally[decision.value] += 1
 
@@ -363,7 +383,13 @@ class Counting:
         for partition, counts in self._counts.items():  # offsets that hold no record are passed
             position = await self._consumer.position(TopicPartition(self._topic, partition))
             counts.next_offset = max(counts.next_offset, position)
-        moved = {p: counts for p, counts in self._counts.items() if counts.next_offset != self._stored[p]}
+        changed = {
+            p: counts
+            for p, counts in self._counts.items()
+            if counts.next_offset != self._stored[p] or counts.changed_new
+        }
+        # What an erasure in another partition's log has changed goes first: read again, it would be done again.
+        moved = dict(sorted(changed.items(), key=lambda one: one[1].next_offset != self._stored[one[0]]))
         writes = [
             CheckpointWrite(partition, self._stored[partition], counts.next_offset, changed_fields(counts))
             for partition, counts in moved.items()

@@ -208,11 +208,19 @@ class Counts:
         while len(self._known) > most:
             self._forget((next(iter(self.slots)) + 1) * SLOT_MS)
 
-    def _erase(self, viewer: str, through_s: int) -> None:
+    def leave(self, *viewers: str) -> None:
+        """Forget that these watched any new title."""
         for title in self.new.values():
-            if viewer in title.fans:
+            for viewer in title.fans.keys() & set(viewers):
                 del title.fans[viewer]
                 self.changed_new.add(title.slot)
+
+    def leave_all(self) -> None:
+        """Forget who watched what."""
+        self.leave(*{fan for title in self.new.values() for fan in title.fans})
+
+    def _erase(self, viewer: str, through_s: int) -> None:
+        self.leave(viewer)
         if (through_s + 1) * 1000 <= self.horizon_ms:
             return  # what it erases does not count any more
         who = _digest(viewer)

@@ -34,6 +34,11 @@ class Message:
     partition: int | None = None
 
 
+def leaving(mark: str) -> str:
+    """The viewer who alone watches titles of this mark (`erased…-`), and is erased."""
+    return f"leaving-{mark.removeprefix('erased').removesuffix('-')}"
+
+
 def now_ms() -> int:
     """UTC milliseconds."""
     return time.time_ns() // 1_000_000

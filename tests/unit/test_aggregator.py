@@ -7,15 +7,20 @@ import shutil
 import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from contracts.codec import Codec
 from contracts.errors import StoreChanged
 from embeddings.files import GenerationsFolder
+from runtime.kafka import TopicPartition
 from runtime.settings import Settings
+from tests.unit.test_trends import erasure, report
 from tests.worlds import T0, make_generation, make_tables, wait_until, write_generation_folder
 from trends.aggregator import LEASE_MS, Aggregator, Counting
+from trends.checkpoints import counts_of
+from trends.counters import Counts, Report
 from viewers.memory_store import MemoryServer, MemoryStore
 
 
@@ -72,3 +77,75 @@ async def test_a_generation_that_knows_no_trends_is_not_loaded_again(tmp_path: P
     shutil.rmtree(tmp_path / "g1")
     assert made._load() is None
     assert made._refused is None
+
+
+class Log:
+    """A consumer whose partitions have these ends."""
+
+    def __init__(self) -> None:
+        self.ends = [0, 0]
+
+    async def position(self, tp: TopicPartition) -> int:
+        return self.ends[tp.partition]
+
+    def read(self, counting: Counting, partition: int, *reports: Report) -> None:
+        at = self.ends[partition]
+        records = [SimpleNamespace(offset=at + i, report=one) for i, one in enumerate(reports)]
+        self.ends[partition] += len(records)
+        counting._take({TopicPartition("playback", partition): records})  # type: ignore[dict-item]
+
+
+@pytest.fixture
+async def counting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Counting:
+    """Two partitions of which nothing was read, one generation in force after another."""
+    monkeypatch.setattr("trends.aggregator.report_of", lambda record, _: record.report)
+    for name in ("g0", "g1"):
+        made = make_generation(generation_id=name).with_tables(replace(make_tables(200), at_ms=T0))
+        write_generation_folder(tmp_path, made)
+        GenerationsFolder(str(tmp_path)).activate(name, floor=0)
+    of = aggregator(tmp_path, MemoryServer())
+    assert await of._store.trends.hold("a", LEASE_MS)
+    base = of._load()
+    assert base is not None
+    new = Counting(of, base, Log())  # type: ignore[arg-type]
+    new._counts, new._stored = {0: Counts(0), 1: Counts(0)}, {0: None, 1: None}
+    return new
+
+
+async def fans(counting: Counting, generation_id: str = "g1") -> dict[int, list[str]]:
+    """Partition → who watched a new title, as the store has it."""
+    found = {}
+    for partition in counting._counts:
+        next_offset, fields = await counting._of._store.trends.read_checkpoint(generation_id, partition)
+        assert next_offset is not None
+        counts = counts_of(next_offset, fields, "here")
+        found[partition] = sorted(fan for title in counts.new.values() for fan in title.fans)
+    return found
+
+
+async def test_an_erasure_reaches_what_was_kept_before_the_viewers_key_moved(counting: Counting) -> None:
+    """Partitions were added: the viewer's plays lie in one log, the erasure in another, which has nothing else to count."""
+    log: Log = counting._consumer  # type: ignore[assignment]
+    log.read(counting, 0, report("ana", "new-1", 60), report("ben", "new-1", 70))  # type: ignore[arg-type]
+    await counting._checkpoint()
+    assert await fans(counting) == {0: ["ana", "ben"], 1: []}
+    log.read(counting, 1, erasure("ana", 100))
+    await counting._checkpoint()
+    assert await fans(counting) == {0: ["ben"], 1: []}
+
+
+async def test_who_watched_what_is_forgotten_with_the_generation_that_it_was_counted_for(counting: Counting) -> None:
+    """Erasures are looked for in the counts of the generation in force alone. The sums stay, for a rollback."""
+    before = Counting(
+        counting._of, replace(counting._base, current=replace(counting._base.current, generation_id="g0")), Log()
+    )  # type: ignore[arg-type]
+    before._counts, before._stored = {0: Counts(0), 1: Counts(0)}, {0: None, 1: None}
+    before._consumer.read(before, 1, report("ana", "new-1", 60), report("ben", 3, 70))  # type: ignore[attr-defined,arg-type]
+    await before._checkpoint()
+    assert await fans(counting, "g0") == {0: [], 1: ["ana"]}
+    for _ in range(2):
+        await counting._forget_who_watched_before()
+        assert await fans(counting, "g0") == {0: [], 1: []}
+    next_offset, fields = await counting._of._store.trends.read_checkpoint("g0", 1)
+    assert (next_offset, counts_of(2, fields, "here").counted) == (2, 2)
+    assert not any(b"ana" in value for value in fields.values())

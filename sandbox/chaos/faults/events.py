@@ -15,7 +15,7 @@ from contracts.errors import NearlineError
 from contracts.registry import SCHEMAS_PATH, Registry, subject_for
 from runtime.kafka import choose_partition
 from sandbox.chaos.arena import Arena
-from sandbox.chaos.stream import HOUR_MS, now_ms
+from sandbox.chaos.stream import HOUR_MS, leaving, now_ms
 from sandbox.chaos.truth import Fate, Intent
 
 FLOOD = 160
@@ -31,7 +31,7 @@ CUT_NOTED_S = 1.5
 async def erasure_under_fire(arena: Arena, rng: random.Random) -> None:
     """A viewer is erased while everything is replayed, swapped or lost; their plays arrive once more afterwards."""
     mark = f"erased{rng.getrandbits(40):010x}-"
-    viewer = f"leaving-{mark[6:-1]}"
+    viewer = leaving(mark)
     plays = [arena.audience.event(arena.audience.play(viewer, item=f"{mark}{i}")) for i in range(6)]
     await arena.sender.send(plays, patiently=True)
     copy = arena.copy_store()
