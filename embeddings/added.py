@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from contracts.digests import item_digest
 from contracts.errors import GenerationError
+from contracts.events import valid_id
 from embeddings.generation import F32, I64, NEVER_MS, Generation
 from embeddings.tables import HALF_LIVES_DAYS, Tables
 
@@ -126,6 +127,7 @@ def _check(generation: Generation, added: Added, rows: I64) -> None:
     m, columns = len(added), ("popularity", "available_from_ms", "available_until_ms", "maturity")
     there = rows[rows < generation.n_items]
     problems = {
+        "an item's id is none": not all(map(valid_id, added.item_ids)),
         "an item is there twice": len(set(added.item_ids)) != m,
         "the generation has a vector of one": not unplayed(generation)[there].all(),
         "vectors have another shape": added.item_factors.shape != (m, generation.k),

@@ -36,6 +36,7 @@ from pyarrow import fs
 from contracts.catalogue import CatalogueItem
 from contracts.digests import item_digest
 from contracts.errors import GenerationError
+from contracts.events import valid_id
 from contracts.manifest import GENERATION_ID, Manifest, from_json
 from embeddings.generation import F32, NEVER_MS, FoldInParameters, Generation
 from embeddings.roots import FOREIGN, Root, flush_folder, open_root, read_table, write_file
@@ -217,8 +218,8 @@ def parse_generation(
         raise GenerationError(f"{where}/{ITEMS}: {table.num_rows} rows, the manifest says {manifest.n_items}")
     table = table.select(ITEMS_SCHEMA.names).cast(ITEMS_SCHEMA)
     ids: list[str] = table.column("item_id").to_pylist()
-    if None in ids:
-        raise GenerationError(f"{where}/{ITEMS}: an item has no id; publish the generation again")
+    if not all(map(valid_id, ids)):  # the kernel packs them unchecked
+        raise GenerationError(f"{where}/{ITEMS}: an item has no id, or what is none; publish the generation again")
     until = _integers(table, "available_until_ms", NEVER_MS)
     until[table.column("taken_down").fill_null(False).to_numpy()] = 0  # taken down wins over the window
     c = manifest.confidence

@@ -218,7 +218,7 @@ def best(
 ) -> int:  # fmt: skip
     """Of the candidates of viewer v the best `wanted`, by score in float64, ties to the lower row; in no order. Their number.
 
-    `rows`: (≥ KEPT,) int32 and `scores`: (≥ KEPT,) float64 take the result.
+    `Y`: (≥ n_items, k) float32, the items first. `rows`: (≥ KEPT,) int32 and `scores`: (≥ KEPT,) float64 take the result.
     """
     if s.counts[v] < 0:
         return _exhaustive(Y, shelf, x, wanted, excluded, n_excluded, s, rows, scores)
@@ -240,7 +240,7 @@ def _exhaustive(
     rows: Array,
     scores: Array,
 ) -> int:
-    n = len(Y)
+    n = len(shelf.rows)  # Y may hold more behind the items
     every, all_scores, allowed = s.all_rows, s.all_scores, s.all_allowed
     for row in range(n):
         every[row] = row

@@ -250,7 +250,7 @@ def _score_by_blend(
     generation: Generation, viewer: RankingInput, folded: FoldedViewer, als_rows: list[int], popular_rows: list[int]
 ) -> Scored:
     w = evidence_weight(generation, viewer) if len(folded.rows) else 0.0
-    rows = np.array(sorted({*als_rows, *popular_rows}), dtype=np.int64)
+    rows = np.array(sorted({*(als_rows if w > 0 else ()), *popular_rows}), dtype=np.int64)
     als = scores(generation, folded.x, rows, padded_to=2 * CANDIDATES)
     popularity = generation.popularity_score[rows].astype(np.float64)
     origin = np.where(w * als >= (1 - w) * popularity, 0, ranker.POPULAR)

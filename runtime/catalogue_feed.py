@@ -14,7 +14,7 @@ from typing import Protocol
 import structlog
 
 from contracts.catalogue import CatalogueItem
-from contracts.errors import KafkaUnavailable, RecordError, UnknownSchema
+from contracts.errors import InvalidEvent, KafkaUnavailable, RecordError, UnknownSchema
 from contracts.events import valid_id
 from contracts.framing import framed
 from runtime.kafka import AIOKafkaConsumer, TopicPartition, kafka_errors, make_admin, make_consumer
@@ -101,13 +101,16 @@ class CatalogueFeed:
     def take(self, key: bytes, value: bytes | None, offset: int) -> None:
         """One record. What cannot be read is passed over, so that it holds up nobody else's take-down."""
         self._unread.pop(key, None)
+        item_id = key.decode("ascii", "replace")
         if value is None:
-            item_id = key.decode("ascii", "replace")
             if valid_id(item_id):
                 self._catalogue.remove(item_id)
             return
         try:
-            self._catalogue.put(self._codec.decode_item(value))
+            item = self._codec.decode_item(value)
+            if item.item_id != item_id or not valid_id(item_id):  # as the night has it
+                raise InvalidEvent("the key of a catalogue record must be the item's id")
+            self._catalogue.put(item)
         except RecordError as error:
             log.warning("catalogue_record_skipped", offset=offset, problem=str(error))
         except UnknownSchema as error:

@@ -82,7 +82,7 @@ def counts_of(next_offset: int, fields: Mapping[str, bytes], where: str) -> Coun
         erased = dict(np.frombuffer(fields["e"], dtype=_PAIR).tolist())
     except (KeyError, IndexError, ValueError, struct.error) as error:
         raise StoreChanged(
-            f"{where} is no checkpoint of ours ({error!r}): delete the key, and it is counted anew"
+            f"{where} is no checkpoint of ours ({type(error).__name__}): delete the key, and it is counted anew"
         ) from error
     ordered = {slot: slots[slot] for slot in sorted(slots)}
     return Counts(next_offset, clock_ms, forgotten_ms, landmark_ms, newest_ms, counted, sums, ordered, erased, new)

@@ -75,7 +75,7 @@ class Newcomers:
         self._settings = settings
         self._feed: CatalogueFeed | None = None
         self._vectors: dict[str, F32] = {}
-        self._plays: dict[str, int] = {}  # at the last look
+        self._known: dict[str, tuple[Any, ...]] = {}  # what vectors are made of, at the last look
         self._looks: dict[str, int] = {}  # still to come, longest waiting first
         self.added: Added = no_items(len(fold.XtX))
 
@@ -117,14 +117,16 @@ class Newcomers:
         self.added = await off_loop(self._make, chosen, due, vectors)
 
     def _due(self, chosen: list[NewItem]) -> list[NewItem]:
-        """Whose vectors are made now: where there are new plays, and the first time."""
+        """Whose vectors are made now: the first time, where there are new plays, where a viewer was erased, and where the catalogue says
+        something else."""
         of = {one.item.item_id: one for one in chosen}
         for item_id in [item_id for item_id in self._looks if item_id not in of]:
             del self._looks[item_id]
-        for item_id, one in of.items():
-            if self._plays.get(item_id) != one.plays:
+        known = {item_id: (one.plays, one.fans, one.item.topics, one.item.creators) for item_id, one in of.items()}
+        for item_id, made_of in known.items():
+            if self._known.get(item_id) != made_of:
                 self._looks[item_id] = LOOKS
-        self._plays = {item_id: one.plays for item_id, one in of.items()}
+        self._known = known
         due: list[NewItem] = []
         viewers = 0
         for item_id in list(self._looks):
@@ -132,22 +134,28 @@ class Newcomers:
             if due and viewers > READ_AT_ONCE:
                 break
             due.append(of[item_id])
-            left = self._looks.pop(item_id) - 1
-            if left and of[item_id].fans:
-                self._looks[item_id] = left  # behind all others
         return due
 
     def _make(self, chosen: list[NewItem], due: list[NewItem], vectors: Mapping[str, bytes]) -> Added:
         k = len(self._fold.XtX)
         for one in due:
+            waiting = not all(vectors[fan] for fan in one.fans)  # viewers' vectors are of another activation yet
+            self._looked_at(one, waiting)
             known = [_parsed(vectors[fan], k) for fan in one.fans]
             X = np.stack([x for x in known if x is not None]) if any(x is not None for x in known) else np.zeros((0, k))
-            if not len(X) and one.fans and one.item.item_id in self._vectors:
-                continue  # viewers' vectors are of another activation yet
+            if not len(X) and waiting and one.item.item_id in self._vectors:
+                continue
             self._vectors[one.item.item_id] = self._fold.vector(X, self._content.vector(one.item))
         for item_id in self._vectors.keys() - {one.item.item_id for one in chosen}:
             del self._vectors[item_id]
         return added_of(chosen, self._vectors, k)
+
+    def _looked_at(self, one: NewItem, waiting: bool) -> None:
+        """One less to come, counted when the viewers were read and not before, as the store may be away. `waiting`: for some viewer's
+        vector, and a rebuild may take longer than all looks: there is always one more."""
+        left = max(self._looks.pop(one.item.item_id) - 1, int(waiting))
+        if left and one.fans:
+            self._looks[one.item.item_id] = left  # behind all others
 
 
 def _parsed(data: bytes, k: int) -> F64 | None:

@@ -85,6 +85,16 @@ def test_a_half_written_registry_leaves_the_codec_as_it_was(folder: Path) -> Non
     assert row_of(learning.decode_columns(codec.encode_row(ROW))) == ROW
 
 
+@pytest.mark.parametrize(("key", "item_id"), [("i1", "i2"), ("Übung", "Übung"), ("x" * 300, "x" * 300), ("", "")])
+def test_a_title_whose_id_is_none_or_not_its_key_is_passed_over(folder: Path, key: str, item_id: str) -> None:
+    codec, catalogue = Codec.load(folder), LiveCatalogue(str(folder.parent))
+    feed = CatalogueFeed(Settings(), LearningCodec(codec), catalogue)
+    with capture_logs() as logs:
+        feed.take(key.encode(), codec.encode_item(CatalogueItem(item_id, "Odd")), 0)
+    assert [one["event"] for one in logs] == ["catalogue_record_skipped"]
+    assert catalogue.get(item_id) is None
+
+
 def test_a_catalogue_record_of_an_unknown_schema_holds_up_no_take_down_and_is_read_later(folder: Path) -> None:
     codec, clock = Codec.load(folder), Clock()
     catalogue = LiveCatalogue(str(folder.parent))

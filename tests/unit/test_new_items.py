@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import struct
 import zlib
@@ -12,7 +13,7 @@ import pytest
 
 from contracts.catalogue import CatalogueItem
 from contracts.codec import Codec
-from contracts.errors import GenerationError
+from contracts.errors import GenerationError, StoreChanged, StoreUnavailable
 from contracts.events import Kind
 from embeddings.added import Added, equal, extended, no_items, unplayed
 from embeddings.generation import NEVER_MS, FoldInParameters, Generation
@@ -35,6 +36,7 @@ CODEC = Codec.load()
 GENERATION = make_generation(N, K).with_tables(replace(make_tables(N), at_ms=T0))
 RULES = Rules(GENERATION.index, T0, 1_000, new_titles=3)
 DAY_MS = 86_400_000
+TOKENS = itertools.count(1)
 
 
 def added(*ids: str, seed: int = 1, popularity: float = 5.0) -> Added:
@@ -297,6 +299,22 @@ def test_a_damaged_list_of_items_is_refused() -> None:
             decode(bad, name_of(bad))
 
 
+@pytest.mark.parametrize("bad", ["", "Übung", "two words", "x" * 129])
+def test_what_is_no_id_never_reaches_the_kernel(bad: str) -> None:
+    """It packs ids by their characters, in a table of 128."""
+    with pytest.raises(GenerationError, match="id is none"):
+        extended(GENERATION, added("new-1", bad))
+
+
+def test_a_damaged_checkpoint_tells_nobody_who_watched() -> None:
+    counts = count([report("secret-viewer", "new-1", 60)], rules=RULES)
+    fields = changed_fields(counts)
+    fields["t0"] = fields["t0"].replace(b"secret-", b"secret\xff")
+    with pytest.raises(StoreChanged) as raised:
+        counts_of(counts.next_offset, fields, "here")
+    assert "secret" not in str(raised.value)
+
+
 # From the store's viewers
 
 
@@ -316,7 +334,8 @@ def newcomers(store: MemoryStore, *titles: CatalogueItem, named: bool = True) ->
 async def write(store: MemoryStore, viewer: str, x: list[float], activation: int = 3) -> None:
     token = (await store.read_viewer(viewer)).token
     vector = np.array(x, "<f2").tobytes()
-    await store.write_viewers([ViewerWrite(viewer, token, viewer.encode().ljust(8), activation, b"s", vector, b"")])
+    drawn = next(TOKENS).to_bytes(8, "little")
+    await store.write_viewers([ViewerWrite(viewer, token, drawn, activation, b"s", vector, b"")])
 
 
 async def test_an_announced_title_is_served_from_its_content_and_then_by_its_viewers() -> None:
@@ -357,6 +376,70 @@ async def test_a_viewer_whose_vector_comes_later_is_looked_at_again_and_not_for_
     own._announced.remove("x")
     await own.look(counts, store.trends, off_loop)
     assert len(own.added) == 0
+
+
+async def test_nothing_of_an_erased_viewer_stays_in_an_items_vector() -> None:
+    store = MemoryStore()
+    await store.connect()
+    own = newcomers(store, CatalogueItem("x", "X", topics=("a",)))
+    await own.look({}, store.trends, off_loop)
+    by_content = own.added
+    await write(store, "ana", [0, 0, 0, 2])
+    await write(store, "new", [0, 0, 0, 0])  # knows this title alone
+    counts = count([report("ana", "x", 60), report("new", "x", 61)], rules=RULES)
+    for _ in range(LOOKS + 1):
+        await own.look({0: counts}, store.trends, off_loop)
+    assert not np.array_equal(own.added.item_factors, by_content.item_factors)
+    counts = count([erasure("ana", 120)], counts, RULES)
+    await own.look({0: counts}, store.trends, off_loop)
+    assert np.array_equal(own.added.item_factors, by_content.item_factors)
+
+
+async def test_an_erasure_is_not_forgotten_where_the_store_was_away() -> None:
+    store = MemoryStore()
+    await store.connect()
+    own = newcomers(store, CatalogueItem("x", "X", topics=("a",)), CatalogueItem("y", "Y"))
+    for viewer in ("ana", "ben"):
+        await write(store, viewer, [0, 0, 0, 2])
+    counts = count([report("ana", "x", 60), report("ben", "y", 61)], rules=RULES)
+    for _ in range(LOOKS + 1):
+        await own.look({0: counts}, store.trends, off_loop)
+    before = own.added.item_factors[0]
+    counts = count([erasure("ana", 120), report("cy", "y", 130)], counts, RULES)
+
+    class Away:
+        async def read_vectors(self, viewers: object, activation: int) -> list[bytes]:
+            raise StoreUnavailable("away")
+
+    with pytest.raises(StoreUnavailable):
+        await own.look({0: counts}, Away(), off_loop)  # type: ignore[arg-type]
+    await own.look({0: counts}, store.trends, off_loop)
+    assert not np.array_equal(own.added.item_factors[0], before)
+
+
+async def test_a_title_of_which_the_catalogue_says_something_else_is_looked_at_again() -> None:
+    store = MemoryStore()
+    await store.connect()
+    own = newcomers(store, CatalogueItem("x", "X", topics=("a",)))
+    await own.look({}, store.trends, off_loop)
+    before = own.added.item_factors[0]
+    own._announced.put(CatalogueItem("x", "X", topics=("b",)))
+    await own.look({}, store.trends, off_loop)
+    assert not np.array_equal(own.added.item_factors[0], before)
+
+
+async def test_a_rebuild_may_take_longer_than_all_looks() -> None:
+    store = MemoryStore()
+    await store.connect()
+    own = newcomers(store, CatalogueItem("x", "X"))
+    await write(store, "ana", [0, 0, 0, 2], activation=2)
+    counts = {0: count([report("ana", "x", 60)], rules=RULES)}
+    for _ in range(3 * LOOKS):
+        await own.look(counts, store.trends, off_loop)
+    assert not own.added.item_factors.any()
+    await write(store, "ana", [0, 0, 0, 2])
+    await own.look(counts, store.trends, off_loop)
+    assert own.added.item_factors.any()
 
 
 async def test_where_the_viewers_cannot_be_read_yet_the_published_vectors_stay() -> None:

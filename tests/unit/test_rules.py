@@ -25,7 +25,7 @@ from tests.worlds import T0, make_generation, make_tables, write_generation_fold
 from viewers.kernel import Todo
 from viewers.packing import pack, unpack
 from viewers.rewrite import Rewriter, ranking_input
-from viewers.state import COMPLETED, Limits, Play, Register, RegisterKind, ViewerState, merge
+from viewers.state import COMPLETED, SKIPPED, Limits, Play, Register, RegisterKind, ViewerState, merge
 
 CODEC = Codec.load()
 N = 400
@@ -248,6 +248,30 @@ def test_a_preference_for_something_that_nobody_played_or_that_is_unknown_change
     plain, _ = row_of(generation, state_of(3, 4))
     told_row, _ = row_of(generation, state_of(3, 4, registers=(told("topic:nobody"), told("title:nothing"))))
     assert plain.entries == told_row.entries
+
+
+@pytest.mark.parametrize("tables", [True, False])
+def test_a_catalogue_of_which_hardly_anything_was_played_gives_rows_of_titles_alone(tables: bool) -> None:
+    """More titles tie at nothing than the search keeps, so it looks at every title: at none of what preferences are about."""
+    n, played = 1_500, 40
+    generation = ruled(Rules(preference=1.0), tables=tables, n=n)
+    factors, popularity = generation.item_factors.copy(), generation.popularity.copy()
+    factors[played:] = popularity[played:] = 0
+    generation = dataclasses.replace(generation, item_factors=factors, popularity=popularity)
+    assert len(generation.fold_ids) > n
+    row, _ = row_of(generation, state_of(1, 2, 3))
+    assert len(row.entries) == ENTRIES_KEPT
+    assert all(entry.item_id in generation.index for entry in row.entries)
+
+
+@pytest.mark.parametrize("tables", [True, False])
+def test_where_nothing_was_liked_there_is_no_taste_to_choose_by(tables: bool) -> None:
+    """Else the twin would fill places, where limits reach far down, that the kernel leaves to what is popular."""
+    generation = ruled(Rules(window=60, per_creator=1, preference=0), tables=tables)
+    skipped = merge([ViewerState((Play(T0 - 1000, 1, "tt0000007", 5, SKIPPED),))], LIMITS)
+    row, twin = row_of(generation, skipped)
+    assert len(row.entries) == ENTRIES_KEPT
+    assert not twin.folded.x.any()
 
 
 def test_names_are_told_in_the_alphabet_of_ids() -> None:
