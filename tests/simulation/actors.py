@@ -238,6 +238,9 @@ class SimSchemas:
     def learn(self, known: SimCodec, unknown: object) -> SimCodec:
         return self._world.codec()
 
+    def doubting(self, known: SimCodec) -> SimCodec:
+        return known
+
 
 class Process:
     """A process: a loop, clients, and a main coroutine. `ended`: it came to its end by itself; `error`: with this."""
