@@ -231,7 +231,11 @@ def test_of_equal_items_the_lower_rows_are_found() -> None:
 def test_what_follows_most_is_cut_where_the_twin_cuts_it(least: int) -> None:
     """By the kernel's selection and the readable one, of values alike, of many equal ones, and of few."""
     draw = np.random.default_rng(least)
-    alike, equal, few = np.exp(draw.normal(size=745)), draw.integers(1, 4, 745) / 8.0, np.repeat([1.0, 2.0, 2.0, 3.0], 187)
+    alike, equal, few = (
+        np.exp(draw.normal(size=745)),
+        draw.integers(1, 4, 745) / 8.0,
+        np.repeat([1.0, 2.0, 2.0, 3.0], 187),
+    )
     for values in (alike, equal, few[:745]):
         floor = features._floor(values, least)
         assert floor == kernel_topk.reached(values, np.int64(len(values)), np.int64(least))
