@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embeddings import kernel_foldin, kernel_topk
-from embeddings.compiled import frozen, jit
+from embeddings.compiled import entry, frozen
 from embeddings.generation import F32, F64, Generation
 
 Array = NDArray[Any]
@@ -23,7 +23,7 @@ class FoldIn:
     def __init__(self, generation: Generation, rows: NDArray[np.int64], c: F64) -> None:
         """`rows`: (viewers, n) item rows, `c`: (viewers, n) confidences."""
         k = generation.k
-        wide = int(kernel_foldin.padded(k))
+        wide = kernel_foldin.padded(k)
         self.X: F32 = np.empty((len(rows), k), np.float32)
         self._arguments = (
             frozen(generation.item_factors),
@@ -42,7 +42,7 @@ class FoldIn:
         return self.X
 
 
-@jit
+@entry
 def _fold_all(
     Y: Array, YP: Array, A0: Array, rows: Array, c: Array, L: Array, t: kernel_foldin.Scratch, X: Array
 ) -> None:
@@ -75,7 +75,7 @@ class TopK:
         return self.rows
 
 
-@jit
+@entry
 def _search_all(
     Y: Array,
     shelf: Any,

@@ -19,16 +19,18 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
+
+from embeddings.compiled_parts import Part
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 ROOT = Path(__file__).resolve().parent.parent
 KERNELS = (
-    "embeddings/compiled.py",
+    "embeddings/compiled*.py",
     "embeddings/tables.py",
     "embeddings/kernel_*.py",
     "ranking/*.py",
@@ -45,20 +47,17 @@ _SUMS = {"reassoc", "contract", "nsz"}
 
 def jit(function: F) -> F:
     """A function that kernels call."""
-    compiled: F = numba.njit(**_OPTIONS)(function)
-    return compiled
+    return cast(F, Part(function, _OPTIONS))
 
 
 def jit_sums(function: F) -> F:
     """As `jit`, for long sums of floats. Never where NaN or infinity has a meaning."""
-    compiled: F = numba.njit(fastmath=_SUMS, **_OPTIONS)(function)
-    return compiled
+    return cast(F, Part(function, {"fastmath": _SUMS, **_OPTIONS}))
 
 
 def jit_counted(function: F) -> F:
     """As `jit`, with reference counting: for what numba's own array functions need."""
-    compiled: F = numba.njit(**_OPTIONS | {"_nrt": True})(function)
-    return compiled
+    return cast(F, Part(function, _OPTIONS | {"_nrt": True}))
 
 
 def entry(function: F) -> F:
@@ -72,6 +71,12 @@ def frozen(array: Any) -> Any:
     view = np.ascontiguousarray(array).view()
     view.flags.writeable = False
     return view
+
+
+def as_bytes(data: bytes | bytearray) -> Any:
+    """(length,) uint8, writable: of the type of what kernels write themselves, so that what reads both is compiled once. A `bytearray` is
+    not copied."""
+    return np.frombuffer(data if isinstance(data, bytearray) else bytearray(data), np.uint8)
 
 
 def cache_folder() -> Path | None:

@@ -28,10 +28,12 @@ LEAST_D = 1e-12
 Array = NDArray[Any]
 
 
-@jit
 def padded(n: int) -> int:
     """n up to a multiple of `LANES`."""
     return (n + LANES - 1) // LANES * LANES
+
+
+_padded = jit(padded)
 
 
 class Scratch(NamedTuple):
@@ -49,7 +51,7 @@ class Scratch(NamedTuple):
 
 
 def make_scratch(k: int) -> Scratch:
-    wide = int(padded(k))
+    wide = padded(k)
     return Scratch(
         np.empty((wide, k), np.float32),
         np.empty((wide, k), np.float32),
@@ -81,7 +83,7 @@ def factor(L: Array, n: int, w: Array) -> None:
 
     `L`: (≥ n, ≥ padded(n)) float64, M symmetric in its first n rows, zeros right of it. `w`: (≥ padded(n),) scratch.
     """
-    m = padded(n)
+    m = _padded(n)
     for j in range(n):
         start = j // LANES * LANES
         count = m - start
@@ -209,7 +211,7 @@ def _fold_few(Y: Array, YP: Array, rows: Array, c: Array, n: int, L: Array, t: S
         for j in range(start, n):
             row[j] = scale * known[j] * w[j]
         row[i] += 1.0
-        for j in range(n, padded(n)):
+        for j in range(n, _padded(n)):
             row[j] = 0.0
     factor(L, n, t.spare)
     _solve_one(L, n, z, t)
@@ -231,7 +233,7 @@ def _fold_many(Y: Array, A0: Array, rows: Array, c: Array, n: int, L: Array, t: 
         z[a] = 0.0
         for b in range(k):
             L[a, b] = A0[a, b]
-        for b in range(k, padded(k)):
+        for b in range(k, _padded(k)):
             L[a, b] = 0.0
     for i in range(0, n, 4):
         for j in range(4):

@@ -115,7 +115,7 @@ def search(shelf: Shelf, X: Array, b: int, wanted: int, excluded: Array, n_exclu
         s.floors[v] = -np.inf
         s.counts[v] = 0
     for low in range(0, n, BLOCK):
-        high, block, active = min(low + BLOCK, n), low // BLOCK, 0
+        high, block, active = min(low + BLOCK, n), low // BLOCK, np.int64(0)
         for v in range(b):
             if s.counts[v] >= 0 and s.norms[v] * shelf.reach[block] * (1 + 1e-9) + s.slacks[v] >= s.floors[v]:
                 s.active[active] = v
@@ -272,7 +272,7 @@ def _cut(rows: Array, scores: Array, count: int, wanted: int, s: Search) -> int:
     for i in range(count):
         if scores[i] > last:
             kept += 1
-    n_tied = 0
+    n_tied = np.int64(0)
     for i in range(count):
         if scores[i] == last:
             s.tied[n_tied] = rows[i]

@@ -130,7 +130,7 @@ def gather(taste: int, excluded: Array, n_excluded: int, p: Popularity, e: Entri
         e.marks[excluded[i]] = HIDDEN
     for i in range(taste):
         e.marks[e.candidates[i]] = TAKEN
-    return _add_first(p.order, CANDIDATES, taste, e)
+    return _add_first(p.order, np.int64(CANDIDATES), taste, e)
 
 
 @jit
@@ -150,7 +150,7 @@ def _add_first(order: Array, most: int, count: int, e: Entries) -> int:
         if wanted == most:
             break
         wanted += e.marks[order[i]] != HIDDEN
-        count = _add(order[i], True, count, e)
+        count = _add(order[i], np.bool_(True), count, e)
     return count
 
 
@@ -174,9 +174,9 @@ def gather_further(rows: Array, c: Array, n: int, r: Ranker, count: int, e: Entr
             e.values[i] = e.sums[e.touched[i], 0]
         floor = reached(e.values, found, np.int64(FOLLOWERS_TAKEN))
     for i in range(found):
-        count = _add(e.touched[i], e.sums[e.touched[i], 0] >= floor, count, e)
+        count = _add(np.int64(e.touched[i]), e.sums[e.touched[i], 0] >= floor, count, e)
     for order in range(len(r.orders)):
-        count = _add_first(r.orders[order], TRENDING_TAKEN, count, e)
+        count = _add_first(r.orders[order], np.int64(TRENDING_TAKEN), count, e)
     return count, plays
 
 

@@ -151,7 +151,7 @@ def arrange(ranked: int, by_parts: bool, weight: float, Y: Array, x: Array, r: R
     What is not the ranker's own has its taste as its score: `weight` times y·x; its place in `e.best` is −1.
     """
     _begin(ranked, e, p)
-    placed = 0
+    placed = np.int64(0)
     while placed < ENTRIES_KEPT:
         queue, index = _choose(placed, r, p, e)
         if queue < 0:
@@ -170,12 +170,12 @@ def arrange(ranked: int, by_parts: bool, weight: float, Y: Array, x: Array, r: R
                 score += Y[row, m] * x[m]
             e.best[placed], e.scores[placed] = -1, weight * score
             e.sources[placed] = FROM_AGAIN if queue == AGAIN else FROM_EXPLORE
-        _count(row, 1, r, p)
+        _count(row, np.int64(1), r, p)
         placed += 1
         if placed >= r.whole[WINDOW]:
-            _count(e.rows[placed - r.whole[WINDOW]], -1, r, p)
+            _count(e.rows[placed - r.whole[WINDOW]], np.int64(-1), r, p)
     for place in range(max(0, placed - r.whole[WINDOW] + 1), placed):
-        _count(e.rows[place], -1, r, p)
+        _count(e.rows[place], np.int64(-1), r, p)
     return placed
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from contracts.rows import ENTRIES_KEPT
 from embeddings import kernel_foldin as foldin
 from embeddings import kernel_topk as topk
-from embeddings.compiled import frozen
+from embeddings.compiled import as_bytes, frozen
 from embeddings.generation import NEVER_MS, Generation
 from embeddings.tables import CONTEXTS, HALF_LIVES_DAYS, Cowatch, Tables
 from ranking import kernel_rows as ranking
@@ -109,7 +109,7 @@ class Kernel:
             return []
         self._make_valid_at(framing.computed_at_ms)
         parts = [part for todo in batch for part in (todo.stored, *todo.facts)]
-        data = _bytes(b"".join(parts) or b"\x00")
+        data = as_bytes(bytearray().join(parts) or b"\x00")
         part_ends = np.cumsum(np.fromiter(map(len, parts), np.int64, len(parts)))
         first_part = np.zeros(len(batch) + 1, np.int64)
         np.cumsum([1 + len(todo.facts) for todo in batch], out=first_part[1:])
@@ -125,7 +125,7 @@ class Kernel:
             self._catalogue,
             self._model,
             self._shelf,
-            rows.Frame(_bytes(framing.origin), _bytes(framing.head), _bytes(framing.shared), *self._sources),
+            rows.Frame(as_bytes(framing.origin), as_bytes(framing.head), as_bytes(framing.shared), *self._sources),
             room.columns,
             room.signals,
             room.tile,
@@ -189,7 +189,7 @@ def _model(generation: Generation | None, limits: Limits, shorter: Model | None)
         ranking.Popularity(frozen(order.astype(np.int64)), frozen(score.astype(np.float32))),
         _ranker(generation),
         placing.make_rule_set(generation, limits.max_plays),
-        frozen(digests.astype(np.int64)),
+        np.array(digests, np.int64),  # searched as a viewer's own are: not frozen
         frozen(by_digest.astype(np.int64)),
         frozen(np.ones(generation.n_items if generation else 0, np.bool_)),
         frozen(STRENGTH_TABLE),
@@ -242,16 +242,11 @@ def _sources(generation: Generation | None) -> tuple[Array, Array, Array, Array]
     names = [bytes([2 * len(name)]) + name.encode() for name in SOURCES]  # short: a length of one byte
     nothing = np.zeros(0, np.int64)
     return (
-        _bytes(b"".join(names)),
+        as_bytes(b"".join(names)),
         frozen(np.cumsum([0, *map(len, names)])),
         frozen(generation.available_from_ms.astype(np.int64) if generation else nothing),
         frozen(generation.available_until_ms.astype(np.int64) if generation else nothing),
     )
-
-
-def _bytes(data: bytes) -> Array:
-    found: Array = frozen(np.frombuffer(data, np.uint8))
-    return found
 
 
 class _Room:
@@ -261,7 +256,7 @@ class _Room:
         """`largest`, `total`: bytes of all parts of a viewer at most, and of all viewers."""
         n_items, k = len(model.allowed), model.Y.shape[1]
         plays = limits.max_plays + largest // 6 + 1  # a play takes more than six bytes
-        found, wide, tile = limits.max_plays + limits.max_registers, int(foldin.padded(k)), min(TILE, viewers)
+        found, wide, tile = limits.max_plays + limits.max_registers, foldin.padded(k), min(TILE, viewers)
         self.columns = state.make_columns(plays, limits.max_registers, limits.max_seen, 2 * largest + 256)
         self.signals = signals.make_signals(plays + limits.max_registers)
         longest = int(np.diff(model.ranker.starts).max(initial=0))

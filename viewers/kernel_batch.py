@@ -246,7 +246,7 @@ def _rank(
     for place in range(ENTRIES_WITH_REASONS):
         e.reason_counts[place] = 0
     if n > 0 and with_reasons > 0:
-        by_taste = 0
+        by_taste = np.int64(0)
         for place in range(with_reasons):  # for the others `follow` says why
             t.places[by_taste] = place
             by_taste += e.sources[place] != ranking.COWATCH

@@ -340,15 +340,15 @@ def digest(head: Array, data: Array, start: int, stop: int, size: int, words: Ar
 @jit
 def _mix(v: Array, a: int, b: int, c: int, d: int, x: Any, y: Any) -> None:
     v[a] += v[b] + x
-    v[d] = _turn(v[d] ^ v[a], 32)
+    v[d] = _turn(v[d] ^ v[a], np.uint64(32))
     v[c] += v[d]
-    v[b] = _turn(v[b] ^ v[c], 24)
+    v[b] = _turn(v[b] ^ v[c], np.uint64(24))
     v[a] += v[b] + y
-    v[d] = _turn(v[d] ^ v[a], 16)
+    v[d] = _turn(v[d] ^ v[a], np.uint64(16))
     v[c] += v[d]
-    v[b] = _turn(v[b] ^ v[c], 63)
+    v[b] = _turn(v[b] ^ v[c], np.uint64(63))
 
 
 @jit
 def _turn(word: Any, by: int) -> Any:
-    return word >> np.uint64(by) | word << np.uint64(64 - by)
+    return word >> by | word << np.uint64(64) - by

@@ -119,7 +119,7 @@ def _write_reason_counts(out: Array, at: int, count: int, e: Entries) -> int:
 @jit
 def _write_bounds(out: Array, at: int, bounds_ms: Array, none: int, count: int, e: Entries) -> int:
     """Places of the entries that have a bound, then the bounds."""
-    bounded = 0
+    bounded = np.int64(0)
     for i in range(count):
         bounded += _is_bound(bounds_ms[e.rows[i]], none)
     at = kb.write_zigzag(out, at, bounded)

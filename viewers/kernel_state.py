@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contracts.rules import TITLE
-from embeddings.compiled import entry, frozen, jit
+from embeddings.compiled import as_bytes, entry, frozen, jit
 from viewers import kernel_bytes as kb
 from viewers.packing import MAX_START_MS, VERSION
 
@@ -82,9 +82,8 @@ def make_catalogue(item_ids: tuple[str, ...], others: tuple[str, ...] = (), told
     counted behind the items, that preferences are about."""
     encoded = [one.encode() for one in (*item_ids, *others)]
     lengths = np.array([len(one) for one in encoded], np.int64)
-    text = np.frombuffer(b"".join(encoded) or b"\x00", np.uint8)
+    text = as_bytes(b"".join(encoded) or b"\x00")  # as a viewer's own ids: see `as_bytes`
     starts = np.cumsum(lengths) - lengths
-    text, starts, lengths = frozen(text), frozen(starts), frozen(lengths)
     slots, of_told = (np.full(1 << max(4, (2 * n).bit_length()), -1, np.int32) for n in (len(item_ids), len(told)))
     fill_slots(text, starts, lengths, np.arange(len(item_ids)), slots)
     fill_slots(text, starts, lengths, np.array(told, np.int64), of_told)

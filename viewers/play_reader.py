@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from embeddings.compiled import frozen
+from embeddings.compiled import as_bytes
 from viewers.kernel_events import FACT_BYTES, read_plays
 
 
@@ -40,7 +40,7 @@ class PlayReader:
     """Reads the plays of one schema. `header`: the five bytes before its bodies; None: the schema in use is another, read nothing."""
 
     def __init__(self, header: bytes | None) -> None:
-        self._header = None if header is None else _bytes(header)
+        self._header = None if header is None else as_bytes(header)
 
     def warm(self) -> None:
         """Have the kernel compiled or loaded now."""
@@ -54,9 +54,9 @@ class PlayReader:
         values, keys = [record.value or b"" for record in records], [record.key or b"" for record in records]
         out, out_ends, event_ms = np.empty(n * FACT_BYTES, np.uint8), np.empty(n, np.int64), np.zeros(n, np.int64)
         read_plays(
-            _bytes(b"".join(values) or b"\x00"),
+            as_bytes(bytearray().join(values) or b"\x00"),
             _ends(values),
-            _bytes(b"".join(keys) or b"\x00"),
+            as_bytes(bytearray().join(keys) or b"\x00"),
             _ends(keys),
             np.fromiter((record.timestamp for record in records), np.int64, n),
             self._header,
@@ -74,11 +74,6 @@ class PlayReader:
             Fact(packed[start:end], time_ms) if end > start else None
             for start, end, time_ms in zip(starts, ends, event_ms.tolist(), strict=True)
         ]
-
-
-def _bytes(data: bytes) -> NDArray[Any]:
-    found: NDArray[Any] = frozen(np.frombuffer(data, np.uint8))
-    return found
 
 
 def _ends(parts: Sequence[bytes]) -> NDArray[Any]:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numba
 import pytest
 
 from embeddings import compiled
@@ -19,6 +20,49 @@ def test_code_is_kept_in_a_folder_named_by_what_is_compiled(tmp_path: Path, monk
     assert folder.parent == tmp_path / "nearline"
     monkeypatch.setattr(compiled, "KERNELS", compiled.KERNELS[:1])
     assert compiled._make_folder() != folder
+
+
+def test_every_file_with_something_compiled_in_it_is_part_of_the_name() -> None:
+    named = {path for pattern in compiled.KERNELS for path in compiled.ROOT.glob(pattern)}
+    for folder in (
+        "contracts",
+        "embeddings",
+        "ranking",
+        "viewers",
+        "trends",
+        "runtime",
+        "updater",
+        "batch",
+        "homepage",
+    ):
+        for path in (compiled.ROOT / folder).rglob("*.py"):
+            text = path.read_text()
+            assert path in named or not ("@jit" in text or "@entry" in text or "numba" in text), path
+
+
+@compiled.jit
+def doubled(n: int) -> int:
+    return 2 * n
+
+
+@numba.njit
+def one_more(n: int) -> int:
+    return doubled(n) + 1
+
+
+def test_a_part_is_linked_into_who_calls_it_and_has_no_code_of_its_own() -> None:
+    assert one_more(20) == 41
+    (part,) = doubled.overloads.values()
+    names = (part.fndesc.llvm_func_name, part.fndesc.llvm_cpython_wrapper_name, part.fndesc.llvm_cfunc_wrapper_name)
+    (kernel,) = one_more.overloads.values()
+    engine = kernel.library.codegen._engine
+    assert engine.is_symbol_defined(kernel.fndesc.llvm_cpython_wrapper_name)
+    assert not any(engine.get_function_address(name) for name in names if engine.is_symbol_defined(name))
+
+
+def test_python_may_call_a_part_all_the_same() -> None:
+    assert one_more(20) == 41  # compiled for this type before
+    assert (doubled(21), doubled(2.5)) == (42, 5.0)
 
 
 def test_where_no_folder_can_be_written_each_process_compiles_for_itself(tmp_path: Path) -> None:
