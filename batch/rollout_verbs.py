@@ -1,4 +1,4 @@
-"""The verbs of a rollout: `generations compare`, `freeze`, `unfreeze`. What they call is imported when they run."""
+"""The verbs of a rollout: `generations compare | share`, `freeze`, `unfreeze`. What they call is imported when they run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from batch.verbs import generations_app, known_generations, with_store
+from batch.verbs import generations_app, known_generations, print_activation, with_store
 from contracts.errors import UserError
 from runtime.console import Json, print_json
 
@@ -58,6 +58,35 @@ def generations_compare(
         _print_comparison(found)
         if html is not None:
             typer.echo(f"every row, side by side: {html}")
+
+
+@generations_app.command("share")
+def generations_share(
+    generation_id: Annotated[
+        str | None,
+        typer.Argument(
+            help=f"{_GENERATION} (default: the one that some see already)", autocompletion=known_generations
+        ),
+    ] = None,
+    percent: Annotated[float | None, typer.Option(help="of the viewers, by hash; more than 0, less than 100")] = None,
+    stop: Annotated[bool, typer.Option("--stop", help="everybody sees the generation in force again")] = False,
+    json_output: Json = False,
+) -> None:
+    """Have a share of the viewers see another generation, the candidate, and rebuild every row; or change the share, or end it.
+
+    The same viewers every time, and those of 5 % are among those of 10 %. Updaters hold both generations meanwhile: twice the memory.
+    `generations activate` of the candidate ends it for everybody, `generations rollback` too.
+
+    Example: nearline generations share 20261121T220409.191Z-e1a2e022 --percent 5
+    """
+    from batch.activation import share, stop_share
+
+    if stop == (percent is not None) or (stop and generation_id is not None):
+        raise UserError("either --percent, with a generation the first time, or --stop alone")
+    if percent is None:
+        print_activation(stop_share, json_output)
+    else:
+        print_activation(share, json_output, generation_id, percent)
 
 
 def freeze(

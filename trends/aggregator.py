@@ -38,7 +38,8 @@ from contracts.errors import (
     UnknownSchema,
 )
 from embeddings.added import Added, equal
-from embeddings.files import Current, GenerationsFolder
+from embeddings.current import Current
+from embeddings.files import GenerationsFolder
 from runtime.kafka import (
     AIOKafkaConsumer,
     ConsumerRecord,

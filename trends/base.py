@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from contracts.errors import GenerationError
 from contracts.rows import HomeRow
 from embeddings.added import unplayed
-from embeddings.files import Current, load_generation, load_items, load_manifest, load_user_factors
+from embeddings.current import Current
+from embeddings.files import load_generation, load_items, load_manifest, load_user_factors
 from embeddings.generation import Generation
 from runtime.settings import Settings
 from trends.counters import Rules

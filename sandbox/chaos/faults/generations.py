@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from batch.activation import rollback
 from contracts.errors import UserError
-from embeddings.files import Current
+from embeddings.current import Current
 from runtime.progress import SilentProgress
 from sandbox.chaos.arena import GENERATIONS, Arena
 from sandbox.chaos.waiting import wait_until
