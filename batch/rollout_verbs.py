@@ -1,4 +1,4 @@
-"""The verbs of a rollout: `generations compare | share`, `freeze`, `unfreeze`. What they call is imported when they run."""
+"""The verbs of a rollout: `generations compare | share | outcome`, `freeze`, `unfreeze`. What they call is imported when they run."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import typer
 
 from batch.verbs import generations_app, known_generations, print_activation, with_store
 from contracts.errors import UserError
-from runtime.console import Json, print_json
+from runtime.console import Json, print_json, read_settings
 
 if TYPE_CHECKING:
     from batch.comparison import Comparison, ViewerComparison
+    from batch.outcome import Outcome
 
 PRINTED = 5
 """Viewers whose rows are printed on a terminal; `--html` and `--json` have them all."""
@@ -87,6 +88,51 @@ def generations_share(
         print_activation(stop_share, json_output)
     else:
         print_activation(share, json_output, generation_id, percent)
+
+
+@generations_app.command("outcome")
+def generations_outcome(
+    generation_id: Annotated[
+        str | None,
+        typer.Argument(help="a candidate, now or before (default: of now)", autocompletion=known_generations),
+    ] = None,
+    json_output: Json = False,
+) -> None:
+    """Compare what came of the candidate's rows and of everybody else's, shown meanwhile: plays that came from them, with 95 % intervals.
+
+    From the lake, so as of the last nightly copy; players have to report which row led to a play (`row_id`).
+
+    Example: nearline generations outcome 20261121T220409.191Z-e1a2e022
+    """
+    from batch.outcome import find_outcome
+
+    found = find_outcome(read_settings(), generation_id)
+    if json_output:
+        print_json(found)
+    else:
+        _print_outcome(found)
+
+
+def _print_outcome(found: Outcome) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from batch.outcome import CANDIDATE, MEASURES, OTHERS
+
+    table = Table("", "viewers", "rows shown", "plays from them", "hits a row", "plays a viewer", "viewers with a play")
+    for name in (CANDIDATE, OTHERS):
+        arm = found.arms[name]
+        told = (f"{value:.4f} ({low:.4f} … {high:.4f})" for value, low, high in map(arm.measures.__getitem__, MEASURES))
+        table.add_row(name, f"{arm.viewers:,}", f"{arm.rows:,}", f"{arm.plays:,}", *told)
+    differs = (f"{value:+.4f} ({low:+.4f} … {high:+.4f})" for value, low, high in found.difference.values())
+    table.add_row("difference", "", "", "", *differs)
+    Console().print(table)
+    begin, end = (
+        datetime.fromtimestamp(ms / 1000, UTC).isoformat(" ", "seconds").removesuffix("+00:00")
+        for ms in (found.from_ms, found.to_ms)
+    )
+    others = ", ".join(found.arms[OTHERS].generations) or "nothing"
+    typer.echo(f"{found.candidate} against {others}, shown from {begin} to {end} UTC")
 
 
 def freeze(
