@@ -15,18 +15,19 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from batch.activation import rollback
-from contracts.errors import UserError
+from batch.activation import rollback, share, stop_share
+from contracts.errors import GenerationError, UserError
 from embeddings.current import Current
 from runtime.progress import SilentProgress
 from sandbox.chaos.arena import GENERATIONS, Arena
 from sandbox.chaos.waiting import wait_until
+from viewers.redis_store import RedisStore
 
 
 async def swaps(arena: Arena, rng: random.Random) -> None:
-    """A new generation, two in a row, a rollback, or an activation that is killed half way."""
+    """A new generation, two in a row, a rollback, a share that sees a candidate, or an activation that is killed half way."""
     first, second = rng.sample(sorted(GENERATIONS), 2)
-    way = rng.choice(("one", "two", "two", "rollback", "killed"))
+    way = rng.choice(("one", "two", "two", "rollback", "killed", "share", "share"))
     if way == "one":
         await arena.activate(first)
     elif way == "two":
@@ -38,8 +39,31 @@ async def swaps(arena: Arena, rng: random.Random) -> None:
         async with arena.store() as store:
             with contextlib.suppress(UserError):  # the oldest is in force
                 await rollback(arena.settings, store, progress=SilentProgress())
+    elif way == "share":
+        await _share(arena, first, rng)
     else:
         await arena.verb("generations", "activate", first, kill_after_s=rng.uniform(1.0, 2.5))
+
+
+async def _share(arena: Arena, in_force: str, rng: random.Random) -> None:
+    """A share begins, under way or killed, and is changed, stopped or left to whatever comes next."""
+    candidate = rng.choice(sorted({*GENERATIONS} - {in_force}))
+    await arena.activate(in_force)
+    if rng.random() < 0.3:
+        await arena.verb("generations", "share", candidate, "--percent", "50", kill_after_s=rng.uniform(1.0, 2.5))
+    async with arena.store() as store:
+        # Another fault may put something else in force meanwhile, as another person would; that one's rebuild covers everybody.
+        with contextlib.suppress(UserError, GenerationError):
+            await _share_on(arena, store, candidate, rng)
+
+
+async def _share_on(arena: Arena, store: RedisStore, candidate: str, rng: random.Random) -> None:
+    await share(arena.settings, store, candidate, rng.uniform(10, 90), progress=SilentProgress())
+    then = rng.choice(("stays", "stays", "changes", "stops"))
+    if then == "changes":
+        await share(arena.settings, store, None, rng.uniform(10, 90), progress=SilentProgress())
+    elif then == "stops":
+        await stop_share(arena.settings, store, progress=SilentProgress())
 
 
 async def _later(arena: Arena, generation_id: str, rng: random.Random) -> None:
