@@ -18,7 +18,7 @@ import structlog
 from batch.lake import open_lake
 from batch.rebuild import Rebuild, Rebuilt
 from contracts.codec import Codec
-from contracts.errors import UserError
+from contracts.errors import GenerationError, UserError
 from contracts.manifest import Manifest
 from contracts.shares import Share
 from embeddings.current import Current
@@ -96,15 +96,28 @@ class Activator:
         """Move CURRENT, announce it, and wait for the live updaters. Errors: `GenerationError` if it does not load.
 
         `again` False: the activation stays if the generation is in force already and the store knows no higher one. `ends_share` False: who
-        sees a candidate goes on seeing it.
+        sees a candidate goes on seeing it, unless it does not load any more: then nobody could take anything up beside it.
         """
         floor = await self._store.highest_activation()
         current = await asyncio.to_thread(self._folder.current_or_none)
+        if not ends_share and current is not None and await asyncio.to_thread(self._lost_its_candidate, current):
+            again = ends_share = True
         if again or current is None or current.generation_id != generation_id or current.activation < floor:
             work = partial(self._folder.activate, generation_id, floor=floor, ends_share=ends_share)
             current = await asyncio.to_thread(work)
         await self._announce(current)
         return current
+
+    def _lost_its_candidate(self, current: Current) -> bool:
+        if current.share is None:
+            return False
+        try:
+            load_generation(self._settings.generations_path, current.share.generation_id)
+        except GenerationError as error:
+            remedy = "the share ends, everybody sees what is in force; publish it again and begin a new one"
+            log.error("candidate_refused", error=str(error), remedy=remedy)
+            return True
+        return False
 
     async def share(self, share: Share) -> Current:
         """The same for a share of the viewers. Errors: `GenerationError`."""
