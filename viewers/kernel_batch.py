@@ -223,11 +223,12 @@ def _rank(
     rows, c, ranker = t.rows[i], t.c[i], model.ranker
     count = ranking.gather(taste, t.excluded[i], t.n_excluded[i], model.popularity, e)
     if len(ranker.weights):
-        count = ranking.gather_further(rows, c, n, ranker, count, e)
+        ranking.weigh(weight, t.signals[i], t.away_ms[i], ranker, e)
+        count, plays = ranking.gather_further(rows, c, n, ranker, count, e)
     topk.score_rows(model.Y, t.x, e.candidates, taste, count, e.als)
     if len(ranker.weights):
-        ranking.weigh(weight, t.signals[i], t.away_ms[i], ranker, e)
-        plays = ranking.rank_by_features(count, model.popularity, rows, c, n, ranker, e)
+        ranking.rank_by_features(count, model.popularity, ranker, e)
+        ranking.forget(rows, plays, ranker, e)
         weight = e.weights[TASTE]
     else:
         ranking.blend(count, weight, model.popularity, e)
@@ -251,6 +252,7 @@ def _rank(
             by_taste += e.sources[place] != ranking.COWATCH
         if by_taste:
             foldin.contributions(model.Y, model.YP, rows, c, n, t.L[i], e.rows, t.places, by_taste, t.fold, t.C)
-        ranking.follow(count, n, with_reasons, plays, ranker, e, t.C)
+        if plays:
+            ranking.follow(rows, n, with_reasons, plays, ranker, e, t.C)
         ranking.take_reasons(t.C, rows, n, weight, with_reasons, e)
     return kept
