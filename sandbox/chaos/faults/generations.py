@@ -25,9 +25,9 @@ from viewers.redis_store import RedisStore
 
 
 async def swaps(arena: Arena, rng: random.Random) -> None:
-    """A new generation, two in a row, a rollback, a share that sees a candidate, or an activation that is killed half way."""
+    """A new generation, two in a row, a rollback, or an activation that is killed half way."""
     first, second = rng.sample(sorted(GENERATIONS), 2)
-    way = rng.choice(("one", "two", "two", "rollback", "killed", "share", "share"))
+    way = rng.choice(("one", "two", "two", "rollback", "killed"))
     if way == "one":
         await arena.activate(first)
     elif way == "two":
@@ -39,16 +39,15 @@ async def swaps(arena: Arena, rng: random.Random) -> None:
         async with arena.store() as store:
             with contextlib.suppress(UserError):  # the oldest is in force
                 await rollback(arena.settings, store, progress=SilentProgress())
-    elif way == "share":
-        await _share(arena, first, rng)
     else:
         await arena.verb("generations", "activate", first, kill_after_s=rng.uniform(1.0, 2.5))
 
 
-async def _share(arena: Arena, in_force: str, rng: random.Random) -> None:
-    """A share begins, under way or killed, and is changed, stopped or left to whatever comes next."""
-    candidate = rng.choice(sorted({*GENERATIONS} - {in_force}))
-    await arena.activate(in_force)
+async def shared(arena: Arena, rng: random.Random) -> None:
+    """A share of the viewers sees a candidate; it is killed half way, changed, stopped, or left to whatever comes next."""
+    current = arena.folder_of_generations.read_current()
+    assert current is not None
+    candidate = rng.choice(sorted({*GENERATIONS} - {current.generation_id}))
     if rng.random() < 0.3:
         await arena.verb("generations", "share", candidate, "--percent", "50", kill_after_s=rng.uniform(1.0, 2.5))
     async with arena.store() as store:
