@@ -75,7 +75,7 @@ def made_up_todo(rng: random.Random) -> Todo:
     facts = [made_up_state(rng, 1) if rng.random() < 0.9 else made_up_state(rng, 2, 1) for _ in range(rng.randrange(3))]
     if state.plays and rng.random() < 0.3:
         facts.append(ViewerState(plays=(state.plays[0]._replace(share=rng.choice([0, 255])),)))
-    event_time_ms = None if rng.random() < 0.3 else T0
+    event_time_ms = rng.choice([None, T0, T0 - 3_600_000, T0 - 10**8])
     return Todo(pack(state), tuple(map(pack, facts)), rng.random() < 0.5, event_time_ms)
 
 
