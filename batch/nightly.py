@@ -44,7 +44,8 @@ from batch.seeding import ASKED, Seeding, read_note, why_seed, write_note
 from batch.train import fold_in_parameters, train_item_factors
 from contracts.errors import GenerationError, NearlineError, StoreChanged, TransientError, UserError
 from contracts.manifest import Decision, Manifest
-from embeddings.files import Current, GenerationsFolder, load_generation, load_manifest
+from embeddings.current import Current
+from embeddings.files import GenerationsFolder, load_generation, load_manifest
 from embeddings.generation import Generation
 from runtime.kafka import kafka_errors, make_admin, make_consumer
 from runtime.progress import ProgressReporter, make_progress
@@ -139,7 +140,7 @@ class _Nightly:
         else:
             self._told(reused=True, metrics={a: m for a, m in manifest.metrics.items() if a != TRAINING})
         self._tell_about(manifest)
-        if publish_only:
+        if publish_only or await asyncio.to_thread(self._is_candidate, manifest):
             await self._stay_with_the_old(plan, why)
             return await self._prune()
         current = await self._timed(
@@ -154,6 +155,16 @@ class _Nightly:
     async def _prune(self) -> NightlyReport:
         pruned = await asyncio.to_thread(self._folder.prune, self._settings.train.keep_generations)
         return self._told(pruned=tuple(pruned))
+
+    def _is_candidate(self, manifest: Manifest) -> bool:
+        """A share of the viewers sees it: that is for a person to widen or to end."""
+        current = self._folder.current_or_none()
+        found = current is not None and manifest.generation_id in current.generations[1:]
+        if found:
+            log.info(
+                "candidate_stays_one", generation_id=manifest.generation_id, remedy="nearline generations activate"
+            )
+        return found
 
     async def _stay_with_the_old(self, plan: CopyPlan, why_seed: str) -> NightlyReport:
         """End a night that puts nothing in force."""

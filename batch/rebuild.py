@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from contracts.errors import StaleActivation, StoreUnavailable, UserError
 from viewers.default_rows import default_rows
-from viewers.rewrite import Outcome, RewriteJob, Rewriter, rewrite_viewers
+from viewers.rewrite import Outcome, RewriteJob, Rewriters, rewrite_viewers
 from viewers.state import EMPTY, ViewerState
 from viewers.store import Store
 
@@ -47,7 +47,7 @@ class Rebuilt:
 
 
 class Rebuild:
-    """One rebuild of one store with one rewriter.
+    """One rebuild of one store, each viewer by the rewriter of their arm.
 
     `territories`: territory → (n_items,) bool, its titles: each gets default rows of its own.
     `erased_through_s`: viewer → erased through (second), −1 for never: the ledger is applied to everyone who is rewritten.
@@ -57,7 +57,7 @@ class Rebuild:
     def __init__(
         self,
         store: Store,
-        rewriter: Rewriter,
+        rewriter: Rewriters,
         *,
         now_ms: Callable[[], float],
         draw_token: Callable[[], bytes],
@@ -97,7 +97,7 @@ class Rebuild:
 
     async def write_default_rows(self) -> None:
         """`territory:maturity` → row; nothing before the first generation."""
-        rows = default_rows(self._rewriter, self._territories, int(self._now_ms()))
+        rows = default_rows(self._rewriter.in_force, self._territories, int(self._now_ms()))
         if rows:
             await self._store.write_default_rows(rows)
 

@@ -1,4 +1,4 @@
-"""The verbs of a rollout: `generations compare`, `freeze`, `unfreeze`. What they call is imported when they run."""
+"""The verbs of a rollout: `generations compare | share | outcome`, `freeze`, `unfreeze`. What they call is imported when they run."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from batch.verbs import generations_app, known_generations, with_store
+from batch.verbs import generations_app, known_generations, print_activation, with_store
 from contracts.errors import UserError
-from runtime.console import Json, print_json
+from runtime.console import Json, print_json, read_settings
 
 if TYPE_CHECKING:
     from batch.comparison import Comparison, ViewerComparison
+    from batch.outcome import Outcome
 
 PRINTED = 5
 """Viewers whose rows are printed on a terminal; `--html` and `--json` have them all."""
@@ -58,6 +59,80 @@ def generations_compare(
         _print_comparison(found)
         if html is not None:
             typer.echo(f"every row, side by side: {html}")
+
+
+@generations_app.command("share")
+def generations_share(
+    generation_id: Annotated[
+        str | None,
+        typer.Argument(
+            help=f"{_GENERATION} (default: the one that some see already)", autocompletion=known_generations
+        ),
+    ] = None,
+    percent: Annotated[float | None, typer.Option(help="of the viewers, by hash; more than 0, less than 100")] = None,
+    stop: Annotated[bool, typer.Option("--stop", help="everybody sees the generation in force again")] = False,
+    json_output: Json = False,
+) -> None:
+    """Have a share of the viewers see another generation, the candidate, and rebuild every row; or change the share, or end it.
+
+    The same viewers every time, and those of 5 % are among those of 10 %. Updaters hold both generations meanwhile: twice the memory.
+    `generations activate` of the candidate ends it for everybody, `generations rollback` too.
+
+    Example: nearline generations share 20261121T220409.191Z-e1a2e022 --percent 5
+    """
+    from batch.activation import share, stop_share
+
+    if stop == (percent is not None) or (stop and generation_id is not None):
+        raise UserError("either --percent, with a generation the first time, or --stop alone")
+    if percent is None:
+        print_activation(stop_share, json_output)
+    else:
+        print_activation(share, json_output, generation_id, percent)
+
+
+@generations_app.command("outcome")
+def generations_outcome(
+    generation_id: Annotated[
+        str | None,
+        typer.Argument(help="a candidate, now or before (default: of now)", autocompletion=known_generations),
+    ] = None,
+    json_output: Json = False,
+) -> None:
+    """Compare what came of the candidate's rows and of everybody else's, shown meanwhile: plays that came from them, with 95 % intervals.
+
+    From the lake, so as of the last nightly copy; players have to report which row led to a play (`row_id`).
+
+    Example: nearline generations outcome 20261121T220409.191Z-e1a2e022
+    """
+    from batch.outcome import find_outcome
+
+    found = find_outcome(read_settings(), generation_id)
+    if json_output:
+        print_json(found)
+    else:
+        _print_outcome(found)
+
+
+def _print_outcome(found: Outcome) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from batch.outcome import CANDIDATE, MEASURES, OTHERS
+
+    table = Table("", "viewers", "rows shown", "plays from them", "hits a row", "plays a viewer", "viewers with a play")
+    for name in (CANDIDATE, OTHERS):
+        arm = found.arms[name]
+        told = (f"{value:.4f} ({low:.4f} … {high:.4f})" for value, low, high in map(arm.measures.__getitem__, MEASURES))
+        table.add_row(name, f"{arm.viewers:,}", f"{arm.rows:,}", f"{arm.plays:,}", *told)
+    differs = (f"{value:+.4f} ({low:+.4f} … {high:+.4f})" for value, low, high in found.difference.values())
+    table.add_row("difference", "", "", "", *differs)
+    Console().print(table)
+    begin, end = (
+        datetime.fromtimestamp(ms / 1000, UTC).isoformat(" ", "seconds").removesuffix("+00:00")
+        for ms in (found.from_ms, found.to_ms)
+    )
+    others = ", ".join(found.arms[OTHERS].generations) or "nothing"
+    typer.echo(f"{found.candidate} against {others}, shown from {begin} to {end} UTC")
 
 
 def freeze(

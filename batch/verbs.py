@@ -16,13 +16,14 @@ from runtime.console import Json, print_json, read_settings
 from runtime.tasks import run_until_signalled
 
 if TYPE_CHECKING:
+    from batch.activation import ActivationReport
     from batch.report import NightlyReport
     from runtime.settings import Settings
     from viewers.redis_store import RedisStore
 
 T = TypeVar("T")
 
-generations_app = typer.Typer(no_args_is_help=True, help="List, compare, activate and roll back generations.")
+generations_app = typer.Typer(no_args_is_help=True, help="List, compare, share, activate and roll back generations.")
 
 
 async def with_connected(settings: Settings, work: Callable[[Settings, RedisStore], Awaitable[T]]) -> T:
@@ -137,7 +138,7 @@ def evaluate(
 
 @generations_app.command("list")
 def generations_list(json_output: Json = False) -> None:
-    """List the published generations, the one in force marked.
+    """List the published generations, the one in force and a candidate marked.
 
     Example: nearline generations list
     """
@@ -158,7 +159,8 @@ def generations_list(json_output: Json = False) -> None:
     for one in found:
         made = datetime.fromtimestamp(one.created_at_ms / 1000, UTC).isoformat(" ", "seconds").removesuffix("+00:00")
         ndcg = "" if one.ndcg_at_10 is None else f"{one.ndcg_at_10:.4f}"
-        state = one.state + (f" (activation {one.activation})" if one.activation else "")
+        state = one.state + ("" if one.percent is None else f" for {one.percent:g} %")
+        state += f" (activation {one.activation})" if one.activation else ""
         table.add_row(
             one.generation_id, made, f"{one.items:,}", f"{one.users:,}", str(one.k), ndcg, one.decision, state
         )
@@ -188,24 +190,24 @@ def generations_activate(
     ],
     json_output: Json = False,
 ) -> None:
-    """Put a published generation in force, under a new activation, and rebuild every row.
+    """Put a published generation in force for everybody, under a new activation, and rebuild every row. Ends a share.
 
     Example: nearline generations activate 20261121T094009.191Z-e1a2e022
     """
     from batch.activation import activate
 
-    _print_activation(activate, json_output, generation_id)
+    print_activation(activate, json_output, generation_id)
 
 
 @generations_app.command("rollback")
 def generations_rollback(json_output: Json = False) -> None:
-    """Put back the generation that was in force before (else the newest older one that is kept), and rebuild every row.
+    """Put back the generation that was in force before (else the newest older one that is kept), and rebuild every row. Ends a share.
 
     Example: nearline generations rollback
     """
     from batch.activation import rollback
 
-    _print_activation(rollback, json_output)
+    print_activation(rollback, json_output)
 
 
 @generations_app.command("report")
@@ -230,15 +232,24 @@ def generations_report(
     typer.echo(page if out is None else copy_page(page, out))
 
 
-def _print_activation(action: Any, json_output: bool, *arguments: str) -> None:
+def print_activation(action: Any, json_output: bool, *arguments: Any) -> None:
+    """Run something that ends in an `ActivationReport`, and print that."""
     report = with_store(lambda settings, store: action(settings, store, *arguments))
     if json_output:
         print_json(report)
         return
     replaced = f" in place of {report.replaced}" if report.replaced else ""
     typer.echo(
-        f"{report.generation_id} is in force as activation {report.activation}{replaced}; {report.rebuilt.rewritten:,} rows rewritten"
+        f"{report.generation_id} is in force as activation {report.activation}{replaced}{_share(report)}; "
+        f"{report.rebuilt.rewritten:,} rows rewritten"
     )
+
+
+def _share(report: ActivationReport) -> str:
+    """Who sees a candidate, in words."""
+    if report.share is not None:
+        return f"; {report.share.percent:g} % of the viewers see {report.share.generation_id}"
+    return f"; nobody sees {report.ended.generation_id} beside it any more" if report.ended is not None else ""
 
 
 def forget(viewer: Annotated[str, typer.Argument(help="the viewer's id")], json_output: Json = False) -> None:

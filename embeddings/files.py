@@ -1,6 +1,6 @@
 """Generation folders: the one edge of `embeddings`. Local paths and `file://` URLs; object storage by URL through `pyarrow.fs`.
 
-    <root>/CURRENT                    {"generation_id", "activation", "previous"}
+    <root>/CURRENT                    {"generation_id", "activation", "previous"}, "share" while there is one (`embeddings/current.py`)
     <root>/<id>/item_factors.npy      (n_items, k) float32
     <root>/<id>/items.parquet         row → title, availability, popularity, …
     <root>/<id>/user_factors.npy      (n_users, k) float32: our own fold-in of every viewer
@@ -21,11 +21,10 @@ import ast
 import builtins
 import fcntl
 import hashlib
-import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +37,8 @@ from contracts.digests import item_digest
 from contracts.errors import GenerationError
 from contracts.events import valid_id
 from contracts.manifest import GENERATION_ID, Manifest, from_json
+from contracts.shares import Share
+from embeddings.current import Current, parse_current
 from embeddings.generation import F32, NEVER_MS, FoldInParameters, Generation
 from embeddings.roots import FOREIGN, Root, flush_folder, open_root, read_table, write_file
 from embeddings.table_files import COWATCH, RANKER, TABLE_FILES, TRENDING, parse_groups, parse_tables
@@ -264,15 +265,6 @@ def catalogue_item(row: Mapping[str, Any]) -> CatalogueItem:
 # CURRENT
 
 
-@dataclass(frozen=True, slots=True)
-class Current:
-    """What `CURRENT` says: the generation in force, its activation (only grows), and the generation before it."""
-
-    generation_id: str
-    activation: int
-    previous: str | None = None
-
-
 class GenerationsFolder:
     """The generations in a folder, and which of them is in force."""
 
@@ -297,20 +289,19 @@ class GenerationsFolder:
         """The generation in force; None before the first activation. Errors: `GenerationError` if unreadable."""
         where = f"{self.root.name}/{CURRENT}"
         try:
-            content = json.loads(self.root.read(CURRENT, MAX_MANIFEST_BYTES))
-            current = Current(content["generation_id"], content["activation"], content.get("previous"))
-            if not isinstance(current.activation, int) or GENERATION_ID.fullmatch(current.generation_id) is None:
-                raise ValueError("generation_id and activation are wanted")
+            text = self.root.read(CURRENT, MAX_MANIFEST_BYTES)
         except FileNotFoundError:
             return None
-        except (*FOREIGN, AttributeError, RecursionError) as error:
+        except FOREIGN as error:
             raise GenerationError(
                 f"{where}: unreadable ({error}); nearline generations activate writes it again"
             ) from error
-        return current
+        return parse_current(text, where)
 
-    def activate(self, generation_id: str, *, floor: int) -> Current:
+    def activate(self, generation_id: str, *, floor: int, ends_share: bool = False) -> Current:
         """Put a generation in force under the next activation: one above the last and above `floor` (the highest that the store knows).
+
+        Who sees a candidate goes on seeing it, unless that is what is put in force, or the share ends with this.
 
         1. Take the lock   2. load the generation: what does not load is refused   3. write CURRENT beside, flush, rename.
         A crash before 3 leaves the old one in force. Errors: `GenerationError`.
@@ -318,16 +309,31 @@ class GenerationsFolder:
         with self.locked():
             verify_generation(self.root, generation_id)
             before = self.current_or_none()
-            activation = max(before.activation if before else 0, floor) + 1
-            previous = None if before is None else before.generation_id
+            previous, share = (None, None) if before is None else (before.generation_id, before.share)
             if before is not None and before.generation_id == generation_id:
                 previous = before.previous
-            current = Current(generation_id, activation, previous)
+            if share is not None and (ends_share or share.generation_id == generation_id):
+                share = None
+            current = Current(generation_id, _next(before, floor), previous, share)
+            self._write_current(current)
+        return current
+
+    def share(self, share: Share, *, floor: int) -> Current:
+        """Have a share of the viewers see a candidate, under the next activation; everybody else what is in force. The steps are those of
+        `activate`. Errors: `GenerationError`."""
+        with self.locked():
+            verify_generation(self.root, share.generation_id)
+            before = self.read_current()
+            if before is None or before.generation_id == share.generation_id:
+                raise GenerationError(
+                    f"{share.generation_id} cannot be seen by a share of the viewers: another generation must be in force"
+                )
+            current = replace(before, activation=_next(before, floor), share=share)
             self._write_current(current)
         return current
 
     def prune(self, keep: int) -> builtins.list[str]:
-        """Remove all but the newest `keep` generations, the one in force and the one before it; returns what was removed.
+        """Remove all but the newest `keep` generations, those that rows are made by and the one in force before; returns what was removed.
 
         Only for whoever may publish (the nightly job, which runs alone): what a crash left half-written goes too.
         """
@@ -336,7 +342,7 @@ class GenerationsFolder:
             published = [manifest.generation_id for manifest in self.list()]
             kept = set(published[max(0, len(published) - keep) :])
             if current is not None:
-                kept |= {current.generation_id, current.previous or current.generation_id}
+                kept |= {*current.generations, current.previous or current.generation_id}
             gone = [name for name in published if name not in kept]
             try:
                 for name in gone:
@@ -366,7 +372,7 @@ class GenerationsFolder:
             return None
 
     def _write_current(self, current: Current) -> None:
-        data = json.dumps(asdict(current), sort_keys=True).encode()
+        data = current.text().encode()
         try:
             local = self.root.local
             if local is None:
@@ -395,3 +401,8 @@ class GenerationsFolder:
         with lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+
+def _next(before: Current | None, floor: int) -> int:
+    """The next activation: activations only grow."""
+    return max(0 if before is None else before.activation, floor) + 1

@@ -1,7 +1,8 @@
 """The current catalogue, as the home page needs it: titles to show, and what may no longer be shown.
 
 It comes with the generation in force (`items.parquet`) and is replaced whole, in the background, when `CURRENT` names
-another one. A generation that cannot be read leaves the old catalogue in place.
+another one. A generation that cannot be read leaves the old catalogue in place. While a share of the viewers sees a candidate, its
+titles that the one in force lacks are there too: else they would be missing from these viewers' rows.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import structlog
 from pyarrow import ArrowException, fs
@@ -71,7 +72,7 @@ class LiveCatalogue:
     def __init__(self, generations_path: str) -> None:
         self._root = generations_path
         self._catalogue = Catalogue()
-        self._seen: tuple[str, int] = ("", 0)
+        self._seen = Named("", 0)
         # By the feed, and kept though the generation agrees: a rollback puts an older one in force. Bounded by the catalogue.
         self._told: dict[str, CatalogueItem] = {}
         self.tiles = Tiles(self.get)
@@ -105,8 +106,10 @@ class LiveCatalogue:
         current = await asyncio.to_thread(read_current, self._root)
         if current is None or current == self._seen:
             return False
-        generation_id, activation = current
+        generation_id, activation, candidate = current
         items = await asyncio.to_thread(load_catalogue, f"{self._root.rstrip('/')}/{generation_id}")
+        if candidate is not None:
+            items = await asyncio.to_thread(load_catalogue, f"{self._root.rstrip('/')}/{candidate}") | items
         self._catalogue = Catalogue(items, generation_id, activation)
         self._told = {item_id: _shared(item, items) for item_id, item in self._told.items()}
         self.tiles.clear()
@@ -134,18 +137,28 @@ def _shared(item: CatalogueItem, items: Mapping[str, CatalogueItem]) -> Catalogu
     return known if known is not None and known == item else item
 
 
-def read_current(generations_path: str) -> tuple[str, int] | None:
-    """(generation id, activation) that `CURRENT` names; None before the first generation.
+class Named(NamedTuple):
+    """What `CURRENT` names. `candidate`: the generation that a share of the viewers sees; None: nobody sees another."""
+
+    generation_id: str
+    activation: int
+    candidate: str | None = None
+
+
+def read_current(generations_path: str) -> Named | None:
+    """None before the first generation.
 
     Raises `GenerationError` if it is unreadable."""
     try:
         system, root = _open(generations_path)
         with system.open_input_stream(f"{root}/CURRENT") as stream:
             content = json.loads(stream.read())
-        return str(content["generation_id"]), int(content["activation"])
+        share = content.get("share")
+        candidate = None if share is None else str(share["generation_id"])
+        return Named(str(content["generation_id"]), int(content["activation"]), candidate)
     except FileNotFoundError:
         return None
-    except (OSError, ArrowException, ValueError, KeyError, TypeError) as error:
+    except (OSError, ArrowException, ValueError, KeyError, TypeError, AttributeError) as error:
         raise GenerationError(f"{generations_path}/CURRENT: unreadable ({error}); activate a generation") from error
 
 

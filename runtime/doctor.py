@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import importlib
 import importlib.metadata
+import json
 import os
 import socket
 import sys
@@ -25,6 +26,7 @@ import redis.asyncio as redis
 from redis.exceptions import RedisError
 
 from contracts.errors import RegistryUnavailable, SettingsError
+from contracts.manifest import GENERATION_ID
 from runtime.doctor_kafka import check_kafka
 from runtime.findings import DEPENDENCIES, PROBE_DEADLINE_S, Finding, exit_code, render
 from runtime.redis_errors import explain, explain_timeout
@@ -284,12 +286,31 @@ def check_generations(path: str) -> list[Finding]:
                 "generation in force", False, f"{current}: {error}", "roll back: ./run nearline generations rollback"
             ),
         ]
-    complete = [manifest.parent.name for manifest in Path(path).glob("*/manifest.json")]
-    named = max((name for name in complete if name in text), key=len, default=None)
-    if named is None:
-        remedy = "its folder is missing or has no manifest.json: restore it, or roll back: ./run nearline generations rollback"
-        return [*findings, Finding("generation in force", False, f"CURRENT says {text.strip()[:80]}", remedy)]
-    return [*findings, Finding("generation in force", True, named)]
+    findings += [_check_generation("generation in force", path, text, _named(text))]
+    candidate = _named(text, "share")
+    if candidate:
+        findings.append(_check_generation("candidate", path, text, candidate))
+    return findings
+
+
+def _named(text: str, *within: str) -> str:
+    """The generation that a part of `CURRENT` names; empty if it names none."""
+    try:
+        part = json.loads(text)
+        for name in within:
+            part = part[name]
+        return str(part["generation_id"])
+    except (ValueError, KeyError, TypeError):
+        return ""
+
+
+def _check_generation(name: str, path: str, text: str, generation_id: str) -> Finding:
+    """Whether it was written to its end."""
+    if GENERATION_ID.fullmatch(generation_id) and (Path(path) / generation_id / "manifest.json").is_file():
+        return Finding(name, True, generation_id)
+    back = "generations share --stop" if name == "candidate" else "generations rollback"
+    remedy = f"its folder is missing or has no manifest.json: restore it, or go back: ./run nearline {back}"
+    return Finding(name, False, f"CURRENT says {text.strip()[:80]}", remedy)
 
 
 def check_port(name: str, host: str, port: int, setting: str) -> Finding:

@@ -147,7 +147,9 @@ class Stage:
         return records
 
     async def assert_consistent(self, generation_id: str | None = "g1") -> None:
-        """I1 and I2: state from the oracle, row and vector from the rewrite of that state at the row's own time."""
+        """I1 and I2: state from the oracle, row and vector from the rewrite of that state by its viewer's arm at the row's own time.
+
+        `generation_id`: what is in force; a share may see another."""
         current = GenerationsFolder(self.settings.generations_path).read_current()
         by_viewer: dict[str, list[PlaybackEvent]] = {}
         for event in self.sent:
@@ -162,12 +164,10 @@ class Stage:
                 continue
             row = CODEC.decode_row(stored.row)
             assert current is not None
-            assert (
-                (row.generation_id, row.activation)
-                == (current.generation_id, current.activation)
-                == (generation_id, stored.activation)
-            )
-            rewriter = Rewriter(GENERATIONS[generation_id], stored.activation, CODEC.encode_row, limits)
+            assert current.generation_id == generation_id
+            own, activation = current.of_viewer(viewer), current.activation
+            assert (row.generation_id, row.activation) == (own, activation) == (own, stored.activation)
+            rewriter = Rewriter(GENERATIONS[own], stored.activation, CODEC.encode_row, limits)
             again = rewriter.rewrite(
                 unpack(stored.state), computed_at_ms=row.computed_at_ms, event_time_ms=row.event_time_ms
             )

@@ -1,4 +1,5 @@
-"""The aggregator: reads the log from the cut-off of the generation in force, counts, and publishes what it has counted.
+"""The aggregator: reads the log from the cut-off of the generation in force, counts, and publishes what it has counted. During a share the
+process has a second one, for the candidate: both arms have trends of now.
 
 One process counts at a time, all partitions; others stand by, and the first that finds its lease run out goes on. (Whoever decodes records
 alone is far ahead of those who fold them in, so sharing partitions would buy nothing, and one process need not read others' counts to
@@ -38,7 +39,8 @@ from contracts.errors import (
     UnknownSchema,
 )
 from embeddings.added import Added, equal
-from embeddings.files import Current, GenerationsFolder
+from embeddings.current import Current
+from embeddings.files import GenerationsFolder
 from runtime.kafka import (
     AIOKafkaConsumer,
     ConsumerRecord,
@@ -109,7 +111,7 @@ Counted = tuple[int, Added] | None
 
 
 class Aggregator:
-    """One process. `run` ends after `stop`."""
+    """What a process counts for one generation: the one in force, or a share's candidate. `run` ends after `stop`."""
 
     def __init__(
         self,
@@ -120,14 +122,16 @@ class Aggregator:
         instance: str,
         now_ms: Callable[[], int] = wall_ms,
         schemas: Schemas | None = None,
+        for_candidate: bool = False,
     ) -> None:
-        """`schemas`: where `codec` is from; None: what the settings name."""
+        """`schemas`: where `codec` is from; None: what the settings name. `for_candidate`: beside the process's other one, by its lease."""
         self._schemas = schemas or Schemas(settings)
         self.figures = Figures()
         self._settings = settings
         self._store = store
         self._codec = codec
         self._instance = instance
+        self.for_candidate = for_candidate
         self._now_ms = now_ms
         self._folder = GenerationsFolder(settings.generations_path)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="trends")
@@ -153,6 +157,7 @@ class Aggregator:
                 self.figures.standing_by = False
                 base = await self._holding(self._load)
                 if base is None:
+                    self.figures.counting = self.figures.counting and not self.for_candidate
                     await pause(self._stopping, LOOK_EVERY_S)
                     continue
                 await self._count_for(base)
@@ -172,8 +177,12 @@ class Aggregator:
             current = self._folder.read_current()
             if current is None:
                 return None
-            if current not in (self._refused, self._loaded):
-                self._base, self._loaded = load_base(self._settings, current, self._codec.encode_row), current
+            if self.for_candidate and current.share is None:
+                self._base = self._loaded = None
+            elif current not in (self._refused, self._loaded):
+                generation_id = current.generations[self.for_candidate]
+                self._base = load_base(self._settings, current, generation_id, self._codec.encode_row)
+                self._loaded = current
         except GenerationError as error:  # the updaters refuse it too, and serve the one before
             if str(error) != self._told:
                 log.error("generation_refused", error=str(error))
@@ -259,7 +268,7 @@ class Counting:
             self._consumer.assign(assigned)
             beginnings = await self._consumer.beginning_offsets(assigned)
             ends = await self._consumer.end_offsets(assigned)
-        generation_id = self._base.current.generation_id
+        generation_id = self._base.generation_id
         for tp in assigned:
             found, stored = await self._read(generation_id, tp.partition)
             at = self._base.cutoffs.get(tp.partition, 0) if found is None else found
@@ -296,10 +305,10 @@ class Counting:
         return found, await self._of._off_loop(counts_of, found, fields, f"{generation_id}[{partition}]")
 
     async def _forget_who_watched_before(self) -> None:
-        """Generations that are not in force keep their sums, for a rollback; viewers stand only where an erasure finds them."""
-        own, trends = self._base.current.generation_id, self._of._store.trends
+        """Generations that nobody is served keep their sums, for a rollback; viewers stand only where an erasure finds them."""
+        served, trends = {self._base.generation_id, *self._base.current.generations}, self._of._store.trends
         known = await self._of._off_loop(self._of._folder.list)
-        for before in [manifest.generation_id for manifest in known if manifest.generation_id != own]:
+        for before in [manifest.generation_id for manifest in known if manifest.generation_id not in served]:
             for partition in self._counts:
                 found, counts = await self._read(before, partition)
                 if found is None or counts is None:
@@ -311,7 +320,7 @@ class Counting:
 
     async def _go_on_from_published(self) -> None:
         """Items keep the vectors that they were last published with, until their viewers are looked at."""
-        trends, generation_id = self._of._store.trends, self._base.current.generation_id
+        trends, generation_id = self._of._store.trends, self._base.generation_id
         pointer = await trends.read_pointer(generation_id)
         data = b"" if pointer is None else await trends.read_snapshot(pointer.name)
         if pointer is not None and data:
@@ -388,7 +397,7 @@ class Counting:
             CheckpointWrite(partition, self._stored[partition], counts.next_offset, changed_fields(counts))
             for partition, counts in moved.items()
         ]
-        await self._of._store.trends.write_checkpoints(self._base.current.generation_id, writes)
+        await self._of._store.trends.write_checkpoints(self._base.generation_id, writes)
         for partition, counts in moved.items():
             self._stored[partition] = counts.next_offset
             counts.changed_rows.clear()
@@ -407,7 +416,7 @@ class Counting:
             figures.snapshots += 1
             figures.snapshot_bytes = len(data)
         now_ms = self._of._now_ms()
-        generation_id, pointer = self._base.current.generation_id, Pointer(name, now_ms)
+        generation_id, pointer = self._base.generation_id, Pointer(name, now_ms)
         await self._of.hold()  # it may have run out with nobody there to take it
         if not await self._of._store.trends.publish(generation_id, self._of._instance, pointer, data):
             raise StoreChanged(OTHER_COUNTS)
@@ -428,7 +437,9 @@ class Counting:
             await self._base.newcomers.look(self._counts, self._of._store.trends, self._of._holding)
 
     async def _write_default_rows(self) -> None:
-        """Rows of viewers who have none, from the snapshot just published."""
+        """Rows of viewers who have none, from the snapshot just published: they are nobody's own, and of the generation in force."""
+        if self._of.for_candidate:
+            return
         _, name, data = self._published
         now_s = time.monotonic()
         due = name != self._rows_of or now_s >= self._next_rows_s + ROWS_AGAIN_S

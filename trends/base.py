@@ -1,4 +1,4 @@
-"""What is counted for: the generation in force, and what it says of items that it has not learnt."""
+"""What is counted for: the generation in force, or a candidate, and what it says of items that it has not learnt."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from contracts.errors import GenerationError
 from contracts.rows import HomeRow
 from embeddings.added import unplayed
-from embeddings.files import Current, load_generation, load_items, load_manifest, load_user_factors
+from embeddings.current import Current
+from embeddings.files import load_generation, load_items, load_manifest, load_user_factors
 from embeddings.generation import Generation
 from runtime.settings import Settings
 from trends.counters import Rules
@@ -30,9 +31,11 @@ Bools = NDArray[np.bool_]
 
 @dataclass(slots=True)
 class Base:
-    """`rewriter`: with the generation's own trends. `territories`: territory → (n_items,) bool, its titles."""
+    """`current`: what CURRENT says; `generation_id`: which of its generations it is. `rewriter`: with the generation's own trends.
+    `territories`: territory → (n_items,) bool, its titles."""
 
     current: Current
+    generation_id: str
     rewriter: Rewriter
     rules: Rules
     cutoffs: Mapping[int, int]
@@ -54,9 +57,11 @@ class Base:
         }
 
 
-def load_base(settings: Settings, current: Current, encode_row: Callable[[HomeRow], bytes]) -> Base | None:
-    """None if trends cannot be added to it. Errors: `GenerationError`."""
-    path, generation_id = settings.generations_path, current.generation_id
+def load_base(
+    settings: Settings, current: Current, generation_id: str, encode_row: Callable[[HomeRow], bytes]
+) -> Base | None:
+    """Of one of the generations that CURRENT names. None if trends cannot be added to it. Errors: `GenerationError`."""
+    path = settings.generations_path
     generation = load_generation(path, generation_id)
     if generation.tables is None or not generation.tables.at_ms:
         return None  # too few plays, or an older program's: its rows know no trends
@@ -84,5 +89,6 @@ def load_base(settings: Settings, current: Current, encode_row: Callable[[HomeRo
         current.activation,
         most,
         settings,
+        lambda viewer: current.of_viewer(viewer) == generation_id,
     )
-    return Base(current, rewriter, rules, cutoffs, titles_by_territory(items), newcomers)
+    return Base(current, generation_id, rewriter, rules, cutoffs, titles_by_territory(items), newcomers)

@@ -106,7 +106,9 @@ class Follower:
         """Back to the generation's own trends."""
         served = self.in_force is not None
         if tell or served:
-            log.warning("trends_not_served", reason=why, instead="the generation's own, as old as it is")
+            of = "" if own.generation is None else own.generation.generation_id
+            instead = "the generation's own, as old as it is"
+            log.warning("trends_not_served", generation_id=of, reason=why, instead=instead)
         self.in_force, self.seen_at_ms = None, 0
         return own if served else None
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -62,10 +63,18 @@ class Announced:
 
 
 class Newcomers:
-    """The items added to one generation of one activation. `added`: as they are served now."""
+    """The items added to one generation of one activation. `added`: as they are served now. `is_ours`: whether a viewer's vector is of this
+    generation; during a share others' of the same activation are not, and say nothing here."""
 
     def __init__(
-        self, announced: Announced, content: Content, fold: ItemFold, activation: int, most: int, settings: Settings
+        self,
+        announced: Announced,
+        content: Content,
+        fold: ItemFold,
+        activation: int,
+        most: int,
+        settings: Settings,
+        is_ours: Callable[[str], bool] = lambda viewer: True,
     ) -> None:
         self._announced = announced
         self._content = content
@@ -73,6 +82,7 @@ class Newcomers:
         self._activation = activation
         self._most = most
         self._settings = settings
+        self._is_ours = is_ours
         self._feed: CatalogueFeed | None = None
         self._vectors: dict[str, F32] = {}
         self._known: dict[str, tuple[Any, ...]] = {}  # what vectors are made of, at the last look
@@ -110,11 +120,15 @@ class Newcomers:
         """Bring `added` up to now. Errors: `StoreUnavailable`."""
         titles = self.titles
         known = None if titles is None else dict(titles)  # as it is told of more meanwhile
-        chosen: list[NewItem] = await off_loop(choose, partitions, known, self._most)
+        chosen: list[NewItem] = await off_loop(self._choose, partitions, known)
         due = self._due(chosen)
         fans = list(dict.fromkeys(fan for one in due for fan in one.fans))
         vectors = dict(zip(fans, await store.read_vectors(fans, self._activation), strict=True)) if fans else {}
         self.added = await off_loop(self._make, chosen, due, vectors)
+
+    def _choose(self, partitions: Mapping[int, Counts], titles: Mapping[str, CatalogueItem] | None) -> list[NewItem]:
+        chosen = choose(partitions, titles, self._most)
+        return [replace(one, fans=tuple(filter(self._is_ours, one.fans))) for one in chosen]
 
     def _due(self, chosen: list[NewItem]) -> list[NewItem]:
         """Whose vectors are made now: the first time, where there are new plays, where a viewer was erased, and where the catalogue says

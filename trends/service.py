@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Iterator
+from contextlib import AsyncExitStack
 
 import structlog
 from prometheus_client import CollectorRegistry
@@ -53,7 +54,7 @@ class Metrics(Collector):
             yield GaugeMetricFamily(name, text, value=float(value))
 
 
-def make_app(aggregator: Aggregator) -> Starlette:
+def make_app(aggregator: Aggregator, candidate: Aggregator | None = None) -> Starlette:
     """`/health/live`, `/health/ready`, `/metrics`, `/stats`."""
 
     def ready() -> tuple[bool, dict[str, object]]:
@@ -61,7 +62,11 @@ def make_app(aggregator: Aggregator) -> Starlette:
         is_ready = figures.counting or figures.standing_by
         return is_ready, {"ready": is_ready, "counting": figures.counting, "standing_by": figures.standing_by}
 
-    return make_health_app(Metrics(aggregator).registry, ready, lambda: stats_of(aggregator))
+    def told() -> dict[str, object]:
+        beside = {} if candidate is None or not candidate.figures.counting else {"candidate": stats_of(candidate)}
+        return stats_of(aggregator) | beside
+
+    return make_health_app(Metrics(aggregator).registry, ready, told)
 
 
 def stats_of(aggregator: Aggregator) -> dict[str, object]:
@@ -83,17 +88,27 @@ def stats_of(aggregator: Aggregator) -> dict[str, object]:
 
 async def run_trends(settings: Settings) -> None:
     """Run until SIGTERM or Ctrl-C."""
-    store = open_store(settings.store, settings.keys)
     instance = f"{os.uname().nodename}-{os.getpid()}"
+    async with AsyncExitStack() as stack:
+        aggregator = await _open(settings, instance, stack)
+        candidate = await _open(settings, instance, stack, for_candidate=True)
+
+        def stop() -> None:
+            aggregator.stop()
+            candidate.stop()
+
+        stop_on_signals(stop)
+        health, app = settings.health, make_app(aggregator, candidate)
+        async with serve(app, health.host, health.port, setting="NEARLINE_HEALTH__PORT") as port:
+            log.info("trends_listening", host=health.host, port=port, instance=instance)
+            await asyncio.gather(aggregator.run(), candidate.run())
+    log.info("trends_stopped", plays=aggregator.figures.plays, snapshots=aggregator.figures.snapshots)
+
+
+async def _open(settings: Settings, instance: str, stack: AsyncExitStack, *, for_candidate: bool = False) -> Aggregator:
+    """With connections of its own: each mends them when it has to."""
+    store = open_store(settings.store, settings.keys)
+    stack.push_async_callback(store.close)
     schemas = Schemas(settings)
     codec = await asyncio.to_thread(schemas.begin)
-    aggregator = Aggregator(settings, store, codec, instance=instance, schemas=schemas)
-    stop_on_signals(aggregator.stop)
-    try:
-        health = settings.health
-        async with serve(make_app(aggregator), health.host, health.port, setting="NEARLINE_HEALTH__PORT") as port:
-            log.info("trends_listening", host=health.host, port=port, instance=instance)
-            await aggregator.run()
-    finally:
-        await store.close()
-    log.info("trends_stopped", plays=aggregator.figures.plays, snapshots=aggregator.figures.snapshots)
+    return Aggregator(settings, store, codec, instance=instance, schemas=schemas, for_candidate=for_candidate)

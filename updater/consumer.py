@@ -30,6 +30,7 @@ from contracts.errors import (
     TransientError,
     UnknownSchema,
 )
+from contracts.shares import Share
 from runtime.kafka import (
     AIOKafkaConsumer,
     ConsumerRebalanceListener,
@@ -204,10 +205,11 @@ class Updater:
         if decided.dead_letters:
             await turn.to_write()  # an erasure may be among what is written
             await dead_letters.send(await without_erased(self.store, decided, checkpoint.passed))  # 1
+        serving = self.swap.serving
         results = await rewrite_viewers(  # 2
             self.store,
             decided.jobs,
-            self.swap.serving,
+            serving,
             now_ms=self.now_ms,
             draw_token=draw_token,
             executor=self._executor,
@@ -217,7 +219,7 @@ class Updater:
         written_at_ms = self.now_ms()
         counted = tallies(decided, results)
         await checkpoint.advance(decided.partitions, counted)  # 3; step 4, the commit, follows on its own clock
-        self._observe(decided, results, fetched_at_ms)
+        self._observe(decided, results, fetched_at_ms, serving.share)
         if self._traces is not None:
             times = BatchTimes(fetched_at_ms, decided_at_ms, written_at_ms, self.now_ms())
             self._traces.tell(find_traced(fetched), decided, results, times)
@@ -228,8 +230,12 @@ class Updater:
         self.flood.observe(decided.records, self.flood.fresh(decided.dead_letters, counted_below))
         self._failures, self.failing_since = 0, None
 
-    def _observe(self, decided: Plan, results: Sequence[RewriteResult], fetched_at_ms: float) -> None:
+    def _observe(
+        self, decided: Plan, results: Sequence[RewriteResult], fetched_at_ms: float, share: Share | None
+    ) -> None:
         self.metrics.batches.inc()
+        written = [job.viewer for job, result in zip(decided.jobs, results, strict=True) if result.row_id]
+        self.metrics.count_rows(written, share)
         rounds: dict[Timing, tuple[list[str], list[int]]] = {}  # viewers who were written at once share their times
         for times_ms, result in zip(decided.event_times_ms, results, strict=True):
             if result.timing is not None and result.row_id:  # else nothing was written, or there is no generation yet
@@ -314,7 +320,7 @@ class Updater:
         if isinstance(error, StoreChanged):
             with contextlib.suppress(TransientError):
                 await self.store.connect()
-                await self.swap.trends.keep(self.store.trends)
+                await self.swap.keep_trends(self.store)
         elif isinstance(error, FreezeChanged):
             with contextlib.suppress(TransientError):
                 await self.swap.look_at_freeze(self.store)

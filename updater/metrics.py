@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
+from contracts.shares import Share
 from runtime.quantiles import RollingLatency
 
 _FRESHNESS_BUCKETS = (
@@ -20,6 +21,7 @@ _FRESHNESS_BUCKETS = (
     *(0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0, 3600.0),
 )
 _TIMINGS_KEPT = 4_096
+IN_FORCE, CANDIDATE = ARMS = ("in_force", "candidate")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,14 @@ class Metrics:
         r = self.registry
         ProcessCollector(registry=r)
         self.records = Counter("nearline_records_total", "records fetched and decided", ["decision"], registry=r)
-        self.rows = Counter("nearline_rows_written_total", "home rows written", registry=r)
+        self.rows = Counter(
+            "nearline_rows_written_total", "home rows written, by whose generation they are of", ["arm"], registry=r
+        )
+        for arm in ARMS:
+            self.rows.labels(arm)
+        self.share = Gauge(
+            "nearline_share_percent", "viewers in a hundred who see a candidate; 0: everybody sees one", registry=r
+        )
         self.batches = Counter("nearline_batches_total", "micro-batches finished", registry=r)
         self.retries = Counter("nearline_retries_total", "batches done again", ["cause"], registry=r)
         self.swaps = Gauge("nearline_generation_swaps_total", "generations taken up since start", registry=r)
@@ -94,10 +103,15 @@ class Metrics:
         self._timings: deque[tuple[frozenset[str], RowTiming]] = deque()  # a batch each, the newest last
         self._timings_kept = 0
 
+    def count_rows(self, viewers: Collection[str], share: Share | None) -> None:
+        """Rows were written for these viewers."""
+        candidates = 0 if share is None else sum(map(share.holds, viewers))
+        self.rows.labels(IN_FORCE).inc(len(viewers) - candidates)
+        self.rows.labels(CANDIDATE).inc(candidates)
+
     def observe_rows(self, row_ids: Sequence[str], timing: RowTiming, event_times_ms: Sequence[int]) -> None:
         """Rows that were written at once became visible, and with them their events. The rows' timing is kept for a while, so that the
         way of one event can be shown."""
-        self.rows.inc(len(row_ids))
         self.rows_written += len(row_ids)
         seconds = (timing.written_at_ms - np.array(event_times_ms, dtype=np.float64)) / 1000
         self.event_to_row.observe(seconds.clip(min=0.0))

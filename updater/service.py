@@ -113,6 +113,7 @@ class Watch:
         metrics.activation.set(swap.rewriter.activation)
         metrics.swaps.set(swap.swaps)
         metrics.frozen.set(swap.freeze is not None)
+        metrics.share.set(0.0 if swap.share is None else swap.share.percent)
         metrics.refusals.set(swap.refusals)
         metrics.generation_age.set(max(0.0, updater.now_ms() / 1000 - swap.created_at_s) if swap.created_at_s else 0.0)
         metrics.trends_live.set(not swap.lacks_trends)
@@ -199,6 +200,7 @@ class Watch:
             "ready": updater.ready,
             "generation_id": updater.swap.generation_id,
             "activation": updater.swap.rewriter.activation,
+            "share": None if updater.swap.share is None else asdict(updater.swap.share),
             "trends_snapshot": updater.swap.rewriter.trends_snapshot,
             "trends_age_s": self._trends_age_s,
             "partitions": sorted(progress),
@@ -218,6 +220,7 @@ def make_app(updater: Updater, watch: Watch) -> Starlette:
         why = {
             "partitions": sorted(updater.checkpoint.progress) if updater.checkpoint else [],
             "generation_id": updater.swap.generation_id or None,
+            "share": None if updater.swap.share is None else asdict(updater.swap.share),
             "frozen": None if updater.swap.freeze is None else asdict(updater.swap.freeze),  # by a person, on purpose
             "unaccounted": watch.unaccounted,  # wrong, and no reason to serve nobody
             "failing_for_s": None

@@ -10,7 +10,6 @@ Nothing is written anywhere, so a crash leaves nothing behind, and the user of t
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +22,7 @@ from contracts.codec import Codec
 from contracts.errors import NearlineError, TransientError
 from contracts.events import said_private, valid_id
 from contracts.rows import ENTRIES_SHOWN, HomeRow
+from contracts.shares import in_share
 from embeddings.files import load_generation
 from ranking.overlap import DEPTH, overlap_at, rank_biased_overlap
 from runtime.kafka import (
@@ -85,12 +85,6 @@ class Metrics:
     def count(self, outcome: str) -> int:
         """Viewers with that outcome so far."""
         return int(self.viewers.labels(outcome)._value.get())
-
-
-def in_share(viewer: str, percent: float) -> bool:
-    """Whether a viewer belongs to the share: the same ones in every process, and those of a smaller share in every larger one."""
-    place = int.from_bytes(hashlib.blake2b(viewer.encode(), digest_size=8, person=b"rollout").digest(), "big")
-    return place < percent / 100 * 2**64
 
 
 class Shadow:
@@ -184,7 +178,7 @@ class Shadow:
             key = (record.key or b"").decode("ascii", "replace")
             if said_private(record.headers) is True or not valid_id(key):
                 continue
-            if key in self._waiting or not in_share(key, self.percent):
+            if key in self._waiting or not in_share(key, self.generation_id, self.percent):
                 continue
             if len(self._waiting) >= MOST_WAITING:
                 self.metrics.viewers.labels(SKIPPED).inc()

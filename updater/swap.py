@@ -5,18 +5,23 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
-from typing import TypeVar
+from dataclasses import asdict
+from typing import Any, TypeVar
 
 import structlog
 
 from contracts.errors import GenerationError, NearlineError
 from contracts.rows import HomeRow
+from contracts.shares import Share
 from embeddings.compiled import is_compiled
+from embeddings.current import Current
 from embeddings.files import GenerationsFolder, load_generation
+from embeddings.generation import Generation
 from trends.follow import Follower
-from viewers.rewrite import Rewriter
+from viewers.arms import Arms
+from viewers.rewrite import Rewriter, Rewriters
 from viewers.state import Limits
 from viewers.store import Freeze, Store
 
@@ -30,8 +35,37 @@ FORGET_AFTER_MS = 10 * 60_000
 T = TypeVar("T")
 
 
+class Serving:
+    """A generation as it serves. `own`: with its own trends; `rewriter`: with the newest, from `trends`."""
+
+    def __init__(self, own: Rewriter) -> None:
+        self.own = self.rewriter = own
+        self.trends = Follower()
+
+    def swap(self, own: Rewriter) -> None:
+        """Another one serves from now on; or the same, under another activation."""
+        self.own = self.rewriter = own
+        self.trends.forget()
+
+    @property
+    def lacks_trends(self) -> bool:
+        """Whether trends of now could serve, and do not. (A generation made from too few plays has none to add to.)"""
+        tables = None if self.own.generation is None else self.own.generation.tables
+        return tables is not None and tables.at_ms > 0 and self.trends.in_force is None
+
+    async def follow_trends(self, store: Store, off_loop: Callable[..., Awaitable[Any]]) -> None:
+        """Have the newest trends serve. Errors: `StoreUnavailable`."""
+        own = self.own
+        rewriter = await self.trends.look(store.trends, own, off_loop)
+        if self.own is not own:  # a generation was swapped meanwhile
+            self.trends.forget()
+        elif rewriter is not None:
+            self.rewriter = rewriter
+
+
 class Swap:
-    """Holds the rewriter in force. `check` looks at CURRENT; the loop reads `rewriter` once a batch."""
+    """Holds what is in force: a generation, and during a share the candidate beside it. `check` looks at CURRENT; the loop reads `serving`
+    once a batch."""
 
     def __init__(
         self,
@@ -48,8 +82,8 @@ class Swap:
         self._executor = executor
         self._instance = instance
         self._refused: int | None = None
-        self.trends = Follower()
-        self._own = self.rewriter = Rewriter(None, 0, encode_row, limits)  # `_own`: with the generation's own trends
+        self._in_force = Serving(Rewriter(None, 0, encode_row, limits))
+        self._candidate: tuple[Share, Serving] | None = None
         self._keeper = Rewriter(None, 0, encode_row, limits, keeps_rows=True)
         self.freeze: Freeze | None = None
         self.created_at_s = 0.0  # when the generation in force was made, UTC seconds
@@ -62,20 +96,43 @@ class Swap:
         return "" if generation is None else generation.generation_id
 
     @property
-    def serving(self) -> Rewriter:
+    def rewriter(self) -> Rewriter:
+        """The generation in force."""
+        return self._in_force.rewriter
+
+    @property
+    def trends(self) -> Follower:
+        """Those of the generation in force."""
+        return self._in_force.trends
+
+    @property
+    def share(self) -> Share | None:
+        """Who sees a candidate; None: nobody."""
+        return None if self._candidate is None else self._candidate[0]
+
+    @property
+    def serving(self) -> Rewriters:
         """What the next batch is rewritten by: while rows are frozen states are merged, and no row is made."""
-        return self.rewriter if self.freeze is None else self._keeper
+        if self.freeze is not None:
+            return self._keeper
+        if self._candidate is None:
+            return self.rewriter
+        share, candidate = self._candidate
+        return Arms(self.rewriter, candidate.rewriter, share)
 
     @property
     def lacks_trends(self) -> bool:
-        """Whether trends of now could serve, and do not. (A generation made from too few plays has none to add to.)"""
-        tables = None if self._own.generation is None else self._own.generation.tables
-        return tables is not None and tables.at_ms > 0 and self.trends.in_force is None
+        """Whether trends of now could serve some viewers, and do not."""
+        return any(one.lacks_trends for one in self._all)
+
+    @property
+    def _all(self) -> Sequence[Serving]:
+        return (self._in_force,) if self._candidate is None else (self._in_force, self._candidate[1])
 
     async def check(self) -> bool:
         """Load what CURRENT names if its activation is newer. True if swapped.
 
-        A bad generation is refused, once per activation, and the old one stays in force.
+        A bad generation is refused, once per activation, and what was in force stays; so it does where only the candidate is bad.
         """
         try:
             current = await self._off_loop(self._folder.read_current)
@@ -88,34 +145,54 @@ class Swap:
             return False
         started = time.monotonic()
         try:
-            generation = self._own.generation
-            if generation is None or current.generation_id != generation.generation_id:
-                generation = await self._off_loop(load_generation, self._path, current.generation_id)
+            rewriters = [await self._rewriter_of(one, current) for one in current.generations]
             self.created_at_s = await self._off_loop(self._folder.created_at_s, current.generation_id)
         except GenerationError as error:
             self._refuse(current.activation, error)
             return False
-        rewriter = Rewriter(generation, current.activation, self._encode_row, self._limits)
-        await self._prepare(rewriter)
-        self._own = self.rewriter = rewriter
-        self.trends.forget()
+        for rewriter in rewriters:
+            await self._prepare(rewriter)
+        self._take_up(current, rewriters)
         self.swaps += 1
         log.info(
             "generation_swapped",
             generation_id=current.generation_id,
             activation=current.activation,
             load_s=round(time.monotonic() - started, 3),
+            **({} if current.share is None else {"share": asdict(current.share)}),
         )
         return True
 
+    async def _rewriter_of(self, generation_id: str, current: Current) -> Rewriter:
+        """Of a generation that serves already, or that is loaded now. Errors: `GenerationError`."""
+        generation: Generation | None = None
+        for one in self._all:
+            known = one.own.generation
+            if known is not None and known.generation_id == generation_id:
+                generation = known
+        if generation is None:
+            generation = await self._off_loop(load_generation, self._path, generation_id)
+        return Rewriter(generation, current.activation, self._encode_row, self._limits)
+
+    def _take_up(self, current: Current, rewriters: Sequence[Rewriter]) -> None:
+        """All at once: no batch sees one arm of this activation and one of another."""
+        self._in_force.swap(rewriters[0])
+        if current.share is None:
+            self._candidate = None
+            return
+        candidate = Serving(rewriters[1]) if self._candidate is None else self._candidate[1]
+        candidate.swap(rewriters[1])
+        self._candidate = (current.share, candidate)
+
     async def follow_trends(self, store: Store) -> None:
         """Have the newest trends serve, without rewriting any row: each viewer's next one is made from them. Errors: `StoreUnavailable`."""
-        own = self._own
-        rewriter = await self.trends.look(store.trends, own, self._off_loop)
-        if self._own is not own:  # a generation was swapped meanwhile
-            self.trends.forget()
-        elif rewriter is not None:
-            self.rewriter = rewriter
+        for one in self._all:
+            await one.follow_trends(store, self._off_loop)
+
+    async def keep_trends(self, store: Store) -> None:
+        """Have the store hold the snapshots that rows of this process name. Errors: `StoreUnavailable`."""
+        for one in self._all:
+            await one.trends.keep(store.trends)
 
     async def look_at_freeze(self, store: Store) -> None:
         """Whether rows are frozen, as the store says. Errors: `StoreUnavailable`."""

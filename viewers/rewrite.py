@@ -26,6 +26,7 @@ from contracts.digests import id_digest
 from contracts.errors import FreezeChanged, StaleActivation, StoreUnavailable
 from contracts.row_columns import GREATEST_HALF
 from contracts.rows import HomeRow
+from contracts.shares import Share
 from embeddings.added import Added, extended
 from embeddings.compiled import one_at_a_time
 from embeddings.generation import Generation
@@ -106,6 +107,29 @@ class RewriteResult(NamedTuple):
     timing: Timing | None = None
 
 
+class Rewriters(Protocol):
+    """Whoever's rewriter: one for everybody (`Rewriter` itself), or one by arm (`viewers/arms.py`)."""
+
+    @property
+    def activation(self) -> int:
+        """Of every row that is made."""
+
+    @property
+    def keeps_rows(self) -> bool:
+        """Rows are frozen: states are merged, and no row is made."""
+
+    @property
+    def in_force(self) -> Rewriter:
+        """Of the generation in force: of what is nobody's own, as default rows are."""
+
+    @property
+    def share(self) -> Share | None:
+        """Who is rewritten by another generation than that in force; None: nobody."""
+
+    def arm(self, viewer: str) -> Rewriter:
+        """This viewer's."""
+
+
 class Rewriter:
     """A generation's rewriting of states into vectors and rows. Pure and CPU-bound: call it off the event loop.
 
@@ -132,6 +156,16 @@ class Rewriter:
         self._encode_row = encode_row
         self._kernel: Kernel | None = None
         self._shorter: Rewriter | None = None  # what this one extends
+
+    share = None
+
+    @property
+    def in_force(self) -> Rewriter:
+        return self
+
+    def arm(self, viewer: str) -> Rewriter:
+        """The same for everybody."""
+        return self
 
     @property
     def is_prepared(self) -> bool:
@@ -360,7 +394,7 @@ class Turn(Protocol):
 async def rewrite_viewers(
     store: Store,
     jobs: Sequence[RewriteJob],
-    rewriter: Rewriter,
+    rewriter: Rewriters,
     *,
     now_ms: Callable[[], float],
     draw_token: Callable[[], bytes],
@@ -370,7 +404,8 @@ async def rewrite_viewers(
 ) -> list[RewriteResult]:
     """Rewrite distinct viewers; results in the order of `jobs`.
 
-    A viewer is a no-op if the facts change nothing and its row is already of this activation. `turn`: where other batches are in flight.
+    A viewer is a no-op if the facts change nothing and its row is already of this activation, and so of its arm's generation. `turn`: where
+    other batches are in flight.
     `rows`: whether they may be written while they are frozen; a rewriter that keeps rows writes states, and only while they are.
     Errors: `StaleActivation` if the store holds a newer activation; `FreezeChanged`; `StoreUnavailable`, `StoreChanged`. After an error
     some viewers may be rewritten; doing the whole batch again is harmless.
@@ -450,20 +485,27 @@ async def _take_turn(
 
 
 def _compute(
-    rewriter: Rewriter, todo: Sequence[tuple[RewriteJob, StoredViewer]], computed_at_ms: int
+    rewriter: Rewriters, todo: Sequence[tuple[RewriteJob, StoredViewer]], computed_at_ms: int
 ) -> list[Rewritten | None]:
-    """Merge and rewrite; None where nothing changes."""
+    """Merge and rewrite, each by its viewer's arm; None where nothing changes."""
+    of_arm: dict[Rewriter, list[int]] = {}
     batch = []
-    for job, stored in todo:
+    for number, (job, stored) in enumerate(todo):
         behind = not rewriter.keeps_rows and stored.activation != rewriter.activation
         if behind and stored.activation > rewriter.activation:
             raise StaleActivation(stored.activation)
         batch.append(Todo(stored.state, job.parts, behind, job.event_time_ms))
+        of_arm.setdefault(rewriter.arm(job.viewer), []).append(number)
+    done: list[Rewritten | None] = [None] * len(batch)
     try:
-        return rewriter.rewrite_many(batch, computed_at_ms=computed_at_ms)
+        for arm, numbers in of_arm.items():  # the kernel knows one generation a call
+            rewritten = arm.rewrite_many([batch[number] for number in numbers], computed_at_ms=computed_at_ms)
+            for number, one in zip(numbers, rewritten, strict=True):
+                done[number] = one
     except packing.BadState:
         _name_the_bad_one(todo)
         raise
+    return done
 
 
 def _name_the_bad_one(todo: Sequence[tuple[RewriteJob, StoredViewer]]) -> None:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import redis.asyncio as redis
 
 from contracts.errors import NearlineError
+from embeddings.current import Current
 from embeddings.files import load_manifest
 from runtime.deadletters import ERASED, Coordinates, Mark, parse
 from runtime.kafka import ConsumerRecord, TopicPartition, make_consumer
@@ -96,7 +97,7 @@ class Checks:
                 assert current is not None
             stored = {viewer async for batch in store.scan_viewers() for viewer in batch}
             for viewer in sorted(stored | arena.truth.histories.keys()):
-                await self._viewer(viewer, await store.read_viewer(viewer), current.activation, found)
+                await self._viewer(viewer, await store.read_viewer(viewer), current, found)
             await self._default_row(store, found)
 
     async def _default_row(self, store: RedisStore, found: Findings) -> None:
@@ -117,7 +118,8 @@ class Checks:
             found.rows_wrong += 1
             found.say(f"the default row: {why}")
 
-    async def _viewer(self, viewer: str, stored: StoredViewer, activation: int | None, found: Findings) -> None:
+    async def _viewer(self, viewer: str, stored: StoredViewer, current: Current | None, found: Findings) -> None:
+        """`current`: what everybody's row must be of by now; None: of any activation."""
         arena = self._arena
         history = arena.truth.histories.get(viewer)
         expected = history.state(arena.limits) if history is not None else ViewerState()
@@ -142,7 +144,8 @@ class Checks:
         wrong = [
             name
             for name, same in (
-                ("activation", row.activation == stored.activation == (activation or stored.activation)),
+                ("activation", row.activation == stored.activation == (current or stored).activation),
+                ("generation", current is None or row.generation_id == current.of_viewer(viewer)),
                 ("vector", again.vector_bytes == stored.vector),
                 ("row", again.row_bytes == stored.row),
             )
@@ -151,7 +154,8 @@ class Checks:
         if wrong:
             found.rows_wrong += 1
             found.say(
-                f"row of {viewer}: {wrong} differ; row of activation {row.activation}, hash {stored.activation}, in force {activation}"
+                f"row of {viewer}: {wrong} differ; row of {row.generation_id}, activation {row.activation}, hash {stored.activation}, "
+                f"in force {current}"
             )
 
     def _look_for_secrets(self, viewer: str, state: ViewerState, row: bytes, found: Findings) -> None:

@@ -393,6 +393,20 @@ async def test_the_catalogue_follows_current_and_a_broken_generation_leaves_the_
     assert live.activation == 2
 
 
+async def test_titles_that_only_the_candidate_has_are_known_while_a_share_sees_it(tmp_path: Path) -> None:
+    live = LiveCatalogue(str(tmp_path))
+    write_generation(tmp_path, "g2", 1, {"a": "Uno", "b": "Two"})
+    write_generation(tmp_path, "g1", 2, {"a": "One"})
+    assert await live.refresh() and live.get("b") is None
+    shared = {"generation_id": "g1", "activation": 3, "share": {"generation_id": "g2", "percent": 5}}
+    (tmp_path / "CURRENT").write_text(json.dumps(shared))
+    assert await live.refresh()
+    titles = [(live.get(item_id) or CatalogueItem("", "")).title for item_id in "ab"]
+    assert (live.activation, titles) == (3, ["One", "Two"])
+    (tmp_path / "CURRENT").write_text(json.dumps(shared | {"activation": 4, "share": None}))
+    assert await live.refresh() and live.get("b") is None
+
+
 async def test_a_rollback_does_not_bring_a_taken_down_title_back(tmp_path: Path) -> None:
     """What the feed told holds beyond the generation that agrees with it; a title it removed stays hidden too."""
     live = LiveCatalogue(str(tmp_path))

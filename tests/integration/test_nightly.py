@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from batch import nightly, verbs
-from batch.activation import activate, list_generations, rollback
+from batch.activation import activate, list_generations, rollback, share
 from batch.evaluate import Evaluation, Holdout
 from batch.forget import forget
 from batch.lake import Lake, open_lake
@@ -23,6 +23,8 @@ from contracts.codec import Codec
 from contracts.errors import UserError
 from contracts.events import Kind, PlaybackEvent
 from contracts.manifest import Decision
+from contracts.shares import Share
+from embeddings.current import Current
 from embeddings.files import GenerationsFolder, load_generation, load_users
 from runtime.kafka import make_producer
 from runtime.progress import SilentProgress
@@ -288,6 +290,36 @@ async def test_a_night_that_only_publishes_leaves_what_is_in_force_until_it_is_a
     assert GenerationsFolder(settings.generations_path).read_current().generation_id == first.generation_id
     again = await run(settings, store, skip_evaluation=True)  # the next night takes it up, as nothing has changed
     assert (again.reused, again.generation_id, again.activation) == (True, made.generation_id, 2)
+
+
+async def test_a_night_during_a_share_leaves_the_candidate_its_viewers_and_never_puts_it_in_force(
+    settings: Settings,
+) -> None:
+    store = MemoryStore()
+    await send(settings, history())
+    first = await run(settings, store, seed=True)
+    await send(settings, [play_event("v00", 21, 10**5)])
+    made = await run(settings, store, skip_evaluation=True, publish_only=True)
+    shared = await share(settings, store, made.generation_id, 40.0, progress=SilentProgress())
+    held = await run(settings, store, skip_evaluation=True)  # nothing was played since: it is the candidate once more
+    assert (held.generation_id, held.activation, shared.activation) == (made.generation_id, None, 2)
+    folder = GenerationsFolder(settings.generations_path)
+    assert folder.read_current() == Current(first.generation_id, 2, None, Share(made.generation_id, 40.0))
+    await send(settings, [play_event("v00", 22, 2 * 10**5)])
+    third = await run(settings, store, skip_evaluation=True)
+    current = folder.read_current()
+    assert current == Current(third.generation_id, 3, first.generation_id, Share(made.generation_id, 40.0))
+    rows = {viewer: CODEC.decode_row(one.row) for viewer, one in store.server.viewers.items() if one.row}
+    assert {row.activation for row in rows.values()} == {3}
+    assert all(row.generation_id == current.of_viewer(viewer) for viewer, row in rows.items())
+    assert {row.generation_id for row in rows.values()} == set(current.generations)
+
+    (Path(settings.generations_path) / str(made.generation_id) / "item_factors.npy").write_bytes(b"gone")
+    await run(settings, store, skip_evaluation=True)  # nothing new; what does not load has no viewers
+    assert folder.read_current() == Current(third.generation_id, 4, first.generation_id)
+    assert {CODEC.decode_row(one.row).generation_id for one in store.server.viewers.values() if one.row} == {
+        third.generation_id
+    }
 
 
 async def test_a_corrupt_generation_in_force_is_replaced_by_the_next_night(settings: Settings) -> None:

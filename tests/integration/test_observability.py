@@ -148,7 +148,7 @@ async def running(
             await send(settings, [play_event("v02", item, 100_000 + item) for item in range(4)])
 
             async def rewritten() -> bool:
-                return "nearline_rows_written_total 0.0" not in await found.text("updater")
+                return 'nearline_rows_written_total{arm="in_force"} 0.0' not in await found.text("updater")
 
             await until(rewritten, "rows", tmp_path)
 

@@ -13,6 +13,7 @@ import pytest
 
 from contracts.errors import StoreUnavailable
 from contracts.events import Kind
+from contracts.shares import Share
 from embeddings.files import GenerationsFolder
 from embeddings.tables import FEATURES, Cowatch
 from homepage.inspect import explain_viewer
@@ -58,12 +59,16 @@ class Crash(BaseException):
 
 @contextlib.asynccontextmanager
 async def aggregator(
-    stage: Stage, instance: str = "a", wire: Callable[[RedisStore], None] = lambda store: None
+    stage: Stage,
+    instance: str = "a",
+    wire: Callable[[RedisStore], None] = lambda store: None,
+    *,
+    for_candidate: bool = False,
 ) -> AsyncIterator[Aggregator]:
     """An aggregator running beside the test; stopped cleanly at the end, if it has not crashed. `wire`: what happens to its store."""
     store = open_store(stage.settings.store, stage.settings.keys)
     wire(store)
-    made = Aggregator(stage.settings, store, CODEC, instance=instance)
+    made = Aggregator(stage.settings, store, CODEC, instance=instance, for_candidate=for_candidate)
     task = asyncio.create_task(made.run())
     try:
         yield made
@@ -243,6 +248,39 @@ async def test_another_generation_is_counted_for_from_its_own_cut_off_and_a_roll
         await until_counted(stage, "g1")
         await stage.drained(len(stage.sent))
         await assert_rows_follow(stage)
+
+
+async def test_during_a_share_both_arms_have_trends_of_now_and_default_rows_are_of_what_is_in_force(
+    stage: Stage,
+) -> None:
+    write_generation_folder(stage.settings.generations_path, GENERATIONS["g2"])
+    half = Share("g2", 50)
+    async with stage.updater() as updater, aggregator(stage), aggregator(stage, for_candidate=True) as beside:
+        await stage.send(evening(100))
+        await until_counted(stage)
+        assert not beside.figures.counting
+        current = GenerationsFolder(stage.settings.generations_path).share(half, floor=0)
+        await wait_until(lambda: updater.swap.share == half, "the share is taken up")
+        await until_counted(stage, "g2")
+        arms = updater.swap._all
+        await wait_until(lambda: all(one.rewriter.trends_snapshot != NO_TRENDS for one in arms), "both snapshots")
+        await stage.send(evening(50, start=200))
+        await stage.drained(len(stage.sent))
+        await assert_rows_follow(stage)
+        rows = [CODEC.decode_row(await stage.store.read_row(f"v{i}")) for i in range(20)]
+        made_by = {(row.generation_id, row.trends_snapshot != NO_TRENDS) for row in rows if row.activation == 2}
+        assert made_by == {("g1", True), ("g2", True)}
+        assert all(row.generation_id == current.of_viewer(f"v{i}") for i, row in enumerate(rows) if row.activation == 2)
+
+        async def default_row_is_of() -> bool:
+            row = CODEC.decode_row((await stage.store.read_default_rows())["*:*"])
+            return (row.generation_id, row.activation) == ("g1", 2)
+
+        await wait_until(default_row_is_of, "default rows")
+        GenerationsFolder(stage.settings.generations_path).activate("g1", floor=0, ends_share=True)
+        await wait_until(lambda: not beside.figures.counting, "nobody counts for it any more")
+        await wait_until(lambda: updater.swap.share is None, "the end of the share")
+        await until_counted(stage, "g1")
 
 
 async def test_the_same_generation_put_in_force_again_starts_from_its_own_trends(stage: Stage) -> None:

@@ -27,7 +27,7 @@ import updater.swap
 import viewers.rewrite
 from contracts.errors import GenerationError, HaltError, TransientError, UndecodableRecord, UnknownSchema, UserError
 from contracts.events import PlaybackEvent
-from embeddings.files import Current
+from embeddings.current import Current
 from runtime.kafka import kafka_errors
 from runtime.settings import KafkaSettings, StateSettings
 from tests.simulation.clock import ProcessLoop, Scheduler
@@ -36,8 +36,9 @@ from tests.simulation.model_kafka import KafkaModel, SimConsumer, SimProducer
 from tests.simulation.model_store import Cluster, SimStore
 from updater.consumer import Updater
 from viewers import packing
+from viewers.arms import Arms
 from viewers.kernel import REWRITTEN, Rewritten, Todo
-from viewers.rewrite import Rewriter
+from viewers.rewrite import Rewriter, Rewriters
 from viewers.state import Limits, ViewerState
 
 TOPIC = "playback"
@@ -122,12 +123,15 @@ class NoMetrics:
     rows_written = 0
 
     def __init__(self) -> None:
-        self.records = self.retries = self.rows = self.batches = self
+        self.records = self.retries = self.batches = self
 
     def labels(self, *labels: object) -> NoMetrics:
         return self
 
     def inc(self, amount: float = 1) -> None:
+        return None
+
+    def count_rows(self, viewers: object, share: object) -> None:
         return None
 
     def observe_rows(self, row_ids: object, timing: object, event_times_ms: object) -> None:
@@ -347,6 +351,14 @@ class RebuildProcess(Process):
     async def before_rebuild(self) -> None:
         """What else has to be done before rows are rewritten."""
 
+    def rewriters(self, current: Current) -> Rewriters:
+        """As `batch.activation.Activator` makes them."""
+        load, encode_row, limits = self.world.generations.load, self.world.codec().encode_row, self.world.limits
+        in_force, *candidate = [
+            SimRewriter(load(one), current.activation, encode_row, limits) for one in current.generations
+        ]
+        return in_force if current.share is None else Arms(in_force, candidate[0], current.share)
+
     async def run(self) -> None:
         world = self.world
         while True:
@@ -362,12 +374,7 @@ class RebuildProcess(Process):
                 await self.before_rebuild()
                 rebuild = batch.rebuild.Rebuild(
                     self.store,
-                    SimRewriter(
-                        world.generations.load(current.generation_id),
-                        current.activation,
-                        world.codec().encode_row,
-                        world.limits,
-                    ),
+                    self.rewriters(current),
                     now_ms=lambda: world.scheduler.now_s * 1000,
                     draw_token=self.draw_token,
                 )

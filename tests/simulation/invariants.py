@@ -1,7 +1,7 @@
 """What must hold, and an oracle that says what every viewer's state should be.
 
 I1  at quiet points every viewer's state is the oracle's
-I2  every row is f(state, activation): looked at on every write; at quiet points every row is of the newest activation
+I2  every row is f(state, activation), of the viewer's arm: looked at on every write; at quiet points every row is of the newest activation
     (let pass: a viewer written with an older one after the rebuild was recorded, which a stored row would have refused and a
     new viewer has none: it waits for its next event or the next night; see `SimServer.left_behind`)
 I3  at every step, on every server: whatever lies below min(committed, marker) has its effect there (an event in its viewer's
@@ -181,9 +181,13 @@ class Checker:
         if empty or not stored.activation:
             expected = b""
         else:
-            expected = row_of(stored.state, stored.activation, self.generation_of[stored.activation])
+            expected = row_of(stored.state, stored.activation, self.generation_for(viewer, stored.activation))
         if stored.row != expected:
             raise Violation("I2", f"the row of {viewer} is {stored.row!r} where {expected!r} follows from its state")
+
+    def generation_for(self, viewer: str, activation: int) -> str:
+        """The generation that a viewer's row of an activation must be made by."""
+        return self.generation_of[activation]
 
     def on_marker(self, server: SimServer, partition: int, before: Marker | None, after: Marker) -> None:
         """A marker moved."""

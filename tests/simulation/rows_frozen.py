@@ -11,12 +11,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 
 import updater.consumer
 import viewers.rewrite
-from embeddings.files import Current
 from tests.simulation.actors import RebuildProcess, stand_ins
 from tests.simulation.bugs import Patches
 from tests.simulation.invariants import Checker, Violation
@@ -64,10 +64,13 @@ class FrozenChecker(Checker):
 class FrozenWorld(World):
     """Somebody freezes rows, and lets them go."""
 
+    CHECKER: type[FrozenChecker] = FrozenChecker
+    checker: FrozenChecker
+
     def __init__(self, seed: int, shape: Shape, trace: Callable[[str], None] | None = None) -> None:
         super().__init__(seed, shape, trace)
         self.cluster.freezes = True
-        self.checker = FrozenChecker(self.kafka, self.cluster, shape.limits)
+        self.checker = self.CHECKER(self.kafka, self.cluster, shape.limits)
         self.checker.identity_of = self._identity_of
         self.checker.rebuilders = set()
         self._held = False
@@ -84,9 +87,7 @@ class FrozenWorld(World):
     def do_let_go(self) -> None:
         if self.generations.current is None or (self.nightly is not None and self.nightly.alive):
             return
-        generation_id, activation = self.generations.current.generation_id, self.generations.current.activation + 1
-        self.checker.generation_of[activation] = generation_id
-        self.generations.current = Current(generation_id, activation)
+        self.put_in_force(replace(self.generations.current, activation=self.next_activation()))
         self._numbers += 1
         self.nightly = Release(self, f"r{self._numbers}", self._numbers)
         self.checker.rebuilders.add(self.nightly.store.client)
@@ -201,7 +202,7 @@ def find(bug: Bug) -> tuple[int, History] | None:
     """The first history that sees a bug: after how many, and what it saw."""
     with stand_ins():
         for seed in range(1, WITHIN + 1):
-            with _patched(bug()):
+            with patched(bug()):
                 history = run_frozen(seed)
             if history.violation is not None:
                 return seed, history
@@ -209,7 +210,7 @@ def find(bug: Bug) -> tuple[int, History] | None:
 
 
 @contextlib.contextmanager
-def _patched(patches: Patches) -> Iterator[None]:
+def patched(patches: Patches) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for target, attribute, value in patches:
             stack.enter_context(mock.patch.object(target, attribute, value))

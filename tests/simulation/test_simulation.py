@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
-from tests.simulation import rows_frozen
+from tests.simulation import rows_frozen, rows_shared
 from tests.simulation.actors import stand_ins
 from tests.simulation.bugs import BUGS, FIRST_SEEN, find
 from tests.simulation.model_kafka import Faults
@@ -62,6 +62,19 @@ def test_histories_in_which_rows_are_frozen_and_let_go_hold_every_invariant() ->
 @pytest.mark.parametrize("bug", rows_frozen.BUGS)
 def test_a_seeded_bug_of_the_freeze_is_seen(bug: rows_frozen.Bug) -> None:
     assert rows_frozen.find(bug) is not None
+
+
+def test_histories_in_which_a_share_sees_a_candidate_hold_every_invariant() -> None:
+    with stand_ins():
+        for seed in range(1, HISTORIES + 1):
+            history = rows_shared.run_shared(seed)
+            again = f"python -m tests.simulation.rows_shared --seed {seed} --histories 1 --trace"
+            assert history.violation is None, again
+
+
+@pytest.mark.parametrize("bug", rows_shared.BUGS)
+def test_a_seeded_bug_of_the_share_is_seen(bug: rows_shared.Bug) -> None:
+    assert rows_shared.find(bug) is not None
 
 
 @pytest.mark.parametrize(

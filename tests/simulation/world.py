@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from contracts.events import Kind, PlaybackEvent
-from embeddings.files import Current
+from embeddings.current import Current
 from tests.simulation import actors
 from tests.simulation.actors import NEW_SCHEMA, TOPIC, Generations, RebuildProcess, SimCodec, UpdaterProcess
 from tests.simulation.clock import Scheduler
@@ -360,11 +360,16 @@ class World(actors.World):
 
     def do_activate(self) -> None:
         """CURRENT moves: to another generation, or back to one that was."""
-        activation = 1 if self.generations.current is None else self.generations.current.activation + 1
-        generation_id = f"g{self.rng.randint(1, 3)}"
-        self.checker.generation_of[activation] = generation_id
-        self.generations.current = Current(generation_id, activation)
+        self.put_in_force(Current(f"g{self.rng.randint(1, 3)}", self.next_activation()))
         self.do_rebuild()
+
+    def next_activation(self) -> int:
+        return 1 if self.generations.current is None else self.generations.current.activation + 1
+
+    def put_in_force(self, current: Current) -> None:
+        """CURRENT says so from now on."""
+        self.checker.generation_of[current.activation] = current.generation_id
+        self.generations.current = current
 
     def do_rebuild(self) -> None:
         if self.nightly is None or not self.nightly.alive:

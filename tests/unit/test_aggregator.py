@@ -13,6 +13,7 @@ import pytest
 
 from contracts.codec import Codec
 from contracts.errors import StoreChanged
+from contracts.shares import Share
 from embeddings.files import GenerationsFolder
 from runtime.kafka import TopicPartition
 from runtime.settings import Settings
@@ -23,10 +24,12 @@ from trends.checkpoints import counts_of
 from trends.counters import Counts, Report
 from viewers.memory_store import MemoryServer, MemoryStore
 
+CODEC = Codec.load()
 
-def aggregator(tmp_path: Path, server: MemoryServer) -> Aggregator:
+
+def aggregator(tmp_path: Path, server: MemoryServer, *, for_candidate: bool = False) -> Aggregator:
     settings = Settings(generations_path=str(tmp_path))
-    return Aggregator(settings, MemoryStore(server), Codec.load(), instance="a")
+    return Aggregator(settings, MemoryStore(server), CODEC, instance="a", for_candidate=for_candidate)
 
 
 async def test_what_takes_longer_than_the_lease_does_not_lose_it(tmp_path: Path) -> None:
@@ -79,6 +82,35 @@ async def test_a_generation_that_knows_no_trends_is_not_loaded_again(tmp_path: P
     assert made._refused is None
 
 
+async def test_the_candidates_counts_are_of_its_generation_and_default_rows_are_none_of_its_business(
+    tmp_path: Path,
+) -> None:
+    for name in ("g1", "g2", "g0"):
+        made = make_generation(generation_id=name).with_tables(replace(make_tables(200), at_ms=T0))
+        write_generation_folder(tmp_path, made)
+    folder, server = GenerationsFolder(str(tmp_path)), MemoryServer()
+    folder.activate("g1", floor=0)
+    one, other = aggregator(tmp_path, server), aggregator(tmp_path, server, for_candidate=True)
+    assert one._load() is not None and other._load() is None, "nobody sees a candidate"
+    share = folder.share(Share("g2", 30), floor=0).share
+    bases = [one._load(), other._load()]
+    assert [base.generation_id for base in bases if base] == ["g1", "g2"]
+    assert [base.rewriter.activation for base in bases if base] == [2, 2]
+    viewers = [f"v{i}" for i in range(50)]
+    ours = [{viewer for viewer in viewers if base and base.newcomers._is_ours(viewer)} for base in bases]
+    assert ours[1] == {viewer for viewer in viewers if share.holds(viewer)} and ours[0] == {*viewers} - ours[1]
+    assert await one._store.trends.hold("a", LEASE_MS)
+    await one._store.announce_activation(2)
+    for made, base in zip((other, one), reversed(bases), strict=True):
+        counting = Counting(made, base, None)  # type: ignore[arg-type] # nothing is read
+        await counting._publish()
+        await counting._write_default_rows()
+        rows = {CODEC.decode_row(row).generation_id for row in (await made._store.read_default_rows()).values()}
+        assert rows == (set() if made is other else {"g1"})
+    folder.activate("g1", floor=0, ends_share=True)
+    assert other._load() is None and await other.is_over(bases[1])  # type: ignore[arg-type]
+
+
 class Log:
     """A consumer whose partitions have these ends."""
 
@@ -123,6 +155,21 @@ async def fans(counting: Counting, generation_id: str = "g1") -> dict[int, list[
     return found
 
 
+async def test_who_watched_what_is_kept_for_both_arms_of_a_share(counting: Counting) -> None:
+    """Both are counted for, and an erasure is looked for in both."""
+    current = replace(counting._base.current, share=Share("g0", 5))
+    beside = Counting(counting._of, replace(counting._base, generation_id="g0", current=current), Log())  # type: ignore[arg-type]
+    beside._counts, beside._stored = {0: Counts(0), 1: Counts(0)}, {0: None, 1: None}
+    beside._consumer.read(beside, 1, report("ana", "new-1", 60))  # type: ignore[attr-defined]
+    await beside._checkpoint()
+    counting._base = replace(counting._base, current=current)
+    await counting._forget_who_watched_before()
+    assert await fans(counting, "g0") == {0: [], 1: ["ana"]}
+    beside._consumer.read(beside, 0, erasure("ana", 100))  # type: ignore[attr-defined]
+    await beside._checkpoint()
+    assert await fans(counting, "g0") == {0: [], 1: []}
+
+
 async def test_an_erasure_reaches_what_was_kept_before_the_viewers_key_moved(counting: Counting) -> None:
     """Partitions were added: the viewer's plays lie in one log, the erasure in another, which has nothing else to count."""
     log: Log = counting._consumer  # type: ignore[assignment]
@@ -136,9 +183,7 @@ async def test_an_erasure_reaches_what_was_kept_before_the_viewers_key_moved(cou
 
 async def test_who_watched_what_is_forgotten_with_the_generation_that_it_was_counted_for(counting: Counting) -> None:
     """Erasures are looked for in the counts of the generation in force alone. The sums stay, for a rollback."""
-    before = Counting(
-        counting._of, replace(counting._base, current=replace(counting._base.current, generation_id="g0")), Log()
-    )  # type: ignore[arg-type]
+    before = Counting(counting._of, replace(counting._base, generation_id="g0"), Log())  # type: ignore[arg-type]
     before._counts, before._stored = {0: Counts(0), 1: Counts(0)}, {0: None, 1: None}
     before._consumer.read(before, 1, report("ana", "new-1", 60), report("ben", 3, 70))  # type: ignore[attr-defined,arg-type]
     await before._checkpoint()

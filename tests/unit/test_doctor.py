@@ -164,6 +164,25 @@ def test_a_generation_in_force_must_be_complete(tmp_path):
     assert check_generations(str(tmp_path))[1] == Finding("generation in force", True, "20250101-a")
 
 
+def test_during_a_share_the_candidate_must_be_complete_too(tmp_path):
+    current = {
+        "generation_id": "g1",
+        "activation": 7,
+        "previous": "longer-name",
+        "share": {"generation_id": "g2", "percent": 5},
+    }
+    for name in ("g1", "longer-name"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.json").write_text("{}")
+    (tmp_path / "CURRENT").write_text(json.dumps(current))
+    in_force, candidate = check_generations(str(tmp_path))[1:]
+    assert in_force == Finding("generation in force", True, "g1")
+    assert (candidate.name, candidate.ok) == ("candidate", False) and "share --stop" in candidate.remedy
+    (tmp_path / "g2").mkdir()
+    (tmp_path / "g2" / "manifest.json").write_text("{}")
+    assert check_generations(str(tmp_path))[2] == Finding("candidate", True, "g2")
+
+
 def test_a_folder_that_does_not_exist_yet_is_fine_where_it_can_be_made(tmp_path):
     assert check_folder("lake", str(tmp_path / "a" / "b"), "X").ok is True
     assert list(tmp_path.iterdir()) == []

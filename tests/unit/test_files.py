@@ -15,7 +15,9 @@ import pytest
 from contracts.catalogue import CatalogueItem
 from contracts.errors import GenerationError
 from contracts.manifest import CONFIDENCE_RULE, Confidence, Decision, Manifest, from_json, to_json
+from contracts.shares import Share
 from embeddings import publishing
+from embeddings.current import Current
 from embeddings.files import (
     GenerationsFolder,
     Root,
@@ -193,6 +195,41 @@ def test_activations_grow_past_the_last_one_and_past_what_the_store_knows(tmp_pa
     assert (again.generation_id, again.activation, again.previous) == ("g1", 8, "g2")
     assert folder.read_current() == again
     assert folder.activate("g1", floor=0).previous == "g2"
+
+
+def test_a_share_is_an_activation_that_nights_keep_and_that_ends_where_it_is_told_to(tmp_path: Path) -> None:
+    for number, name in enumerate(("g1", "g2", "g3")):
+        publish(tmp_path, name, number)
+    folder = GenerationsFolder(tmp_path)
+    with pytest.raises(GenerationError, match="another generation must be in force"):
+        folder.share(Share("g2", 5), floor=0)
+    folder.activate("g1", floor=0)
+    with pytest.raises(GenerationError, match="another generation must be in force"):
+        folder.share(Share("g1", 5), floor=0)
+    with pytest.raises(GenerationError, match="never completely published"):
+        folder.share(Share("g9", 5), floor=0)
+    shared = folder.share(Share("g2", 5), floor=6)
+    assert shared == folder.read_current() == Current("g1", 7, None, Share("g2", 5))
+    assert folder.share(Share("g2", 12.5), floor=0) == Current("g1", 8, None, Share("g2", 12.5))
+    assert folder.activate("g3", floor=0) == Current("g3", 9, "g1", Share("g2", 12.5))
+    assert folder.activate("g3", floor=0) == Current("g3", 10, "g1", Share("g2", 12.5))
+    assert folder.prune(1) == [], "the candidate serves, and g1 is the way back"
+    assert folder.activate("g3", floor=0, ends_share=True) == folder.read_current() == Current("g3", 11, "g1")
+    folder.share(Share("g2", 5), floor=0)
+    assert folder.activate("g2", floor=0) == Current("g2", 13, "g3"), "the candidate for all is no candidate"
+    assert b"share" not in (tmp_path / "CURRENT").read_bytes(), "as older programs write it"
+
+
+@pytest.mark.parametrize(
+    "share",
+    [5, {}, {"generation_id": "g2"}, {"percent": 5}, {"generation_id": "../g2", "percent": 5}]
+    + [{"generation_id": "g2", "percent": percent} for percent in (0, 100, -1, "5", True, None, float("nan"))],
+)
+def test_a_share_that_is_none_makes_current_unreadable(tmp_path: Path, share: object) -> None:
+    publish(tmp_path)
+    (tmp_path / "CURRENT").write_text(json.dumps({"generation_id": "g1", "activation": 3, "share": share}))
+    with pytest.raises(GenerationError, match="CURRENT: unreadable"):
+        GenerationsFolder(tmp_path).read_current()
 
 
 def test_concurrent_activations_all_get_a_number_of_their_own(tmp_path: Path) -> None:

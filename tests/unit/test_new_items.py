@@ -357,6 +357,24 @@ async def test_an_announced_title_is_served_from_its_content_and_then_by_its_vie
     assert own.added.popularity.tolist() == [2]
 
 
+async def test_who_sees_another_generation_during_a_share_tells_nothing_of_an_items_vector() -> None:
+    """Their vectors are of the same activation, and in another space."""
+    store = MemoryStore()
+    await store.connect()
+    own = newcomers(store, CatalogueItem("x", "X"))
+    own._is_ours = lambda viewer: viewer != "candidate"
+    await write(store, "ana", [0, 0, 0, 2])
+    await write(store, "candidate", [9, 9, 9, 9])
+    counts = {0: count([report("ana", "x", 60), report("candidate", "x", 61)], rules=RULES)}
+    await own.look(counts, store.trends, off_loop)
+    alone = newcomers(store, CatalogueItem("x", "X"))
+    await alone.look({0: count([report("ana", "x", 60)], rules=RULES)}, store.trends, off_loop)
+    assert np.array_equal(own.added.item_factors, alone.added.item_factors) and own.added.item_factors.any()
+    for _ in range(LOOKS):
+        await own.look(counts, store.trends, off_loop)
+    assert not own._looks, "nobody waits for them either"
+
+
 async def test_a_viewer_whose_vector_comes_later_is_looked_at_again_and_not_for_ever() -> None:
     store = MemoryStore()
     await store.connect()

@@ -8,8 +8,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from contracts.codec import Codec
 from contracts.errors import GenerationError
@@ -18,7 +16,7 @@ from embeddings.generation import FoldInParameters
 from ranking.overlap import overlap_at, rank_biased_overlap
 from runtime.settings import Settings
 from tests.worlds import T0, make_generation, play_event, write_generation_folder
-from updater.shadow import BATCH, MOST_WAITING, SETTLE_S, Shadow, in_share
+from updater.shadow import BATCH, MOST_WAITING, SETTLE_S, Shadow
 from viewers.memory_store import MemoryStore
 from viewers.packing import pack
 from viewers.rewrite import Rewriter
@@ -123,18 +121,6 @@ async def test_what_waits_is_bounded(shadow: Shadow) -> None:
         assert len(due) <= BATCH
         found += due
     assert len(found) == MOST_WAITING
-
-
-@given(st.text("abc019.", min_size=1, max_size=8), st.floats(0, 100), st.floats(0, 100))
-def test_a_larger_share_holds_every_smaller_one(viewer: str, a: float, b: float) -> None:
-    small, large = sorted((a, b))
-    assert in_share(viewer, small) <= in_share(viewer, large)
-    assert in_share(viewer, 100) and not in_share(viewer, 0)
-
-
-def test_a_share_is_about_as_large_as_it_says() -> None:
-    found = sum(in_share(f"viewer-{i}", 5) for i in range(20_000))
-    assert 900 < found < 1_100  # 1000 ± 3.2 standard deviations, of a fixed hash
 
 
 async def test_a_generation_that_is_not_there_ends_it(tmp_path: Path) -> None:

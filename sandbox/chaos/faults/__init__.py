@@ -40,6 +40,7 @@ ALL = (
     Fault("store_full", store.full),
     Fault("broker_lost", broker.lost),
     Fault("generation_swaps", generations.swaps),
+    Fault("generation_shared", generations.shared),
     Fault("generation_corrupt", generations.corrupt),
     Fault("rebuild_races", generations.rebuild_races),
     Fault("erasure_under_fire", events.erasure_under_fire),

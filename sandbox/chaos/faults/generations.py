@@ -15,12 +15,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from batch.activation import rollback
-from contracts.errors import UserError
-from embeddings.files import Current
+from batch.activation import rollback, share, stop_share
+from contracts.errors import GenerationError, UserError
+from embeddings.current import Current
 from runtime.progress import SilentProgress
 from sandbox.chaos.arena import GENERATIONS, Arena
 from sandbox.chaos.waiting import wait_until
+from viewers.redis_store import RedisStore
 
 
 async def swaps(arena: Arena, rng: random.Random) -> None:
@@ -40,6 +41,28 @@ async def swaps(arena: Arena, rng: random.Random) -> None:
                 await rollback(arena.settings, store, progress=SilentProgress())
     else:
         await arena.verb("generations", "activate", first, kill_after_s=rng.uniform(1.0, 2.5))
+
+
+async def shared(arena: Arena, rng: random.Random) -> None:
+    """A share of the viewers sees a candidate; it is killed half way, changed, stopped, or left to whatever comes next."""
+    current = arena.folder_of_generations.read_current()
+    assert current is not None
+    candidate = rng.choice(sorted({*GENERATIONS} - {current.generation_id}))
+    if rng.random() < 0.3:
+        await arena.verb("generations", "share", candidate, "--percent", "50", kill_after_s=rng.uniform(1.0, 2.5))
+    async with arena.store() as store:
+        # Another fault may put something else in force meanwhile, as another person would; that one's rebuild covers everybody.
+        with contextlib.suppress(UserError, GenerationError):
+            await _share_on(arena, store, candidate, rng)
+
+
+async def _share_on(arena: Arena, store: RedisStore, candidate: str, rng: random.Random) -> None:
+    await share(arena.settings, store, candidate, rng.uniform(10, 90), progress=SilentProgress())
+    then = rng.choice(("stays", "stays", "changes", "stops"))
+    if then == "changes":
+        await share(arena.settings, store, None, rng.uniform(10, 90), progress=SilentProgress())
+    elif then == "stops":
+        await stop_share(arena.settings, store, progress=SilentProgress())
 
 
 async def _later(arena: Arena, generation_id: str, rng: random.Random) -> None:

@@ -1,0 +1,122 @@
+"""A share of the viewers on a candidate, on a real Kafka and a real store: everybody's row is of their own arm, whatever happens to it."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import httpx
+
+from batch.activation import activate, share, stop_share
+from batch.freeze import freeze, unfreeze
+from contracts.shares import Share
+from embeddings.current import Current
+from embeddings.files import GenerationsFolder
+from runtime.progress import SilentProgress
+from tests.consistency import CODEC, GENERATIONS, Stage, plays, publish
+from tests.worlds import T0, wait_until, write_generation_folder
+from updater.consumer import Updater
+from updater.service import Watch, make_app
+
+VIEWERS = 12
+HALF = Share("g2", 50.0)
+QUIET = {"progress": SilentProgress()}
+
+
+async def generations(stage: Stage, viewers: int = VIEWERS) -> set[str]:
+    rows = [await stage.store.read_row(f"v{i}") for i in range(viewers)]
+    return {CODEC.decode_row(row).generation_id for row in rows}
+
+
+def rows_written(updater: Updater) -> dict[str, float]:
+    return {arm: updater.metrics.rows.labels(arm)._value.get() for arm in ("in_force", "candidate")}
+
+
+async def test_a_share_begins_changes_and_stops_in_mid_stream_and_every_row_is_of_its_arm(stage: Stage) -> None:
+    publish(stage, "g1")
+    write_generation_folder(stage.settings.generations_path, GENERATIONS["g2"])
+    assert {HALF.holds(f"v{i}") for i in range(VIEWERS)} == {True, False}
+    start, steps = (
+        0,
+        (
+            partial(share, generation_id="g2", percent=50.0),
+            partial(share, generation_id=None, percent=90.0),
+            partial(share, generation_id=None, percent=50.0),
+            stop_share,
+            partial(share, generation_id="g2", percent=50.0),
+        ),
+    )
+    async with stage.updater() as updater, stage.updater():
+        for step in steps:
+            await stage.send(plays(VIEWERS, 60, start=start))
+            done = await step(stage.settings, stage.store, **QUIET)
+            await stage.send(plays(VIEWERS, 60, start=start + 60))
+            start += 120
+            await stage.drained(start)
+            await stage.assert_consistent()
+            assert await generations(stage) == ({"g1"} if done.share is None else {"g1", "g2"})
+        assert rows_written(updater)["candidate"] > 0
+        watch = Watch(updater)
+        watch.look()
+        told = httpx.ASGITransport(make_app(updater, watch))
+        async with httpx.AsyncClient(transport=told, base_url="http://updater") as client:
+            assert (await client.get("/health/ready")).json()["share"] == {"generation_id": "g2", "percent": 50.0}
+            assert "nearline_share_percent 50.0" in (await client.get("/metrics")).text
+        await activate(stage.settings, stage.store, "g2", **QUIET)
+        await stage.send(plays(VIEWERS, 60, start=start))
+        await stage.drained(start + 60)
+        assert updater.swap.share is None
+    await stage.assert_consistent("g2")
+    await stage.assert_accounted()
+
+
+async def test_an_updater_that_starts_during_a_share_serves_both_arms(stage: Stage) -> None:
+    publish(stage, "g1")
+    write_generation_folder(stage.settings.generations_path, GENERATIONS["g2"])
+    await share(stage.settings, stage.store, "g2", 50.0, **QUIET)
+    await stage.send(plays(VIEWERS, 120))
+    async with stage.updater() as updater:
+        await stage.drained(120)
+        written = rows_written(updater)
+    assert await generations(stage) == {"g1", "g2"} and min(written.values()) > 0
+    await stage.assert_consistent()
+
+
+async def test_rows_that_are_frozen_during_a_share_stand_still_and_the_share_goes_on_afterwards(stage: Stage) -> None:
+    publish(stage, "g1")
+    write_generation_folder(stage.settings.generations_path, GENERATIONS["g2"])
+    async with stage.updater():
+        await stage.send(plays(VIEWERS, 120))
+        await stage.drained(120)
+        await share(stage.settings, stage.store, "g2", 50.0, **QUIET)
+        await freeze(stage.store, "odd rows", now_ms=T0)
+        before = [await stage.store.read_row(f"v{i}") for i in range(VIEWERS)]
+        await stage.send(plays(VIEWERS, 60, start=120))
+        await stage.drained(180)
+        assert [await stage.store.read_row(f"v{i}") for i in range(VIEWERS)] == before
+        back = await unfreeze(stage.settings, stage.store, **QUIET)
+        assert back.activation == 3
+        assert GenerationsFolder(stage.settings.generations_path).read_current().share == HALF
+    await stage.assert_consistent()
+
+
+async def test_a_candidate_that_cannot_be_loaded_is_refused_and_what_was_in_force_goes_on(stage: Stage) -> None:
+    publish(stage, "g1")
+    write_generation_folder(stage.settings.generations_path, GENERATIONS["g2"])
+    folder = GenerationsFolder(stage.settings.generations_path)
+    async with stage.updater() as updater:
+        await stage.send(plays(VIEWERS, 60))
+        await stage.drained(60)
+        await stage.assert_consistent()
+        factors = folder.root.local / "g2" / "item_factors.npy"
+        whole = factors.read_bytes()
+        factors.write_bytes(whole[:-1])
+        folder._write_current(Current("g1", 2, None, HALF))
+        await wait_until(lambda: updater.swap.refusals, "the refusal")
+        await stage.send(plays(VIEWERS, 60, start=60))
+        await stage.drained(120)
+        assert updater.swap.rewriter.activation == 1 and await generations(stage) == {"g1"}
+        factors.write_bytes(whole)
+        await stop_share(stage.settings, stage.store, **QUIET)
+        await stage.send(plays(VIEWERS, 60, start=120))
+        await stage.drained(180)
+    await stage.assert_consistent()
