@@ -16,8 +16,8 @@ from ranking.further import FURTHER_ROWS, LEAST_SHOWN, MOST_SHOWN, FurtherRow
 from viewers.known import known_of
 from viewers.packing import unpack
 
-NOT_REPEATED = 10
-"""Of the first row, titles that no row below it shows again: what stands on the screen with it."""
+NOT_REPEATED = 12
+"""Of the first row, titles that no row below it shows again: what stands on the screen with it, two lines of six."""
 
 
 class ChosenRow(NamedTuple):
