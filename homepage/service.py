@@ -9,8 +9,9 @@ What is served, in this order: the viewer's own row; else the default row for th
 is away, the default row last seen, marked `degraded`. An unknown viewer takes the same path at the same cost as a known one,
 so the time of an answer does not tell who has an account here. Who may ask is decided before, without the store.
 
-`rows=because` adds rows below the first one to the answer (`further.py`), as `rows`: those that have something to show. They are read
-from the viewer's state, one field more; nothing is ranked. Who has no row of their own has none below it either.
+`rows=because` (names, comma-separated) adds rows below the first one to the answer (`further.py`), as `rows`: those that have something to
+show, each with `row`, `row_id`, `heading`, `about` and `entries`. They are put together from the viewer's state, one field more; nothing
+is ranked. Who has no row of their own has none below it either.
 """
 
 from __future__ import annotations
