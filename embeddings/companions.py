@@ -1,4 +1,4 @@
-"""What goes with each title: what is watched after it and what is near it in taste, best first. Made at night, published with the factors.
+"""What goes with each title: what is likely watched after it, most likely first. Made at night, published with the factors.
 
 A list is a property of the generation and of a title, not of a viewer: it costs nothing per play and no byte per viewer, and whoever shows
 it has only to leave out what must not be shown to this one. Bytes in, bytes out, as `table_files.py`.

@@ -113,8 +113,8 @@ def render_row(
     degraded: bool,
     further: bytes = b"",
 ) -> bytes:
-    """The response, JSON. `freshness_ms`: from the event to the row; `age_ms`: from the row to this response. `further`: `rows`, if they were
-    asked for."""
+    """The response, JSON. `freshness_ms`: from the event to the row; `age_ms`: from the row to this response. `further`: `rows`, where they
+    were asked for."""
     known = row.event_time_ms is not None
     computed = bool(row.computed_at_ms)  # False only for the empty row that stands in when there is none at all
     head = {

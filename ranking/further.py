@@ -33,7 +33,7 @@ FURTHER_ROWS: dict[str, FurtherRow] = {
     "because": FurtherRow(
         "Because you watched {}",
         "because",
-        "how often it is watched next after that title; below 0.0001 it is only near it in taste",
+        "how likely it is watched next after that title, by what was watched and by taste",
         offer_because,
     ),
 }
