@@ -7,14 +7,11 @@ import signal
 from collections.abc import Callable
 
 import structlog
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 
 from batch.report import NightlyReport
 from batch.schedule import Daily, Night, NightMetrics, Scheduler, schedule_lock
+from runtime.health import ALIVE, make_health_app
 from runtime.http import serve
 from runtime.settings import Settings
 from runtime.tasks import leave
@@ -25,15 +22,7 @@ log = structlog.get_logger()
 def make_app(metrics: NightMetrics) -> Starlette:
     """`/health/live`, `/health/ready`, `/metrics`. A scheduler that answers is ready: what failed is told by its metrics."""
 
-    async def alive(request: Request) -> Response:
-        return JSONResponse({"status": "alive"})
-
-    async def exposition(request: Request) -> Response:
-        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
-
-    return Starlette(
-        routes=[Route("/health/live", alive), Route("/health/ready", alive), Route("/metrics", exposition)]
-    )
+    return make_health_app(metrics.registry, lambda: (True, ALIVE))
 
 
 def run_schedule(

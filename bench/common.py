@@ -38,7 +38,7 @@ EVENTS_FROM_S = 10_000_000
 """Events begin so long after the histories, in seconds of the made-up clock."""
 CHECKED = 200
 """Viewers whose state and row are compared after a run."""
-POLL_S = 0.01
+POLL_S = 0.03
 DEADLINE_S = 120.0
 WRITE_BATCH = 1_000
 

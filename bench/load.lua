@@ -1,8 +1,12 @@
--- wrk: GET PREFIX + a random number below COUNT; one line of JSON at the end. Arguments behind `--`: PREFIX COUNT
-local prefix, count
+-- wrk: GET PREFIX + a random number below COUNT, PAUSE ms after the last page; one line of JSON at the end.
+-- Arguments behind `--`: PREFIX COUNT PAUSE
+local prefix, count, pause
 
 function init(arguments)
-  prefix, count = arguments[1], tonumber(arguments[2])
+  prefix, count, pause = arguments[1], tonumber(arguments[2]), tonumber(arguments[3])
+  if pause > 0 then
+    delay = function() return pause end
+  end
   math.randomseed(os.time())
 end
 

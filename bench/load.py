@@ -1,7 +1,7 @@
 """Load on an HTTP service: by `wrk` where it is installed, else by a generator of our own, in a process of its own.
 
-Both keep so many connections open, ask for the next page on each as soon as the last has come, and draw whose it is. Ours is
-Python and takes several times the processor time of `wrk`, on the same cores: its figures are lower.
+Both keep so many connections open, ask for the next page on each as soon as the last has come, or so many milliseconds after it, and draw
+whose it is. Ours is Python and takes several times the processor time of `wrk`, on the same cores: its figures are lower.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ def generator() -> str:
     return "wrk" if shutil.which("wrk") else "Python (no wrk on PATH)"
 
 
-def run_load(url: str, prefix: str, count: int, *, connections: int, seconds: float) -> Load:
+def run_load(url: str, prefix: str, count: int, *, connections: int, seconds: float, pause_ms: int = 0) -> Load:
     """Ask for `prefix` + a number below `count`. Errors: `WrongResult` if an answer was no success."""
     if wrk := shutil.which("wrk"):
-        options = ["-t1", f"-c{connections}", f"-d{seconds:g}s", "-s", str(SCRIPT), url, "--", prefix, str(count)]
-        command = [wrk, *options]
+        options = ["-t1", f"-c{connections}", f"-d{seconds:g}s", "-s", str(SCRIPT), url, "--", prefix]
+        command = [wrk, *options, str(count), str(pause_ms)]
     else:
-        options = [url, prefix, str(count), str(connections), str(seconds)]
+        options = [url, prefix, str(count), str(connections), str(seconds), str(pause_ms)]
         command = [sys.executable, "-m", "bench.load", *options]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=seconds + GRACE_S, check=False)
     if done.returncode != 0:
@@ -62,12 +62,16 @@ def run_load(url: str, prefix: str, count: int, *, connections: int, seconds: fl
     return found
 
 
-def run_loads(urls: Sequence[str], prefix: str, count: int, *, connections: int, seconds: float) -> Load:
+def run_loads(
+    urls: Sequence[str], prefix: str, count: int, *, connections: int, seconds: float, pause_ms: int = 0
+) -> Load:
     """The same on several replicas at once, the connections shared out as a balancer would: pages together, the median of medians
     weighed by pages, the slowest replica's p99. Errors: as `run_load`."""
     with ThreadPoolExecutor(len(urls)) as pool:
         loads = [
-            pool.submit(run_load, url, prefix, count, connections=connections // len(urls), seconds=seconds)
+            pool.submit(
+                run_load, url, prefix, count, connections=connections // len(urls), seconds=seconds, pause_ms=pause_ms
+            )
             for url in urls
         ]
         found = [one.result() for one in loads]
@@ -81,7 +85,7 @@ def run_loads(urls: Sequence[str], prefix: str, count: int, *, connections: int,
     )
 
 
-async def _generate(url: str, prefix: str, count: int, connections: int, seconds: float) -> Load:
+async def _generate(url: str, prefix: str, count: int, connections: int, seconds: float, pause_s: float) -> Load:
     parts = urlsplit(url)
     latencies: list[float] = []
     errors = 0
@@ -97,6 +101,8 @@ async def _generate(url: str, prefix: str, count: int, connections: int, seconds
             await reader.readexactly(length)
             latencies.append(time.perf_counter() - asked)
             errors += not head.startswith(b"http/1.1 200 ")
+            if pause_s:
+                await asyncio.sleep(pause_s)
         writer.close()
 
     await asyncio.gather(*(ask_again_and_again() for _ in range(connections)))
@@ -113,8 +119,9 @@ def main() -> None:
     parser.add_argument("count", type=int)
     parser.add_argument("connections", type=int)
     parser.add_argument("seconds", type=float)
+    parser.add_argument("pause_ms", type=int)
     o = parser.parse_args()
-    found = asyncio.run(_generate(o.url, o.prefix, o.count, o.connections, o.seconds))
+    found = asyncio.run(_generate(o.url, o.prefix, o.count, o.connections, o.seconds, o.pause_ms / 1000))
     sys.stdout.write(json.dumps({name: getattr(found, name) for name in Load.__slots__}) + "\n")
 
 

@@ -247,7 +247,7 @@ async def _recompute(
     generation = await asyncio.to_thread(load_generation, settings.generations_path, row.generation_id)
     own = Rewriter(generation, stored.activation, codec.encode_row, Limits(**settings.state.model_dump()))
     rewriter = await with_snapshot(store.trends, own, row.trends_snapshot) or own
-    (ranked,) = rewriter.rank([state], computed_at_ms=row.computed_at_ms)
+    (ranked,) = rewriter.rank([state], computed_at_ms=row.computed_at_ms, event_time_ms=row.event_time_ms)
     if ranked is None:
         raise GenerationError(f"{viewer}: a row is stored but the state holds nothing; run: nearline nightly")
     ranked_by = rewriter.generation or generation  # with the items that came since

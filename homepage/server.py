@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import signal
 import sys
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
@@ -23,7 +22,7 @@ from runtime.http import serve
 from runtime.learning_codec import LearningCodec
 from runtime.schemas import Schemas
 from runtime.settings import Settings
-from runtime.tasks import cancel_all
+from runtime.tasks import cancel_all, stop_on_signals
 from runtime.tracing import open_tracer
 from viewers.redis_store import open_store
 from viewers.store import Store
@@ -106,9 +105,7 @@ def main(settings: Settings) -> None:
 
     async def run() -> None:
         stop = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop.set)
+        stop_on_signals(stop.set)
         await run_homepage(settings, stop=stop, on_listening=listening)
 
     def listening(port: int) -> None:

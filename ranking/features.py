@@ -32,7 +32,7 @@ SLOT = (0, 1, 2, 3, 3, 3, 4, 4, 4, 4, 4, 4, 4, 4, 4)
 FOLLOWED = len(SLOT)
 """Newest liked plays whose followers are looked up."""
 FOLLOWERS_TAKEN = 250
-"""Candidates taken of what follows."""
+"""Candidates taken of what follows: those that reach a value that so many reach, and hardly more."""
 TRENDING_TAKEN = 40
 """Candidates taken of each order of trends."""
 FADING = 0.7
@@ -96,11 +96,25 @@ def further_candidates(tables: Tables, follows: Following, showable: NDArray[np.
     """Rows from the two sources, some more than once. `showable`: (n_items,) bool, allowed and not excluded."""
     here = showable[follows.items] & (follows.share > 0)
     faded = FADED[follows.place[here]] * follows.share[here]
-    items, first, inverse = np.unique(follows.items[here], return_index=True, return_inverse=True)
-    mass = np.bincount(inverse, faded, minlength=len(items))
-    most = np.lexsort((first, -mass))[:FOLLOWERS_TAKEN]  # of equals those that come first
+    items, inverse = np.unique(follows.items[here], return_inverse=True)
+    mass: F64 = np.bincount(inverse, faded, minlength=len(items)).astype(np.float64)
+    most = mass >= (_floor(mass, FOLLOWERS_TAKEN) if len(items) > FOLLOWERS_TAKEN else -np.inf)
     trending = [order[showable[order]][:TRENDING_TAKEN] for order in tables.trending_orders]
     return np.concatenate([items[most], *trending])
+
+
+def _floor(values: F64, wanted: int) -> float:
+    """A value that at least `wanted` reach and hardly more do, as `kernel_topk.reached` finds it."""
+    low, high = float(values.min()), float(values.max())
+    for _ in range(64):
+        middle = low + (high - low) * 0.5
+        if middle <= low or middle >= high:
+            break
+        count = int((values >= middle).sum())
+        low, high = (middle, high) if count >= wanted else (low, middle)
+        if wanted <= count <= wanted + wanted // 16:
+            break
+    return low
 
 
 def context(w: float, signals: int, away_ms: int) -> F64:

@@ -4,8 +4,8 @@ Candidates come from sources (taste: the best by y·x; popular; what follows the
 score, and the best are taken. A new source adds rows to `gather_further`, a new feature a term to `rank_by_features`. Without a ranker
 two features remain, y·x and popularity, and `blend` weighs them.
 
-Thousands of followers are looked at for each viewer, and whether one is a candidate is a coin's toss: so nothing branches on it. Every
-title has a slot, a candidate its place, all others one that nobody reads.
+About a thousand followers are looked at for each viewer, once: what they add is summed up title by title, for candidates and others, and
+nothing branches on which they are.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from contracts.rows import ENTRIES_KEPT, ENTRIES_WITH_REASONS
 from embeddings.compiled import jit
 from embeddings.kernel_foldin import LANES
-from embeddings.kernel_topk import KEPT, greatest, reached
+from embeddings.kernel_topk import KEPT, reached
 from embeddings.tables import BASE, CONTEXTS, STEPS
 from ranking.features import (
     ANY,
@@ -47,14 +47,13 @@ CANDIDATES = 76
 
 REASONS_PER_ENTRY = 3
 
-ROOM = KEPT + CANDIDATES + FOLLOWERS_TAKEN + 2 * TRENDING_TAKEN
-"""Candidates at most."""
-FREE, HIDDEN = ROOM, ROOM + 1
-"""Slots of titles that are no candidates: not yet, and those that this viewer must not get."""
+FREE, TAKEN, HIDDEN = 0, 1, 2
+"""Marks of titles: no candidates yet, candidates, and those that this viewer must not get."""
 
 assert ENTRIES_WITH_REASONS <= LANES
 assert len(CONTEXTS) == 4  # `weigh` names them
 assert len(STEPS) == 4  # `_add_up` names them
+assert LIFT - TREND == 5  # `rank_by_features` names them
 
 
 class Popularity(NamedTuple):
@@ -90,41 +89,37 @@ class Entries(NamedTuple):
     reason_counts: Array  # (ENTRIES_WITH_REASONS,) int64
     reason_rows: Array  # (ENTRIES_WITH_REASONS, REASONS_PER_ENTRY) int32
     reason_values: Array  # (ENTRIES_WITH_REASONS, REASONS_PER_ENTRY) float64
-    candidates: Array  # (ROOM + 1,) int32
-    als: Array  # (ROOM,) float64
-    blended: Array  # (ROOM,) float64
-    origins: Array  # (ROOM,) int64: the source of each candidate, where no parts say it
-    slots: Array  # (n_items,) int32: place among the candidates, `FREE` or `HIDDEN`
-    hit_slots: Array  # (followers of FOLLOWED plays at most + 1,) int32: the followers that are candidates
-    hits: Array  # the same, int64: where in the tables
-    hit_ends: Array  # (FOLLOWED,) int64: how many up to each followed play
+    candidates: Array  # (room + 1,) int32
+    als: Array  # (room,) float64
+    blended: Array  # (room,) float64
+    origins: Array  # (room,) int64: the source of each candidate, where no parts say it
+    marks: Array  # (n_items,) int32: `FREE`, `TAKEN` or `HIDDEN`
     followed: Array  # (FOLLOWED,) int64: which of the folded plays
-    lifts: Array  # (ROOM,) float64: weighted sums
-    shares: Array  # (ROOM,) float64: faded sums
-    together: Array  # (ENTRIES_WITH_REASONS,) float64
-    entry_of: Array  # (ROOM,) int64
     weights: Array  # (features of BASE,) float64: those of the moment
-    mass: Array  # (n_items,) float64: faded shares of what follows, 0 between viewers
-    touched: Array  # (followers of FOLLOWED plays at most,) int32: what follows
-    masses: Array  # the same, float64
-    parts: Array  # (ROOM, sources) float64
+    sums: Array  # (n_items, 2) float64: faded shares and weighted lifts of what follows, 0 between viewers
+    touched: Array  # (followers of FOLLOWED plays at most + 1,) int32: what follows and may be shown
+    values: Array  # (room,) float64, for sorting
+    shares: Array  # (room,) float64: faded sums
+    together: Array  # (ENTRIES_WITH_REASONS,) float64
+    entry_of: Array  # (n_items,) int32: place among the entries whose reasons are looked for, −1 between viewers
+    parts: Array  # (room, sources) float64
     means: Array  # (sources,) float64
-    best: Array  # (ROOM,) int64: places, best first
+    reaching: Array  # (room,) int64: places, in no order
+    best: Array  # the same, best first
 
 
 def make_entries(allowed: NDArray[np.bool_], longest: int) -> Entries:
     """`allowed`: (n_items,), what may be shown. `longest`: followers of a title at most."""
-    reasons = (ENTRIES_WITH_REASONS, REASONS_PER_ENTRY)
+    reasons, n, followers = (ENTRIES_WITH_REASONS, REASONS_PER_ENTRY), len(allowed), longest * FOLLOWED
+    room = KEPT + CANDIDATES + followers + 2 * TRENDING_TAKEN
     return Entries(
         np.zeros(ENTRIES_KEPT, np.int32), np.empty(ENTRIES_KEPT), np.empty(ENTRIES_KEPT, np.int64),
         np.zeros(ENTRIES_WITH_REASONS, np.int64), np.empty(reasons, np.int32), np.empty(reasons),
-        np.empty(ROOM + 1, np.int32), np.empty(ROOM), np.empty(ROOM), np.empty(ROOM, np.int64),
+        np.empty(room + 1, np.int32), np.empty(room), np.empty(room), np.empty(room, np.int64),
         np.where(allowed, np.int32(FREE), np.int32(HIDDEN)).astype(np.int32),
-        np.empty(longest * FOLLOWED + 1, np.int32), np.empty(longest * FOLLOWED + 1, np.int64),
-        np.zeros(FOLLOWED, np.int64), np.zeros(FOLLOWED, np.int64),
-        np.empty(ROOM), np.empty(ROOM), np.empty(ENTRIES_WITH_REASONS), np.empty(ROOM, np.int64),
-        np.empty(len(BASE)), np.zeros(len(allowed)), np.empty(longest * FOLLOWED, np.int32), np.empty(longest * FOLLOWED),
-        np.empty((ROOM, 4)), np.empty(4), np.empty(ROOM, np.int64),
+        np.zeros(FOLLOWED, np.int64), np.empty(len(BASE)), np.zeros((n, 2)), np.empty(followers + 1, np.int32),
+        np.empty(room), np.empty(room), np.empty(ENTRIES_WITH_REASONS), np.full(n, -1, np.int32),
+        np.empty((room, 4)), np.empty(4), np.empty(room, np.int64), np.empty(room, np.int64),
     )  # fmt: skip
 
 
@@ -132,19 +127,19 @@ def make_entries(allowed: NDArray[np.bool_], longest: int) -> Entries:
 def gather(taste: int, excluded: Array, n_excluded: int, p: Popularity, e: Entries) -> int:
     """Add the popular candidates to the first `taste` ones: how many there are then."""
     for i in range(n_excluded):
-        e.slots[excluded[i]] = HIDDEN
+        e.marks[excluded[i]] = HIDDEN
     for i in range(taste):
-        e.slots[e.candidates[i]] = i
+        e.marks[e.candidates[i]] = TAKEN
     return _add_first(p.order, CANDIDATES, taste, e)
 
 
 @jit
 def scatter(count: int, excluded: Array, n_excluded: int, allowed: Array, e: Entries) -> None:
-    """Slots as they were before this viewer. `allowed`: (n_items,) bool."""
+    """Marks as they were before this viewer. `allowed`: (n_items,) bool."""
     for i in range(count):
-        e.slots[e.candidates[i]] = FREE
+        e.marks[e.candidates[i]] = FREE
     for i in range(n_excluded):
-        e.slots[excluded[i]] = FREE if allowed[excluded[i]] else HIDDEN
+        e.marks[excluded[i]] = FREE if allowed[excluded[i]] else HIDDEN
 
 
 @jit
@@ -154,74 +149,69 @@ def _add_first(order: Array, most: int, count: int, e: Entries) -> int:
     for i in range(len(order)):
         if wanted == most:
             break
-        wanted += e.slots[order[i]] != HIDDEN
-        count = _add(order[i], count, e)
+        wanted += e.marks[order[i]] != HIDDEN
+        count = _add(order[i], True, count, e)
     return count
 
 
 @jit
-def _add(row: int, count: int, e: Entries) -> int:
-    """Add one, unless it is there already or must not be."""
-    slot = e.slots[row]
+def _add(row: int, wanted: bool, count: int, e: Entries) -> int:
+    """Add one if it is wanted, unless it is there already or must not be."""
+    mark = e.marks[row]
+    added = (mark == FREE) & wanted
     e.candidates[count] = row
-    e.slots[row] = count if slot == FREE else slot
-    return count + (slot == FREE)
+    e.marks[row] = TAKEN if added else mark
+    return count + added
 
 
 @jit
-def gather_further(rows: Array, c: Array, n: int, r: Ranker, count: int, e: Entries) -> int:
-    """Add what follows the newest liked of the n folded plays most, and what is trending."""
-    followed, found = 0, np.int64(0)
+def gather_further(rows: Array, c: Array, n: int, r: Ranker, count: int, e: Entries) -> Any:
+    """Add what follows the newest liked of the n folded plays most, and what is trending: (candidates, plays that were followed)."""
+    found, plays = _add_up(rows, c, n, r, e)
+    floor = -np.inf
+    if found > FOLLOWERS_TAKEN:
+        for i in range(found):
+            e.values[i] = e.sums[e.touched[i], 0]
+        floor = reached(e.values, found, np.int64(FOLLOWERS_TAKEN))
+    for i in range(found):
+        count = _add(e.touched[i], e.sums[e.touched[i], 0] >= floor, count, e)
+    for order in range(len(r.orders)):
+        count = _add_first(r.orders[order], TRENDING_TAKEN, count, e)
+    return count, plays
+
+
+@jit
+def _add_up(rows: Array, c: Array, n: int, r: Ranker, e: Entries) -> Any:
+    """Faded shares and weighted lifts of all that follows, by `e.weights`: (titles that may be shown, plays that were followed)."""
+    plays, found, b = np.int64(0), np.int64(0), e.weights
     for i in range(n):
-        if followed == FOLLOWED:
+        if plays == FOLLOWED:
             break
         if c[i] <= 0 or rows[i] >= len(r.starts) - 1:  # nothing follows a topic or a creator
             continue
-        fading = r.fading[followed]
+        first, fading = r.slot[plays], r.fading[plays]
+        # Out of the loop: in one that writes they would be read each time.
+        any_, next_, soon, later = b[first], b[first + 1], b[first + 2], b[first + 3]
         for at in range(r.starts[rows[i]], r.starts[rows[i] + 1]):
-            item = r.items[at]
+            item, share, lift = r.items[at], r.share[at], r.lift[at]
+            sums = e.sums[item]
             e.touched[found] = item
-            found += (e.mass[item] == 0) & (e.slots[item] != HIDDEN) & (r.share[at] > 0)
-            e.mass[item] += fading * r.share[at]
-        followed += 1
-    count = _add_most(found, count, e)
-    _forget(rows, c, n, r, e)
-    for order in range(len(r.orders)):
-        count = _add_first(r.orders[order], TRENDING_TAKEN, count, e)
-    return count
+            found += (sums[0] == 0) & (e.marks[item] != HIDDEN) & (share > 0)
+            sums[0] += fading * share
+            sums[1] += any_ * lift[0] + next_ * lift[1] + soon * lift[2] + later * lift[3]
+        e.followed[plays] = i
+        plays += 1
+    return found, plays
 
 
 @jit
-def _add_most(found: int, count: int, e: Entries) -> int:
-    """Add the FOLLOWERS_TAKEN of greatest mass among the first `found` touched; of equals those that come first."""
-    floor, equals = 0.0, found
-    if found > FOLLOWERS_TAKEN:
-        for i in range(found):
-            e.masses[i] = e.mass[e.touched[i]]
-        floor = greatest(e.masses, found, np.int64(FOLLOWERS_TAKEN))
-        equals = np.int64(FOLLOWERS_TAKEN)
-        for i in range(found):
-            equals -= e.mass[e.touched[i]] > floor
-    for i in range(found):
-        mass = e.mass[e.touched[i]]
-        if mass > floor or (mass == floor and equals > 0):
-            equals -= mass == floor
-            count = _add(e.touched[i], count, e)
-    return count
-
-
-@jit
-def _forget(rows: Array, c: Array, n: int, r: Ranker, e: Entries) -> None:
-    """Masses as they were before this viewer."""
-    followed = 0
-    for i in range(n):
-        if followed == FOLLOWED:
-            break
-        if c[i] <= 0 or rows[i] >= len(r.starts) - 1:
-            continue
-        for at in range(r.starts[rows[i]], r.starts[rows[i] + 1]):
-            e.mass[r.items[at]] = 0
-        followed += 1
+def forget(rows: Array, plays: int, r: Ranker, e: Entries) -> None:
+    """Sums as they were before this viewer."""
+    for play in range(plays):
+        row = rows[e.followed[play]]
+        for at in range(r.starts[row], r.starts[row + 1]):
+            e.sums[r.items[at], 0] = 0
+            e.sums[r.items[at], 1] = 0
 
 
 @jit
@@ -245,66 +235,26 @@ def blend(count: int, weight: float, p: Popularity, e: Entries) -> None:
 
 
 @jit
-def rank_by_features(count: int, p: Popularity, rows: Array, c: Array, n: int, r: Ranker, e: Entries) -> int:
-    """The score of every candidate as the ranker has it, and its parts by source, by `e.weights`. How many plays were followed."""
-    plays, b = _look_up(rows, c, n, r, e), e.weights
-    _add_up(count, plays, r, e)
-    for source in range(4):
-        e.means[source] = 0
+def rank_by_features(count: int, p: Popularity, r: Ranker, e: Entries) -> None:
+    """The score of every candidate as the ranker has it, and its parts by source, by `e.weights`."""
+    b, taste, popular, together, trending = e.weights, 0.0, 0.0, 0.0, 0.0
+    of_taste, of_popularity, of_any = b[TASTE], b[POPULARITY], b[ANY]
+    t0, t1, t2, t3, t4 = b[TREND], b[TREND + 1], b[TREND + 2], b[TREND + 3], b[TREND + 4]
     for i in range(count):
-        parts, row = e.parts[i], e.candidates[i]
-        parts[ALS] = b[TASTE] * e.als[i]
-        parts[POPULAR] = b[POPULARITY] * p.score[row]
-        parts[COWATCH] = e.lifts[i] + (b[ANY] * math.log(1.0 + e.shares[i] / LEAST_SHARE) if e.shares[i] > 0 else 0.0)
-        trending = 0.0
-        for column in range(LIFT - TREND):
-            trending += b[TREND + column] * r.trends[row, column]
-        parts[TRENDING] = trending
+        row, parts = e.candidates[i], e.parts[i]
+        share, lift, trends = e.sums[row, 0], e.sums[row, 1], r.trends[row]
+        parts[ALS] = of_taste * e.als[i]
+        parts[POPULAR] = of_popularity * p.score[row]
+        parts[COWATCH] = lift + (of_any * math.log(1.0 + share / LEAST_SHARE) if share > 0 else 0.0)
+        parts[TRENDING] = t0 * trends[0] + t1 * trends[1] + t2 * trends[2] + t3 * trends[3] + t4 * trends[4]
         e.blended[i] = parts[0] + parts[1] + parts[2] + parts[3]
-        for source in range(4):
-            e.means[source] += parts[source]
-    for source in range(4):
-        e.means[source] /= count
-    return plays
-
-
-@jit
-def _look_up(rows: Array, c: Array, n: int, r: Ranker, e: Entries) -> int:
-    """Find the followers of the newest liked plays that are candidates. How many plays were looked up."""
-    followed, found = 0, 0
-    for i in range(n):
-        if followed == FOLLOWED:
-            break
-        if c[i] <= 0 or rows[i] >= len(r.starts) - 1:
-            continue
-        for at in range(r.starts[rows[i]], r.starts[rows[i] + 1]):
-            slot = e.slots[r.items[at]]
-            e.hit_slots[found], e.hits[found] = slot, at
-            found += slot < ROOM
-        e.hit_ends[followed], e.followed[followed] = found, i
-        followed += 1
-    return followed
-
-
-@jit
-def _add_up(count: int, followed: int, r: Ranker, e: Entries) -> None:
-    """Weighted lifts and faded shares of every candidate."""
-    for i in range(count):
-        e.lifts[i] = e.shares[i] = 0
-    begin = 0
-    for play in range(followed):
-        first, fading = r.slot[play], r.fading[play]
-        any_, next_ = (
-            e.weights[first],
-            e.weights[first + 1],
-        )  # read once: in a loop that writes they would be read each time
-        soon, later = e.weights[first + 2], e.weights[first + 3]
-        for hit in range(begin, e.hit_ends[play]):
-            slot, at = e.hit_slots[hit], e.hits[hit]
-            lift = r.lift[at]
-            e.lifts[slot] += any_ * lift[0] + next_ * lift[1] + soon * lift[2] + later * lift[3]
-            e.shares[slot] += fading * r.share[at]
-        begin = e.hit_ends[play]
+        e.shares[i] = share
+        taste += parts[ALS]
+        popular += parts[POPULAR]
+        together += parts[COWATCH]
+        trending += parts[TRENDING]
+    e.means[ALS], e.means[POPULAR] = taste / count, popular / count
+    e.means[COWATCH], e.means[TRENDING] = together / count, trending / count
 
 
 @jit
@@ -330,21 +280,21 @@ def origin(i: int, e: Entries) -> int:
 @jit
 def sort_best(count: int, most: int, e: Entries) -> int:
     """The best `most` candidates into `best`, best first, ties to the lower row. How many."""
-    floor, found, best = -np.inf, 0, e.best
+    floor, found = -np.inf, 0
     if count > most:
         floor = reached(e.blended, count, most)
     for i in range(count):
-        best[found] = i
+        e.reaching[found], e.values[found] = i, e.blended[i]
         found += e.blended[i] >= floor
-    for i in range(1, found):
-        one, at = best[i], i
-        score, row = e.blended[one], e.candidates[one]
-        while at > 0 and (
-            e.blended[best[at - 1]] < score or (e.blended[best[at - 1]] == score and e.candidates[best[at - 1]] > row)
-        ):
-            best[at] = best[at - 1]
-            at -= 1
-        best[at] = one
+    for i in range(found):  # to count who is better takes no branches, and so less time than to move them
+        score, better, equal = e.values[i], 0, 0
+        for j in range(found):
+            better += e.values[j] > score
+            equal += e.values[j] == score
+        if equal > 1:
+            for j in range(found):
+                better += e.values[j] == score and e.candidates[e.reaching[j]] < e.candidates[e.reaching[i]]
+        e.best[better] = e.reaching[i]
     return min(found, most)
 
 
@@ -360,28 +310,29 @@ def take_best(count: int, by_parts: bool, e: Entries) -> int:
 
 
 @jit
-def follow(count: int, n: int, with_reasons: int, plays: int, r: Ranker, e: Entries, contributions: Array) -> None:
+def follow(rows: Array, n: int, with_reasons: int, plays: int, r: Ranker, e: Entries, contributions: Array) -> None:
     """What each of the n folded plays adds to the score of the first entries by being followed by them, for those that come from
-    following. `count`: candidates. `plays`: that were looked up. `contributions`: (LANES, ≥ n) float64, by entry and folded item.
+    following. `plays`: that were followed. `contributions`: (LANES, ≥ n) float64, by entry and folded item.
     """
-    for i in range(count):
-        e.entry_of[i] = -1
+    some = False
     for entry in range(with_reasons):
         if e.sources[entry] == COWATCH:
-            place = e.best[entry]
-            share = e.shares[place]
-            e.entry_of[place] = entry
+            share, some = e.shares[e.best[entry]], True
+            e.entry_of[e.rows[entry]] = entry
             e.together[entry] = e.weights[ANY] * math.log(1.0 + share / LEAST_SHARE) / share if share > 0 else 0.0
             for i in range(n):
                 contributions[entry, i] = 0
-    begin = 0
+    if not some:
+        return
     for play in range(plays):
-        for hit in range(begin, e.hit_ends[play]):
-            entry, at = e.entry_of[e.hit_slots[hit]], e.hits[hit]
+        row = rows[e.followed[play]]
+        for at in range(r.starts[row], r.starts[row + 1]):
+            entry = e.entry_of[r.items[at]]
             if entry >= 0:
                 own = weighted_lift(r.slot[play], at, r, e)
                 contributions[entry, e.followed[play]] = own + e.together[entry] * r.fading[play] * r.share[at]
-        begin = e.hit_ends[play]
+    for entry in range(with_reasons):
+        e.entry_of[e.rows[entry]] = -1
 
 
 @jit

@@ -84,7 +84,7 @@ def moves(r: RuleSet) -> bool:
 
 @jit
 def explore(Y: Array, x: Array, r: RuleSet, seed: Any, e: Entries, p: Placing) -> None:
-    """Draw the titles to explore into their queue. `seed`: uint64. While `e.slots` still know what this viewer must not get."""
+    """Draw the titles to explore into their queue. `seed`: uint64. While `e.marks` still know what this viewer must not get."""
     found, places = 0, np.int64(math.floor(ENTRIES_KEPT * r.shares[EXPLORATION])) + SPARE
     if len(r.explorable) == 0:
         places = np.int64(0)
@@ -93,7 +93,7 @@ def explore(Y: Array, x: Array, r: RuleSet, seed: Any, e: Entries, p: Placing) -
         for drawn in range(DRAWN):
             at = np.int64(_splitmix(seed + np.uint64(place * DRAWN + drawn)) % np.uint64(len(r.explorable)))
             row = r.explorable[at]
-            if e.slots[row] == HIDDEN:
+            if e.marks[row] == HIDDEN:
                 continue
             closeness = 0.0
             for m in range(len(x)):

@@ -8,7 +8,6 @@ Kafka the home page goes on with the generation's.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from typing import Protocol
 
 import structlog
@@ -20,7 +19,7 @@ from contracts.framing import framed
 from runtime.kafka import AIOKafkaConsumer, TopicPartition, kafka_errors, make_admin, make_consumer
 from runtime.learning_codec import LearningCodec
 from runtime.settings import Settings
-from runtime.tasks import stop_client
+from runtime.tasks import pause, stop_client
 
 RETRY_S = 5.0
 """Between two tries while Kafka is away, or the topic is not there yet."""
@@ -62,8 +61,7 @@ class CatalogueFeed:
                 if str(error) != reported:
                     reported = str(error)
                     log.warning("catalogue_feed_away", problem=reported)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), RETRY_S)
+            await pause(self._stopping, RETRY_S)
 
     def stop(self) -> None:
         """End with the fetch under way: a client that is cut short where it connects or closes leaves its connection open."""

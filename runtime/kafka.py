@@ -162,6 +162,14 @@ async def make_admin(settings: Settings) -> AIOKafkaAdminClient:
     return admin
 
 
+async def require_partitions(settings: Settings, topic: str) -> int:
+    """The topic's partitions, as `count_partitions`. Errors: `KafkaUnavailable`, also if there is no such topic."""
+    partitions = await count_partitions(settings, topic)
+    if not partitions:
+        raise KafkaUnavailable(f"there is no topic {topic}: create it, or set NEARLINE_KAFKA__TOPIC")
+    return partitions
+
+
 async def count_partitions(settings: Settings, topic: str) -> int:
     """The topic's partitions as the broker knows them now; 0 if there is no such topic. Errors: `KafkaUnavailable`."""
     admin = await make_admin(settings)

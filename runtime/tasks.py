@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, NoReturn, Protocol, TypeVar
 
 T = TypeVar("T")
@@ -40,6 +41,19 @@ async def stop_client(client: Client) -> None:
         task = asyncio.current_task()
         if task is None or task.cancelling():
             raise
+
+
+async def pause(stopping: asyncio.Event, seconds: float) -> None:
+    """Sleep, but no longer than until `stopping` is set."""
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(stopping.wait(), seconds)
+
+
+def stop_on_signals(stop: Callable[[], object]) -> None:
+    """Have SIGTERM and Ctrl-C call `stop` in the running loop."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
 
 
 def run_until_signalled(work: Coroutine[Any, Any, T]) -> T:

@@ -46,10 +46,11 @@ from runtime.kafka import (
     count_partitions,
     kafka_errors,
     make_consumer,
+    require_partitions,
 )
 from runtime.schemas import Schemas
 from runtime.settings import Settings
-from runtime.tasks import stop_client
+from runtime.tasks import pause, stop_client
 from trends.base import Base, load_base
 from trends.checkpoints import changed_fields, counts_of
 from trends.counters import Counts, Decision
@@ -147,19 +148,19 @@ class Aggregator:
             try:
                 if not await self._store.trends.hold(self._instance, LEASE_MS):
                     self.figures.counting, self.figures.standing_by = False, True
-                    await self._pause(LOOK_EVERY_S)
+                    await pause(self._stopping, LOOK_EVERY_S)
                     continue
                 self.figures.standing_by = False
                 base = await self._holding(self._load)
                 if base is None:
-                    await self._pause(LOOK_EVERY_S)
+                    await pause(self._stopping, LOOK_EVERY_S)
                     continue
                 await self._count_for(base)
             except TransientError as error:
                 log.warning("counting_again", cause=type(error).__name__, error=str(error))
                 self.figures.counting = False
                 await self._mend(error)
-                await self._pause(BACKOFF_S)
+                await pause(self._stopping, BACKOFF_S)
         with contextlib.suppress(TransientError):
             await self._store.trends.hold(self._instance, 1)  # the next one need not wait
         self._executor.shutdown(wait=False)
@@ -210,7 +211,7 @@ class Aggregator:
                 return
             except TransientError as error:
                 log.warning("waiting", error=str(error))
-                await self._pause(BACKOFF_S)
+                await pause(self._stopping, BACKOFF_S)
 
     async def _mend(self, error: Exception) -> None:
         if isinstance(error, StoreChanged):
@@ -218,10 +219,6 @@ class Aggregator:
                 await self._store.connect()
         elif isinstance(error, UnknownSchema):
             self._codec = await self._off_loop(self._schemas.learn, self._codec, error)
-
-    async def _pause(self, seconds: float) -> None:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._stopping.wait(), seconds)
 
     async def _off_loop(self, action: Callable[..., T], *arguments: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, action, *arguments)
@@ -245,12 +242,9 @@ class Counting:
         self._topic = aggregator._settings.kafka.topic
         self._counts: dict[int, Counts] = {}
         self._stored: dict[int, int | None] = {}  # partition → next offset of its checkpoint
-        self._published: tuple[Counted, str, bytes] = (
-            None,
-            "",
-            b"",
-        )  # what was counted, name and bytes of the newest snapshot
-        self._taken_up: TakenUp | None = None  # the snapshot that default rows were last made from
+        # Of the newest snapshot: what was counted, name, bytes.
+        self._published: tuple[Counted, str, bytes] = (None, "", b"")
+        self._taken_up: TakenUp | None = None  # made ready for default rows
         self._next_look_s = 0.0
         self._next_checkpoint_s = 0.0
         self._next_snapshot_s = 0.0
@@ -259,9 +253,7 @@ class Counting:
 
     async def begin(self) -> None:
         """Take up every partition where its checkpoint is, else at the cut-off. Errors: `KafkaUnavailable`, `StoreUnavailable`."""
-        partitions = await count_partitions(self._of._settings, self._topic)
-        if not partitions:
-            raise KafkaUnavailable(f"there is no topic {self._topic}: create it, or set NEARLINE_KAFKA__TOPIC")
+        partitions = await require_partitions(self._of._settings, self._topic)
         assigned = [TopicPartition(self._topic, partition) for partition in range(partitions)]
         with kafka_errors(f"reading the offsets of {self._topic}", self._of._settings):
             self._consumer.assign(assigned)
@@ -269,17 +261,13 @@ class Counting:
             ends = await self._consumer.end_offsets(assigned)
         generation_id = self._base.current.generation_id
         for tp in assigned:
-            await self._of.hold()  # it may take longer than the lease lasts
-            found, fields = await self._of._store.trends.read_checkpoint(generation_id, tp.partition)
+            found, stored = await self._read(generation_id, tp.partition)
             at = self._base.cutoffs.get(tp.partition, 0) if found is None else found
             if at > ends[tp]:
                 raise KafkaUnavailable(
                     f"{tp.topic}[{tp.partition}]: counted to offset {at}, but the log ends at {ends[tp]}: the updaters say what to do"
                 )
-            counts = Counts(at)
-            if found is not None:
-                where = f"{generation_id}[{tp.partition}]"
-                counts = await self._of._off_loop(counts_of, found, fields, where)
+            counts = stored or Counts(at)
             counts.next_offset = max(at, beginnings[tp])
             if counts.next_offset > at and found is not None:
                 log.warning(
@@ -299,17 +287,23 @@ class Counting:
             offsets={str(partition): counts.next_offset for partition, counts in self._counts.items()},
         )
 
+    async def _read(self, generation_id: str, partition: int) -> tuple[int | None, Counts | None]:
+        """A checkpoint: its next offset and its counts; None where there is none. Errors: `StoreChanged`, `StoreUnavailable`."""
+        await self._of.hold()  # it may take longer than the lease lasts
+        found, fields = await self._of._store.trends.read_checkpoint(generation_id, partition)
+        if found is None:
+            return None, None
+        return found, await self._of._off_loop(counts_of, found, fields, f"{generation_id}[{partition}]")
+
     async def _forget_who_watched_before(self) -> None:
         """Generations that are not in force keep their sums, for a rollback; viewers stand only where an erasure finds them."""
         own, trends = self._base.current.generation_id, self._of._store.trends
         known = await self._of._off_loop(self._of._folder.list)
         for before in [manifest.generation_id for manifest in known if manifest.generation_id != own]:
             for partition in self._counts:
-                found, fields = await trends.read_checkpoint(before, partition)
-                if found is None:
+                found, counts = await self._read(before, partition)
+                if found is None or counts is None:
                     continue
-                await self._of.hold()
-                counts = await self._of._off_loop(counts_of, found, fields, f"{before}[{partition}]")
                 counts.leave_all()
                 if counts.changed_new:
                     write = CheckpointWrite(partition, found, found, changed_fields(counts))

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 from collections.abc import Iterator
 
 import structlog
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 
+from runtime.health import make_health_app
 from runtime.http import serve
 from runtime.schemas import Schemas
 from runtime.settings import Settings
+from runtime.tasks import stop_on_signals
 from trends.aggregator import Aggregator, wall_ms
 from viewers.redis_store import open_store
 
@@ -57,31 +55,13 @@ class Metrics(Collector):
 
 def make_app(aggregator: Aggregator) -> Starlette:
     """`/health/live`, `/health/ready`, `/metrics`, `/stats`."""
-    registry = Metrics(aggregator).registry
 
-    async def live(request: Request) -> Response:
-        return JSONResponse({"status": "alive"})
-
-    async def ready(request: Request) -> Response:
+    def ready() -> tuple[bool, dict[str, object]]:
         figures = aggregator.figures
         is_ready = figures.counting or figures.standing_by
-        said = {"ready": is_ready, "counting": figures.counting, "standing_by": figures.standing_by}
-        return JSONResponse(said, status_code=200 if is_ready else 503)
+        return is_ready, {"ready": is_ready, "counting": figures.counting, "standing_by": figures.standing_by}
 
-    async def metrics(request: Request) -> Response:
-        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
-
-    async def stats(request: Request) -> Response:
-        return JSONResponse(stats_of(aggregator))
-
-    return Starlette(
-        routes=[
-            Route("/health/live", live),
-            Route("/health/ready", ready),
-            Route("/metrics", metrics),
-            Route("/stats", stats),
-        ]
-    )
+    return make_health_app(Metrics(aggregator).registry, ready, lambda: stats_of(aggregator))
 
 
 def stats_of(aggregator: Aggregator) -> dict[str, object]:
@@ -108,9 +88,7 @@ async def run_trends(settings: Settings) -> None:
     schemas = Schemas(settings)
     codec = await asyncio.to_thread(schemas.begin)
     aggregator = Aggregator(settings, store, codec, instance=instance, schemas=schemas)
-    loop = asyncio.get_running_loop()
-    for name in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(name, aggregator.stop)
+    stop_on_signals(aggregator.stop)
     try:
         health = settings.health
         async with serve(make_app(aggregator), health.host, health.port, setting="NEARLINE_HEALTH__PORT") as port:

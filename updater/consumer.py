@@ -43,7 +43,7 @@ from runtime.kafka import (
 )
 from runtime.schemas import Schemas
 from runtime.settings import Settings
-from runtime.tasks import cancel_all
+from runtime.tasks import cancel_all, pause
 from runtime.tracing import Tracer
 from updater.checkpoint import Checkpoint
 from updater.deadletter import DeadLetterQueue, FloodGuard, without_erased
@@ -175,7 +175,7 @@ class Updater:
                     self._again(type(error).__name__, error)
                     await self._mend(error)
                     self.failing_since = self.failing_since or time.monotonic()
-                    await self._pause(BACKOFF_S[min(self._failures, len(BACKOFF_S) - 1)])
+                    await pause(self._stopping, BACKOFF_S[min(self._failures, len(BACKOFF_S) - 1)])
                     self._failures += 1
                 except Halted:
                     raise
@@ -337,11 +337,7 @@ class Updater:
             log.warning(
                 "waiting_for_generation", activation=activation, remedy="is generations_path the nightly job's?"
             )
-            await self._pause(1.0)
-
-    async def _pause(self, seconds: float) -> None:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._stopping.wait(), seconds)
+            await pause(self._stopping, 1.0)
 
     async def _drain(self) -> None:
         """Partitions are about to move: finish what is in flight, commit its markers, forget the rest."""
@@ -420,7 +416,7 @@ class Updater:
                 return await action()
             except TransientError as error:
                 log.warning("waiting", error=str(error))
-                await self._pause(BACKOFF_S[min(attempt, len(BACKOFF_S) - 1)])
+                await pause(self._stopping, BACKOFF_S[min(attempt, len(BACKOFF_S) - 1)])
                 attempt += 1
                 if self._stopping.is_set():
                     raise

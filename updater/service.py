@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict
 
 import structlog
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -20,11 +18,12 @@ from starlette.routing import Route
 from contracts.codec import Codec
 from contracts.errors import HaltError, KafkaUnavailable, TransientError
 from contracts.registry import Registry
+from runtime.health import make_health_app
 from runtime.http import serve
 from runtime.kafka import KafkaError, TopicPartition
 from runtime.schemas import Schemas
 from runtime.settings import Settings
-from runtime.tasks import cancel_all
+from runtime.tasks import cancel_all, stop_on_signals
 from runtime.tracing import open_tracer
 from updater.consumer import Updater
 from viewers.redis_store import open_store
@@ -215,10 +214,7 @@ class Watch:
 def make_app(updater: Updater, watch: Watch) -> Starlette:
     """`/health/live`, `/health/ready`, `/metrics`, `/stats`, `/timing/{row_id}`."""
 
-    async def live(request: Request) -> Response:
-        return JSONResponse({"status": "alive"})
-
-    async def ready(request: Request) -> Response:
+    def ready() -> tuple[bool, dict[str, object]]:
         why = {
             "partitions": sorted(updater.checkpoint.progress) if updater.checkpoint else [],
             "generation_id": updater.swap.generation_id or None,
@@ -228,28 +224,17 @@ def make_app(updater: Updater, watch: Watch) -> Starlette:
             if updater.failing_since is None
             else round(time.monotonic() - updater.failing_since, 1),
         }
-        return JSONResponse({"ready": updater.ready, **why}, status_code=200 if updater.ready else 503)
+        return updater.ready, {"ready": updater.ready, **why}
 
-    async def metrics(request: Request) -> Response:
-        return Response(generate_latest(updater.metrics.registry), media_type=CONTENT_TYPE_LATEST)
-
-    async def stats(request: Request) -> Response:
+    def stats() -> dict[str, object]:
         watch.look()
-        return JSONResponse(watch.stats())
+        return watch.stats()
 
     async def timing(request: Request) -> Response:
         found = updater.metrics.timing(request.path_params["row_id"])
         return JSONResponse(None if found is None else asdict(found), status_code=404 if found is None else 200)
 
-    return Starlette(
-        routes=[
-            Route("/health/live", live),
-            Route("/health/ready", ready),
-            Route("/metrics", metrics),
-            Route("/stats", stats),
-            Route("/timing/{row_id}", timing),
-        ]
-    )
+    return make_health_app(updater.metrics.registry, ready, stats, (Route("/timing/{row_id}", timing),))
 
 
 async def run_updater(settings: Settings) -> None:
@@ -257,9 +242,7 @@ async def run_updater(settings: Settings) -> None:
     store = open_store(settings.store, settings.keys)
     schemas, tracer = Schemas(settings), open_tracer(settings.tracing, "nearline-updater")
     updater = Updater(settings, store, await asyncio.to_thread(schemas.begin), schemas=schemas, tracer=tracer)
-    loop = asyncio.get_running_loop()
-    for name in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(name, updater.stop)
+    stop_on_signals(updater.stop)
     watch = Watch(updater)
     try:
         health = settings.health

@@ -10,7 +10,6 @@ Nothing is written anywhere, so a crash leaves nothing behind, and the user of t
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import time
 from collections.abc import Callable, Sequence
@@ -21,7 +20,7 @@ import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 from contracts.codec import Codec
-from contracts.errors import KafkaUnavailable, NearlineError, TransientError
+from contracts.errors import NearlineError, TransientError
 from contracts.events import said_private, valid_id
 from contracts.rows import ENTRIES_SHOWN, HomeRow
 from embeddings.files import load_generation
@@ -33,9 +32,10 @@ from runtime.kafka import (
     count_partitions,
     kafka_errors,
     make_consumer,
+    require_partitions,
 )
 from runtime.settings import Settings
-from runtime.tasks import stop_client
+from runtime.tasks import pause, stop_client
 from viewers.kernel import Todo
 from viewers.rewrite import Rewriter
 from viewers.state import Limits
@@ -142,15 +142,13 @@ class Shadow:
             except TransientError as error:
                 log.warning("shadow_again", cause=type(error).__name__, error=str(error))
                 self.ready = False
-                await self._pause(BACKOFF_S)
+                await pause(self._stopping, BACKOFF_S)
         self._executor.shutdown(wait=False)
 
     async def _follow(self) -> None:
         """Until `stop`, or until partitions were added."""
         topic = self._settings.kafka.topic
-        partitions = await count_partitions(self._settings, topic)
-        if not partitions:
-            raise KafkaUnavailable(f"there is no topic {topic}: create it, or set NEARLINE_KAFKA__TOPIC")
+        partitions = await require_partitions(self._settings, topic)
         consumer = await make_consumer(self._settings)
         try:
             assigned = [TopicPartition(topic, partition) for partition in range(partitions)]
@@ -285,10 +283,6 @@ class Shadow:
             "short_rows": int(self.metrics.short._value.get()),
             "row_seconds": mean("nearline_shadow_row_seconds"),
         }
-
-    async def _pause(self, seconds: float) -> None:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._stopping.wait(), seconds)
 
     async def _off_loop(self, action: Callable[..., T], *arguments: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, action, *arguments)

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-import signal
-
 import structlog
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 
+from runtime.health import make_health_app
 from runtime.http import serve
 from runtime.settings import Settings
+from runtime.tasks import stop_on_signals
 from updater.service import make_codec
 from updater.shadow import Shadow
 from viewers.redis_store import open_store
@@ -24,36 +19,17 @@ log = structlog.get_logger()
 def make_app(shadow: Shadow) -> Starlette:
     """`/health/live`, `/health/ready`, `/metrics`, `/stats`."""
 
-    async def live(request: Request) -> Response:
-        return JSONResponse({"status": "alive"})
+    def ready() -> tuple[bool, dict[str, object]]:
+        return shadow.ready, {"ready": shadow.ready, "generation_id": shadow.generation_id}
 
-    async def ready(request: Request) -> Response:
-        said = {"ready": shadow.ready, "generation_id": shadow.generation_id}
-        return JSONResponse(said, status_code=200 if shadow.ready else 503)
-
-    async def metrics(request: Request) -> Response:
-        return Response(generate_latest(shadow.metrics.registry), media_type=CONTENT_TYPE_LATEST)
-
-    async def stats(request: Request) -> Response:
-        return JSONResponse(shadow.stats())
-
-    return Starlette(
-        routes=[
-            Route("/health/live", live),
-            Route("/health/ready", ready),
-            Route("/metrics", metrics),
-            Route("/stats", stats),
-        ]
-    )
+    return make_health_app(shadow.metrics.registry, ready, shadow.stats)
 
 
 async def run_shadow(settings: Settings, generation_id: str, percent: float) -> None:
     """Run until SIGTERM or Ctrl-C. Errors: `GenerationError` if the generation does not load."""
     store = open_store(settings.store, settings.keys)
     shadow = Shadow(settings, store, make_codec(settings), generation_id, percent)
-    loop = asyncio.get_running_loop()
-    for name in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(name, shadow.stop)
+    stop_on_signals(shadow.stop)
     try:
         health = settings.health
         async with serve(make_app(shadow), health.host, health.port, setting="NEARLINE_HEALTH__PORT") as port:

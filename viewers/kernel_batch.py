@@ -62,7 +62,7 @@ class Tile(NamedTuple):
     n: Array  # (T,) int64; −1: no row is made of this viewer
     weights: Array  # (T,) float64: weight of the evidence
     signals: Array  # (T,) int64
-    away_ms: Array  # (T,) int64: since the newest play that says something
+    away_ms: Array  # (T,) int64: since the newest play that says something began, or the event that the row is made for
     excluded: Array  # (T, E) int32
     n_excluded: Array  # (T,) int64
     again: Array  # (T, AGAIN_KEPT) int32: what may come back
@@ -117,7 +117,7 @@ def rewrite_batch(
             t.n[i], t.n_excluded[i] = -1, 0
             if status[v] == REWRITTEN:
                 state_at = end
-                _fold(data, s, catalogue, model, now_ms, g, t, i)
+                _fold(data, s, catalogue, model, now_ms, event_ms[v], g, t, i)
             state_ends[v] = state_at
         topk.search(shelf, t.X, b, np.int64(ranking.CANDIDATES), t.excluded, t.n_excluded, search)
         for i in range(b):
@@ -168,6 +168,7 @@ def _fold(
     catalogue: state.Catalogue,
     model: Model,
     now_ms: int,
+    event_ms: int,
     g: signals.Signals,
     t: Tile,
     i: int,
@@ -192,7 +193,7 @@ def _fold(
     t.away_ms[i] = 0
     for play in range(s.n[state.PLAYS]):  # newest first
         if model.strengths[s.flags[play], s.share[play]] != 0:
-            t.away_ms[i] = max(np.int64(0), now_ms - s.started[play])
+            t.away_ms[i] = max(np.int64(0), now_ms - max(event_ms, s.started[play]))
             break
     if n > 0:
         t.weights[i] = evidence * evidence / (evidence * evidence + HALF_EVIDENCE * HALF_EVIDENCE)
@@ -223,11 +224,12 @@ def _rank(
     rows, c, ranker = t.rows[i], t.c[i], model.ranker
     count = ranking.gather(taste, t.excluded[i], t.n_excluded[i], model.popularity, e)
     if len(ranker.weights):
-        count = ranking.gather_further(rows, c, n, ranker, count, e)
+        ranking.weigh(weight, t.signals[i], t.away_ms[i], ranker, e)
+        count, plays = ranking.gather_further(rows, c, n, ranker, count, e)
     topk.score_rows(model.Y, t.x, e.candidates, taste, count, e.als)
     if len(ranker.weights):
-        ranking.weigh(weight, t.signals[i], t.away_ms[i], ranker, e)
-        plays = ranking.rank_by_features(count, model.popularity, rows, c, n, ranker, e)
+        ranking.rank_by_features(count, model.popularity, ranker, e)
+        ranking.forget(rows, plays, ranker, e)
         weight = e.weights[TASTE]
     else:
         ranking.blend(count, weight, model.popularity, e)
@@ -251,6 +253,7 @@ def _rank(
             by_taste += e.sources[place] != ranking.COWATCH
         if by_taste:
             foldin.contributions(model.Y, model.YP, rows, c, n, t.L[i], e.rows, t.places, by_taste, t.fold, t.C)
-        ranking.follow(count, n, with_reasons, plays, ranker, e, t.C)
+        if plays:
+            ranking.follow(rows, n, with_reasons, plays, ranker, e, t.C)
         ranking.take_reasons(t.C, rows, n, weight, with_reasons, e)
     return kept

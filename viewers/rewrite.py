@@ -224,9 +224,14 @@ class Rewriter:
         origin = f"{generation_id}|{self.activation}|{self.trends_snapshot}|{computed_at_ms}|".encode()
         return Framing(computed_at_ms, origin, encoded[:HEADER_BYTES] + bytes([2 * ROW_ID_CHARACTERS]), shared)
 
-    def rank(self, states: Sequence[ViewerState], *, computed_at_ms: int) -> list[Ranked | None]:
+    def rank(
+        self, states: Sequence[ViewerState], *, computed_at_ms: int, event_time_ms: int | None = None
+    ) -> list[Ranked | None]:
         """The ranking alone, by the reference; None for a viewer of whom nothing is known, or without a generation."""
-        inputs = [None if self.generation is None or state.is_empty else ranking_input(state) for state in states]
+        inputs = [
+            None if self.generation is None or state.is_empty else ranking_input(state, event_time_ms)
+            for state in states
+        ]
         present = [viewer for viewer in inputs if viewer is not None]
         if self.generation is None or not present:
             return [None] * len(states)
@@ -257,7 +262,7 @@ class Rewriter:
     def rewrite_by_reference(self, todo: Todo, *, computed_at_ms: int) -> Rewritten:
         """What `rewrite_many` does, in readable steps: equal states, and rows that differ in the last bits of their numbers at most."""
         state = unpack(self._merge_by_reference(todo).stored)
-        (ranked,) = self.rank([state], computed_at_ms=computed_at_ms)
+        (ranked,) = self.rank([state], computed_at_ms=computed_at_ms, event_time_ms=todo.event_time_ms)
         state_bytes = pack(state)
         if ranked is None or self.generation is None:
             return Rewritten(REWRITTEN, state_bytes)
@@ -320,9 +325,12 @@ def prepared(generation: Generation | None, limits: Limits) -> Kernel:
     return kernel
 
 
-def ranking_input(state: ViewerState) -> RankingInput:
-    """What ranking needs of a state."""
+def ranking_input(state: ViewerState, event_time_ms: int | None = None) -> RankingInput:
+    """What ranking needs of a state. `event_time_ms`: of the event that the row is made for."""
     signals = item_signals(state)
+    newest_ms = next((play.started_at_ms for play in state.plays if play_strength(play.share, play.flags)), None)
+    if newest_ms is not None and event_time_ms is not None:
+        newest_ms = max(newest_ms, event_time_ms)
     ids = [signal.item_id for signal in signals]
     return RankingInput(
         ids,
@@ -332,7 +340,7 @@ def ranking_input(state: ViewerState) -> RankingInput:
         np.array([digest for digest, _ in state.seen], dtype=np.int64),
         preferences(state) if state.registers else (),
         activations(state, ids, activation(len(state.plays))),
-        next((play.started_at_ms for play in state.plays if play_strength(play.share, play.flags)), None),
+        newest_ms,
     )
 
 

@@ -1,17 +1,21 @@
-"""The tutorial, command by command, as its page has them, on real servers: what a page tells people to type does what it says.
+"""The tutorial, and then the pages of the one on call, command by command as they stand there, on real servers: what a page tells people to
+type does what it says.
 
-The first part (`./run demo`) has tests of its own (`test_demo.py`). What stays is started, asked whether it is well, and told to stop.
+The tutorial's first part (`./run demo`) has tests of its own (`test_demo.py`). What stays is started, asked whether it is well, and told to
+stop. Names of generations and viewers are those of the stage, in place of a page's.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 import urllib.request
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -22,27 +26,41 @@ from sandbox.topics import DEAD_LETTERS, KEEP_FOR_EVER, NEWEST_PER_KEY
 from tests.conftest import TopicFactory
 from tests.unit.test_docs import DOCS, ROOT, commands_of
 
-STAY = {"updater", "homepage", "trends"}
+STAY = {"updater", "homepage", "trends", "shadow"}
 DEADLINE_S = 90.0
 VIEWERS, TITLES = 40, 30
 
 
-def write_plays(file: Path) -> None:
+def write_plays(file: Path, days: range = range(12)) -> None:
     """Three weeks of plays of two tastes, with the columns that the page names; one viewer is the one that it asks for."""
     start_ms = int(time.time() * 1000) - 21 * 86_400_000
     lines = ["customer,title_id,ts_ms"]
     for viewer in range(VIEWERS):
         name = "ana-0042" if viewer == 0 else f"viewer-{viewer}"
-        for play in range(12):
+        for play in days:
             title = (viewer % 2 + 2 * (play * (viewer + 1) % (TITLES // 2))) % TITLES
             lines.append(f"{name},title-{title},{start_ms + play * 86_400_000 + viewer * 60_000}")
     file.write_text("\n".join(lines) + "\n")
 
 
-@pytest.mark.timeout(600)  # a dozen processes, one after the other
-async def test_the_tutorial_does_what_it_says(
-    kafka: KafkaServer, valkey: ValkeyServer, topic: TopicFactory, namespace: str, tmp_path: Path
-) -> None:
+@dataclass(frozen=True)
+class Stage:
+    """A topic with a cluster, settings for it, and a folder to work in."""
+
+    environment: dict[str, str]
+    folder: Path
+
+    def do(self, words: tuple[str, ...]) -> None:
+        stays = words[0] in STAY or "--at" in words
+        (stays_and_stops if stays else runs)(words, self.environment, self.folder)
+
+    def generations(self) -> list[str]:
+        """Ids, oldest first."""
+        return sorted(one.name for one in (self.folder / "generations").iterdir() if (one / "manifest.json").exists())
+
+
+@pytest.fixture
+async def stage(kafka: KafkaServer, valkey: ValkeyServer, topic: TopicFactory, namespace: str, tmp_path: Path) -> Stage:
     name = await topic(2, config=KEEP_FOR_EVER)
     for suffix, config in ((".impressions", KEEP_FOR_EVER), (".catalogue", NEWEST_PER_KEY), (".dlq", DEAD_LETTERS)):
         await topic(1, name=name + suffix, config=config)
@@ -56,16 +74,84 @@ async def test_the_tutorial_does_what_it_says(
         "NEARLINE_TRAIN__FACTORS": "8",
     }  # fmt: skip
     write_plays(tmp_path / "plays.csv")
-    page = [command.words for command in commands_of(DOCS / "tutorial.md") if command.words[1:2] == ("nearline",)]
-    begin = next(n for n, words in enumerate(page) if words[2:4] == ("import", "events"))
+    return Stage(environment, tmp_path)
+
+
+def verbs_of(page: str) -> list[tuple[str, ...]]:
+    """The page's commands of `nearline`, in their order, without `./run nearline`."""
+    return [command.words[2:] for command in commands_of(DOCS / page) if command.words[1:2] == ("nearline",)]
+
+
+def tutorial() -> list[tuple[str, ...]]:
+    page = verbs_of("tutorial.md")
+    return page[next(n for n, words in enumerate(page) if words[:2] == ("import", "events")) :]
+
+
+@pytest.mark.timeout(600)  # a dozen processes, one after the other
+async def test_the_tutorial_does_what_it_says(stage: Stage) -> None:
     done = []
-    for words in page[begin:]:
-        do = stays_and_stops if words[2] in STAY or "--at" in words else runs
-        await asyncio.to_thread(do, words[2:], environment, tmp_path)
-        done.append(words[2])
-    assert done.count("nightly") == 2 and {"evaluate", "replay", "doctor", "settings", "show", "explain", *STAY} <= {
-        *done
-    }
+    for words in tutorial():
+        await asyncio.to_thread(stage.do, words)
+        done.append(words[0])
+    assert done.count("nightly") == 2 and {
+        "evaluate",
+        "replay",
+        "doctor",
+        "settings",
+        "show",
+        "explain",
+        "updater",
+        "homepage",
+        "trends",
+    } <= {*done}
+
+
+ON_CALL = ("rollout.md", "runbooks.md", "report.md", "schedule.md", "security.md")
+ELSEWHERE = {
+    "contracts": "needs a schema of one's own: test_schema_server.py",
+    "bench": "measures for minutes",
+    "plan": "test_docs.py",
+}
+NAMED = re.compile(r"\d{8}T\d{6}\.\d{3}Z-[0-9a-f]{8}")
+
+
+@pytest.mark.timeout(900)  # some fifty processes, one after the other
+async def test_the_pages_of_the_one_on_call_do_what_they_say(stage: Stage) -> None:
+    for words in tutorial():
+        if words[0] in ("import", "replay", "updater") or words == ("nightly", "--seed"):
+            await asyncio.to_thread(stage.do, words)
+    write_plays(stage.folder / "plays.csv", range(12, 16))
+    for words in tutorial():
+        if words[0] in ("import", "replay"):
+            await asyncio.to_thread(stage.do, words)
+    await asyncio.to_thread(stage.do, ("nightly", "--force"))  # there are two to choose from
+    done: set[tuple[str, ...]] = set()
+    for page in ON_CALL:
+        for words in verbs_of(page):
+            older, newer = stage.generations()[-2:]
+            own = tuple(in_place(word, words[0], older, newer) for word in words)
+            if own in done or words[0] in ELSEWHERE or _is_mention(words):
+                continue
+            await asyncio.to_thread(stage.do, own)
+            done.add(own)
+    await asyncio.to_thread(stage.do, ("forget", "ana-0042"))
+    assert {words[:2] for words in done} >= {
+        ("generations", verb) for verb in ("list", "compare", "activate", "rollback", "report")
+    } | {("dlq", "list")}
+    assert {words[0] for words in done} >= {"freeze", "unfreeze", "shadow", "nightly", "explain", "doctor", "resume"}
+
+
+def in_place(word: str, verb: str, older: str, newer: str) -> str:
+    """What stands for a page's example: of two generations the older is named first."""
+    if word in ("A", "B") or NAMED.fullmatch(word):
+        return older if word == "A" or word.startswith("20261120") else newer
+    examples = {"ID": newer if verb == "generations" else "ana-0042", "TEXT": "undecodable"}
+    return examples.get(word, word.replace("bo-0007", "viewer-7"))
+
+
+def _is_mention(words: tuple[str, ...]) -> bool:
+    """A verb that is named in a sentence without what it needs."""
+    return words in {("shadow",), ("forget",), ("generations",), ("replay",), ("nightly", "--at"), ("explain",)}
 
 
 def runs(words: tuple[str, ...], environment: dict[str, str], folder: Path) -> None:

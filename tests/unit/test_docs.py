@@ -1,6 +1,7 @@
 """The documentation: the site builds strictly and asks nobody for anything, every link holds, and every command of every page is one.
 
-What is cheap and needs no server is executed as it stands; `tests/integration/test_tutorial.py` executes the tutorial's on real servers.
+What is cheap and needs no server is executed as it stands; `tests/integration/test_tutorial.py` executes the tutorial's, and those of the
+pages for the one on call, on real servers.
 For the rest (demo, bench, chaos, what stays) its words are read by the parser that would read them.
 """
 

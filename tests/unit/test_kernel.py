@@ -14,6 +14,7 @@ from contracts.digests import id_digest, item_digest
 from contracts.packed_ids import pack_ids, unpack_ids
 from embeddings import kernel_foldin, kernel_topk
 from embeddings.foldin import fold_in
+from ranking import features
 from tests.worlds import T0, make_generation, make_tables
 from viewers import kernel_bytes, kernel_state
 from viewers.kernel import REFERENCE, REWRITTEN, Todo
@@ -74,7 +75,7 @@ def made_up_todo(rng: random.Random) -> Todo:
     facts = [made_up_state(rng, 1) if rng.random() < 0.9 else made_up_state(rng, 2, 1) for _ in range(rng.randrange(3))]
     if state.plays and rng.random() < 0.3:
         facts.append(ViewerState(plays=(state.plays[0]._replace(share=rng.choice([0, 255])),)))
-    event_time_ms = None if rng.random() < 0.3 else T0
+    event_time_ms = rng.choice([None, T0, T0 - 3_600_000, T0 - 10**8])
     return Todo(pack(state), tuple(map(pack, facts)), rng.random() < 0.5, event_time_ms)
 
 
@@ -224,6 +225,21 @@ def test_of_equal_items_the_lower_rows_are_found() -> None:
     excluded = np.int32([[2_001, 2_003]])
     (found,) = found_by_search(Y, np.float32([[1.0, 0.0]]), excluded, np.ones(len(Y), np.bool_), 5)
     assert found == [2_000, 2_002, 2_004, 2_005, 2_006]
+
+
+@pytest.mark.parametrize("least", [1, 77, 745])
+def test_what_follows_most_is_cut_where_the_twin_cuts_it(least: int) -> None:
+    """By the kernel's selection and the readable one, of values alike, of many equal ones, and of few."""
+    draw = np.random.default_rng(least)
+    alike, equal, few = (
+        np.exp(draw.normal(size=745)),
+        draw.integers(1, 4, 745) / 8.0,
+        np.repeat([1.0, 2.0, 2.0, 3.0], 187),
+    )
+    for values in (alike, equal, few[:745]):
+        floor = features._floor(values, least)
+        assert floor == kernel_topk.reached(values, np.int64(len(values)), np.int64(least))
+        assert (values >= floor).sum() >= least
 
 
 def test_packed_ids_and_digests_are_those_of_the_twins() -> None:
