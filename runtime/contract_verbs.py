@@ -23,7 +23,7 @@ Place = Annotated[
 def _server(place: str | None) -> SchemaServer | None:
     """The registry's server, if that is where schemas are."""
     settings = read_settings()
-    url = place if place is not None and place.startswith(("http://", "https://")) else None
+    url = place if place is not None and "://" in place else None  # a wrong scheme is refused like a setting
     if url is None and (place is not None or not settings.schemas.registry_url):
         return None
     from runtime.schema_server import SchemaServer

@@ -386,6 +386,8 @@ def test_the_verbs_register_our_schemas_and_say_what_a_server_has(
     (tmp_path / "playback_event.avsc").write_text(json.dumps({**EVENT_SCHEMA, "fields": fields}))
     assert run("contracts", "register", "playback_event.avsc", "--registry", server.url) == 2
     assert "field x: not sent, and without a default" in capsys.readouterr().err
+    assert run("contracts", "check", "--registry", "ftp://registry") == 2
+    assert "must be an http:// or https:// address" in capsys.readouterr().err
     server.down()
     assert run("contracts", "check", "--registry", server.url) == 4
     assert check_registry(settings_for(server.url))[0].ok is False
