@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import structlog
 
+from batch.companions import make_companions
 from batch.evaluate import make_generation
 from batch.interactions import Interactions, states_from_lake
 from batch.lake import Lake
@@ -159,5 +160,7 @@ def publish(
         rules=rules,
     )
     tables = ranking.tables(ids)
+    companions = make_companions(generation.with_tables(tables), np.array([not item.taken_down for item in items]))
     user_factors = np.stack(vectors) if vectors else np.zeros((0, factors.shape[1]), dtype=np.float32)
-    return write_generation(root, manifest, Contents(items, factors, popularity, users, user_factors, tables))
+    contents = Contents(items, factors, popularity, users, user_factors, tables, companions)
+    return write_generation(root, manifest, contents)

@@ -6,6 +6,7 @@
     <root>/<id>/user_factors.npy      (n_users, k) float32: our own fold-in of every viewer
     <root>/<id>/users.parquet         row → viewer
     <root>/<id>/trending.npy, cowatch.parquet, ranker.json   all three or none (`embeddings/table_files.py`)
+    <root>/<id>/companions.parquet    row → the titles that go with it; absent in an older program's (`embeddings/companions.py`)
     <root>/<id>/manifest.json         written last
 
 `embeddings/publishing.py` writes them. A half-written one is never visible: without a manifest, written last, it is none.
@@ -38,6 +39,7 @@ from contracts.errors import GenerationError
 from contracts.events import valid_id
 from contracts.manifest import GENERATION_ID, Manifest, from_json
 from contracts.shares import Share
+from embeddings.companions import COMPANIONS, Lists, parse_companions
 from embeddings.current import Current, parse_current
 from embeddings.generation import F32, NEVER_MS, FoldInParameters, Generation
 from embeddings.roots import FOREIGN, Root, flush_folder, open_root, read_table, write_file
@@ -127,6 +129,13 @@ def load_tables(opened: Root, manifest: Manifest, where: str) -> Tables | None:
     return parse_tables(trending, cowatch, ranker, n, where)
 
 
+def load_companions(opened: Root, manifest: Manifest, where: str) -> Lists | None:
+    """What goes with each title, None if the generation does not say. Errors: `GenerationError`."""
+    if COMPANIONS not in manifest.files:
+        return None
+    return parse_companions(checked_bytes(opened, manifest, COMPANIONS), manifest.n_items, where)
+
+
 def load_items(root: str | Path | Root, generation_id: str) -> list[CatalogueItem]:
     """The catalogue that came with a generation, in row order. Errors: `GenerationError`."""
     opened = root if isinstance(root, Root) else open_root(root)
@@ -166,7 +175,10 @@ def verify_generation(root: str | Path | Root, generation_id: str) -> Manifest:
     """Everything `load_generation` checks, and the viewers' vectors too. Errors: `GenerationError`."""
     load_generation(root, generation_id)
     load_users(root, generation_id)
-    return load_manifest(root, generation_id)
+    opened = root if isinstance(root, Root) else open_root(root)
+    manifest = load_manifest(opened, generation_id)
+    load_companions(opened, manifest, f"{opened.name}/{generation_id}")
+    return manifest
 
 
 def checked_bytes(opened: Root, manifest: Manifest, name: str) -> bytes:

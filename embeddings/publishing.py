@@ -19,6 +19,7 @@ from pyarrow import fs
 from contracts.catalogue import CatalogueItem
 from contracts.errors import GenerationError
 from contracts.manifest import GENERATION_ID, FileEntry, Manifest, to_json
+from embeddings.companions import COMPANIONS, Lists, companion_bytes
 from embeddings.files import (
     ITEM_FACTORS,
     ITEMS,
@@ -30,6 +31,7 @@ from embeddings.files import (
     USERS_SCHEMA,
     GenerationsFolder,
     checked_bytes,
+    load_companions,
     load_manifest,
     load_tables,
     parse_factors,
@@ -46,7 +48,7 @@ class Contents:
     """What a generation is written from. Row i of `item_factors` and `popularity` is `items[i]`; of `user_factors`, `users[i]`.
 
     `item_factors`: (n_items, k) float32. `popularity`: (n_items,) float32. `user_factors`: (n_users, k) float32. `tables`: of the
-    same items; None: none.
+    same items; None: none. `companions`: what goes with each of them; None: not made.
     """
 
     items: Sequence[CatalogueItem]
@@ -55,6 +57,7 @@ class Contents:
     users: Sequence[str]
     user_factors: F32
     tables: Tables | None = None
+    companions: Lists | None = None
 
 
 def write_generation(root: str | Path, manifest: Manifest, contents: Contents) -> Manifest:
@@ -102,6 +105,7 @@ def _write_files(folder: Path, manifest: Manifest, contents: Contents) -> Manife
         USER_FACTORS: _npy_bytes(contents.user_factors),
         USERS: _parquet_bytes(_users_table(contents.users)),
         **({} if contents.tables is None else table_bytes(contents.tables)),
+        **({} if contents.companions is None else {COMPANIONS: companion_bytes(contents.companions)}),
     }
     for name, data in content.items():
         write_file(folder / name, data)
@@ -131,6 +135,7 @@ def _check_written(parent: Root, folder: str, manifest: Manifest) -> None:
         where,
         load_tables(parent, read, where),
     )
+    load_companions(parent, read, where)
     parse_factors(checked_bytes(parent, read, USER_FACTORS), manifest.n_users, manifest.k, where, USER_FACTORS)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -19,6 +19,7 @@ from pyarrow import ArrowException, fs
 
 from contracts.catalogue import CatalogueItem
 from contracts.errors import GenerationError
+from embeddings.companions import COMPANIONS, Companions, parse_companions
 from embeddings.roots import FOREIGN, read_table
 from homepage.tiles import Tile, Tiles
 
@@ -37,6 +38,13 @@ class CatalogueView(Protocol):
     def activation(self) -> int: ...
 
     @property
+    def generation_id(self) -> str: ...
+
+    @property
+    def companions(self) -> Companions:
+        """What goes with each title, by the generation that the catalogue came with."""
+
+    @property
     def tiles(self) -> Mapping[str, Tile]:
         """Item id → the title as it is shown; of one that the catalogue does not hold, as it is shown without."""
 
@@ -51,6 +59,7 @@ class Catalogue:
     items: Mapping[str, CatalogueItem] = field(default_factory=dict)
     generation_id: str = ""
     activation: int = 0
+    companions: Companions = field(default_factory=Companions, repr=False, compare=False)
     nameless: bool = field(
         init=False, repr=False, compare=False
     )  # there is no catalogue: titles are shown under their ids
@@ -82,6 +91,16 @@ class LiveCatalogue:
         """Activation of the loaded catalogue, 0 for none."""
         return self._catalogue.activation
 
+    @property
+    def generation_id(self) -> str:
+        """The generation that the loaded catalogue came with; empty for none."""
+        return self._catalogue.generation_id
+
+    @property
+    def companions(self) -> Companions:
+        """What goes with each title, by that generation."""
+        return self._catalogue.companions
+
     def get(self, item_id: str) -> CatalogueItem | None:
         """The title as the feed last told it, else in the catalogue in force, or None."""
         found = self._told.get(item_id) or self._catalogue.items.get(item_id)
@@ -107,10 +126,12 @@ class LiveCatalogue:
         if current is None or current == self._seen:
             return False
         generation_id, activation, candidate = current
-        items = await asyncio.to_thread(load_catalogue, f"{self._root.rstrip('/')}/{generation_id}")
+        root = self._root.rstrip("/")
+        items = await asyncio.to_thread(load_catalogue, f"{root}/{generation_id}")
+        companions = await asyncio.to_thread(_companions_or_none, f"{root}/{generation_id}", tuple(items))
         if candidate is not None:
-            items = await asyncio.to_thread(load_catalogue, f"{self._root.rstrip('/')}/{candidate}") | items
-        self._catalogue = Catalogue(items, generation_id, activation)
+            items = await asyncio.to_thread(load_catalogue, f"{root}/{candidate}") | items
+        self._catalogue = Catalogue(items, generation_id, activation, companions)
         self._told = {item_id: _shared(item, items) for item_id, item in self._told.items()}
         self.tiles.clear()
         self._seen = current
@@ -194,6 +215,31 @@ def load_catalogue(generation_dir: Path | str) -> dict[str, CatalogueItem]:
             taken_down=bool(cells.get("taken_down")),
         )
     return items
+
+
+def load_companions(generation_dir: Path | str, item_ids: Sequence[str]) -> Companions:
+    """What goes with each of a generation's titles, which are `item_ids`; nothing where an older program made it.
+
+    Errors: `GenerationError` naming the file and what is wrong."""
+    path = f"{generation_dir}/{COMPANIONS}"
+    try:
+        system, root = _open(str(generation_dir))
+        with system.open_input_stream(f"{root}/{COMPANIONS}") as stream:
+            data = bytes(stream.read())
+    except FileNotFoundError:
+        return Companions()
+    except FOREIGN as error:
+        raise GenerationError(f"{path}: unreadable ({error}); activate another generation") from error
+    return Companions(item_ids, parse_companions(data, len(item_ids), str(generation_dir)))
+
+
+def _companions_or_none(folder: str, item_ids: Sequence[str]) -> Companions:
+    """A page is served without the rows below the first rather than not at all."""
+    try:
+        return load_companions(folder, item_ids)
+    except GenerationError as error:
+        log.error("rows_below_the_first_not_served", problem=str(error))
+        return Companions()
 
 
 def _open(path: str) -> tuple[fs.FileSystem, str]:

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,12 +17,14 @@ from rich.table import Table
 
 from contracts.codec import Codec
 from contracts.errors import GenerationError, UserError
-from contracts.rows import HomeRow
+from contracts.rows import ENTRIES_SHOWN, HomeRow
 from contracts.rules import CREATOR, Rules
 from embeddings.files import load_generation
 from embeddings.generation import F64
 from homepage.catalogue import LiveCatalogue
-from homepage.render import iso_ms
+from homepage.further import choose_rows
+from homepage.render import Audience, iso_ms, select_entries
+from ranking.further import FURTHER_ROWS
 from ranking.rows import Ranked
 from runtime.settings import Settings
 from trends.follow import with_snapshot
@@ -71,6 +74,7 @@ async def show_viewer(settings: Settings, store: Store, codec: Codec, viewer: st
         "seen_beyond_plays": len(state.seen),
         "erased_through": None if state.erased_through_s < 0 else iso_ms(state.erased_through_s * 1000),
         "row": None if row is None else _row_facts(row, catalogue),
+        "rows": _rows_below(stored, codec, catalogue),
         "bytes": {"state": len(stored.state), "vector": len(stored.vector), "row": len(stored.row)},
     }
     entries = [] if row is None else data["row"]["entries"]
@@ -97,6 +101,7 @@ async def show_viewer(settings: Settings, store: Store, codec: Codec, viewer: st
                 ("#", "title", "score", "source"),
                 [(str(i), e["title"], f"{e['score']:.3f}", e["source"]) for i, e in enumerate(entries)],
             ),
+            *_tables_of(data["rows"]),
         ),
     )
 
@@ -135,6 +140,7 @@ async def explain_viewer(settings: Settings, store: Store, codec: Codec, viewer:
                 "rule": _rule(generation.rules, entry.source, ranked.held_by[i]),
             }
         )
+    below = _rows_below(stored, codec, catalogue)
     data = {
         "viewer": viewer,
         "generation_id": row.generation_id,
@@ -157,6 +163,7 @@ async def explain_viewer(settings: Settings, store: Store, codec: Codec, viewer:
             for s in item_signals(state)
         ],
         "entries": entries,
+        "rows": below,
     }
     rows = [
         (
@@ -174,8 +181,46 @@ async def explain_viewer(settings: Settings, store: Store, codec: Codec, viewer:
     return View(
         f"{viewer}: {row.generation_id}; {lost}taste counts {ranked.weight:.2f} times, other sources the rest of the score",
         data,
-        (("entries", ("#", "title", "score", "source", "of it taste", "rule", "strongest plays"), rows),),
+        (
+            ("entries", ("#", "title", "score", "source", "of it taste", "rule", "strongest plays"), rows),
+            *_tables_of(below),
+        ),
     )
+
+
+def _rows_below(stored: StoredViewer, codec: Codec, catalogue: LiveCatalogue) -> list[dict[str, Any]]:
+    """Every row that a page could ask for below the first, as it would be shown now to an adult anywhere."""
+    if not stored.row:
+        return []
+    first, audience, now_ms = codec.decode_columns(stored.row), Audience(), time.time_ns() // 1_000_000
+    shown = select_entries(first, catalogue, audience, now_ms=now_ms, limit=ENTRIES_SHOWN)
+    chosen = choose_rows(
+        tuple(FURTHER_ROWS), stored.state, first, shown, catalogue, audience, now_ms=now_ms, limit=ENTRIES_SHOWN
+    )
+    return [
+        {
+            "row": one.name,
+            "heading": one.heading,
+            "about": None if one.about is None else one.about.item_id,
+            "score": FURTHER_ROWS[one.name].score,
+            "entries": [
+                {"item_id": item, "title": _title(catalogue, item), "score": one.row.scores[place]}
+                for place, item in ((place, one.row.items[place]) for place in one.selection.places)
+            ],
+        }
+        for one in chosen
+    ]
+
+
+def _tables_of(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, Sequence[str], Sequence[Sequence[str]]]]:
+    return [
+        (
+            f"{one['heading']} (score: {one['score']})",
+            ("#", "title", "score"),
+            [(str(place), entry["title"], f"{entry['score']:.4f}") for place, entry in enumerate(one["entries"])],
+        )
+        for one in rows
+    ]
 
 
 def _rule(rules: Rules, source: str, held_by: str) -> str:

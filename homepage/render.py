@@ -111,8 +111,10 @@ def render_row(
     now_ms: int,
     default: bool,
     degraded: bool,
+    further: bytes = b"",
 ) -> bytes:
-    """The response, JSON. `freshness_ms`: from the event to the row; `age_ms`: from the row to this response."""
+    """The response, JSON. `freshness_ms`: from the event to the row; `age_ms`: from the row to this response. `further`: `rows`, where they
+    were asked for."""
     known = row.event_time_ms is not None
     computed = bool(row.computed_at_ms)  # False only for the empty row that stands in when there is none at all
     head = {
@@ -129,10 +131,12 @@ def render_row(
         "default": default,
         "degraded": degraded,
     }
-    return b"".join((encode_json(head)[:-1], b',"entries":[', *_entries(row, selection, catalogue), b"]}"))
+    return b"".join(
+        (encode_json(head)[:-1], b',"entries":[', *entries_json(row, selection, catalogue), b"]", further, b"}")
+    )
 
 
-def _entries(row: RowColumns, selection: Selection, catalogue: CatalogueView) -> Iterator[bytes]:
+def entries_json(row: RowColumns, selection: Selection, catalogue: CatalogueView) -> Iterator[bytes]:
     """The pieces of the entries' JSON, entry after entry. Each piece has a column, made without a step of Python for each entry."""
     places = selection.places
     facts: Iterable[bytes] = map(_FACTS, selection.tiles)

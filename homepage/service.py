@@ -1,13 +1,17 @@
 """The home-page service: reads one row, drops what may no longer be shown, and reports that it was shown.
 
-    GET /v1/home?limit=&territory=&maturity=     the row of the token's viewer (401, 403, 429: who may not ask)
-    GET /v1/home/{viewer}                        the same; without tokens the path says whose row it is
-                                                 never 404 and never an error page because a store is away
+    GET /v1/home?limit=&territory=&maturity=&rows=   the row of the token's viewer (401, 403, 429: who may not ask)
+    GET /v1/home/{viewer}                            the same; without tokens the path says whose row it is
+                                                     never 404 and never an error page because a store is away
     GET /health/live, /health/ready, /metrics
 
 What is served, in this order: the viewer's own row; else the default row for the territory and maturity; else, when the store
 is away, the default row last seen, marked `degraded`. An unknown viewer takes the same path at the same cost as a known one,
 so the time of an answer does not tell who has an account here. Who may ask is decided before, without the store.
+
+`rows=because` (names, comma-separated) adds rows below the first one to the answer (`further.py`), as `rows`: those that have something to
+show, each with `row`, `row_id`, `heading`, `about` and `entries`. They are put together from the viewer's state, one field more; nothing
+is ranked. Who has no row of their own has none below it either.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ import asyncio
 import random
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -43,11 +47,13 @@ from contracts.rows import ENTRIES_SHOWN, Impression
 from contracts.traceparent import HEADER
 from homepage.asgi import HomePages, PagesFirst, json_error
 from homepage.catalogue import CatalogueView
+from homepage.further import ChosenRow, choose_rows, parse_names, rows_json
 from homepage.identity import viewer_from_path
 from homepage.impressions import ImpressionSink
 from homepage.limits import RequestLimits, TooMany
 from homepage.render import ANY, Audience, Selection, default_keys, render_row, select_entries
 from homepage.traces import PageTraces
+from ranking.further import FURTHER_ROWS
 from runtime.http import AsgiApp
 from runtime.learning_codec import LearningCodec
 from viewers.store import Store
@@ -100,6 +106,12 @@ class Metrics:
             "nearline_homepage_entries_dropped_total",
             "Entries dropped at read time",
             ["reason"],
+            registry=self.registry,
+        )
+        self.further = Counter(
+            "nearline_homepage_further_rows_total",
+            "Rows below the first that were asked for",
+            ["row", "outcome"],
             registry=self.registry,
         )
         self.impressions = Counter(
@@ -172,24 +184,30 @@ class Homepage:
         started = time.perf_counter()
         try:
             viewer = self._admit(request)
-            limit, audience = self._parameters(viewer, request)
+            limit, audience, names = self._parameters(viewer, request)
         except HTTPException as error:
             self.metrics.requests.labels(_OUTCOMES.get(error.status_code, "bad_request")).inc()
             raise
         now_ms = self.clock_ms()
-        own, missing = await self._read(viewer)
+        own, state, missing = await self._read(viewer, bool(names))
         row, selection, default = self._select(own, missing, audience, now_ms, limit)
         degraded = missing == "store_away" or not selection.places
         if default:
             self.metrics.rows_missing.labels(missing or "nothing_to_show").inc()
         for reason, count in selection.dropped.items():
             self.metrics.dropped.labels(reason).inc(count)
+        below: list[ChosenRow] = []
+        if names and not default:
+            below = self._below(names, state, row, selection, audience, now_ms, limit)
         body = render_row(
-            row, selection, self.catalogue, viewer=viewer, now_ms=now_ms, default=default, degraded=degraded
-        )
+            row, selection, self.catalogue, viewer=viewer, now_ms=now_ms, default=default, degraded=degraded,
+            further=rows_json(below, self.catalogue) if names else b"",
+        )  # fmt: skip
         public = request.headers.get(PRIVATE_HEADER, "0") in ("", "0")
         if selection.places and public:
             self._report(viewer, row, selection, default, now_ms)
+            for one in below:
+                self._report(viewer, one.row, one.selection, False, now_ms)
         outcome = "degraded" if degraded else "default" if default else "own"
         self.metrics.requests.labels(outcome).inc()
         took_s = time.perf_counter() - started
@@ -205,14 +223,39 @@ class Homepage:
         _refuse(self.limits.take_viewer(viewer) if valid_id(viewer) else None)
         return viewer
 
-    async def _read(self, viewer: str) -> tuple[bytes, str]:
-        """The viewer's encoded row, and why there is none (empty text if there is one)."""
+    async def _read(self, viewer: str, with_state: bool) -> tuple[bytes, bytes, str]:
+        """The viewer's encoded row, their packed state if it is wanted, and why there is no row (empty text if there is one)."""
+        state = b""
         try:
             async with asyncio.timeout(ROW_DEADLINE_S):
-                row = await self.store.read_row(viewer)
+                if with_state:  # the same question to the store, which answers both at once
+                    row, state = await asyncio.gather(self.store.read_row(viewer), self.store.read_state(viewer))
+                else:
+                    row = await self.store.read_row(viewer)
         except (StoreUnavailable, TimeoutError):
-            return b"", "store_away"
-        return row, "" if row else "no_row"
+            return b"", b"", "store_away"
+        return row, state, "" if row else "no_row"
+
+    def _below(
+        self,
+        names: Sequence[str],
+        state: bytes,
+        row: RowColumns,
+        selection: Selection,
+        audience: Audience,
+        now_ms: int,
+        limit: int,
+    ) -> list[ChosenRow]:
+        """The rows below the first. A state that this program does not read costs these rows and not the page."""
+        try:
+            chosen = choose_rows(names, state, row, selection, self.catalogue, audience, now_ms=now_ms, limit=limit)
+        except NearlineError as error:
+            log.warning("state_unreadable", error=type(error).__name__, remedy="upgrade the home page's service")
+            chosen = []
+        there = {one.name for one in chosen}
+        for name in names:
+            self.metrics.further.labels(name, "shown" if name in there else "nothing_to_show").inc()
+        return chosen
 
     def _select(
         self, own: bytes, missing: str, audience: Audience, now_ms: int, limit: int
@@ -247,13 +290,14 @@ class Homepage:
         taken = self.impressions.offer(impression)
         (self.metrics.impressions if taken else self.metrics.impressions_lost).inc()
 
-    def _parameters(self, viewer: str, request: Request) -> tuple[int, Audience]:
-        """The limit and the audience. Raises `HTTPException`: 400, and what is wrong."""
+    def _parameters(self, viewer: str, request: Request) -> tuple[int, Audience, tuple[str, ...]]:
+        """The limit, the audience and the rows below. Raises `HTTPException`: 400, and what is wrong."""
         query: Mapping[str, str] = request.query_params if request.scope["query_string"] else {}
         territory = query.get("territory", self.territory)
         maturity = query.get("maturity", ANY)
         limit = _number(query["limit"], 1, ENTRIES_SHOWN) if "limit" in query else ENTRIES_SHOWN
         age = None if maturity == ANY else _number(maturity, 0, MAX_MATURITY)
+        names = parse_names(query.get("rows", ""))
         problem = ""
         if not valid_id(viewer):
             problem = "viewer: not an id (1-128 characters of A-Z a-z 0-9 . _ : | @ ~ -)"
@@ -263,8 +307,10 @@ class Homepage:
             problem = "territory: 1-16 letters, digits, _ or -, e.g. GB (or * for none)"
         elif maturity != ANY and age is None:
             problem = f"maturity: must be an age in years from 0 to {MAX_MATURITY} (or * for none)"
+        elif names is None:
+            problem = f"rows: names of rows below the first, comma-separated; there are: {', '.join(FURTHER_ROWS)}"
         else:
-            return limit, Audience(territory, age)
+            return limit, Audience(territory, age), names
         raise HTTPException(400, problem)
 
     async def live(self, request: Request) -> Response:

@@ -25,7 +25,7 @@ from contracts.events import Kind, PlaybackEvent
 from contracts.row_columns import RowColumns, row_of
 from contracts.rows import Entry
 from contracts.rules import CREATOR, TOPIC
-from homepage.catalogue import Catalogue, CatalogueView
+from homepage.catalogue import Catalogue
 from homepage.inspect import explain_viewer
 from homepage.render import Audience, default_keys, select_entries
 from runtime.kafka import AIOKafkaProducer, kafka_errors
@@ -33,6 +33,7 @@ from runtime.settings import Settings
 from sandbox.action_views import ActionName, ActionView
 from sandbox.audience import Viewer
 from sandbox.live_actions import Actions
+from sandbox.live_below import RowsBelow
 from sandbox.live_sources import NightSnapshot, UpdaterProbe, UpdaterUnavailable, parts_of
 from sandbox.livepage import (
     Explanation,
@@ -42,6 +43,7 @@ from sandbox.livepage import (
     RecentPlay,
     RowView,
     Stats,
+    Strip,
     Tile,
     ViewerSummary,
     ViewerView,
@@ -107,19 +109,20 @@ class StoreBackend:
         codec: Codec,
         send: Send,
         viewers: Sequence[Viewer],
-        catalogue: CatalogueView,
+        catalogue: Catalogue,
         last_night: LastNight,
         probe: UpdaterProbe,
         versions: Versions,
         contributions: Contributions | None = None,
         buttons: Actions | None = None,
+        below: RowsBelow | None = None,
         now_ms: Callable[[], float] = lambda: time.time() * 1000,
     ) -> None:
         self._store, self._codec, self._send = store, codec, send
         self._viewers = {viewer.viewer: viewer for viewer in viewers}
         self._catalogue, self._last_night, self._probe, self._versions = catalogue, last_night, probe, versions
         self._contributions, self._now_ms = contributions, now_ms
-        self._buttons = buttons
+        self._buttons, self._below = buttons, below
         self._newest_stats: Stats | None = None
         self._counted: tuple[float, int] | None = None  # (when, events) of the last look at the updater
         self._rate = 0.0
@@ -138,7 +141,7 @@ class StoreBackend:
         """The viewer with the row now, the row last night and what was played."""
         who = self._known(viewer)
         stored, before = await asyncio.gather(self._store.read_viewer(viewer), self._last_night(viewer))
-        live = await self._row_view(who, stored.row)
+        live = await self._row_view(who, stored.row, stored.state)
         last_night = await self._row_view(who, before)
         return ViewerView(_summary(who), live, last_night, self._recent(stored))
 
@@ -175,7 +178,7 @@ class StoreBackend:
         row, seen_ms = answered
         timing, stored = await asyncio.gather(self._wait_for_timing(row.row_id), self._store.read_viewer(viewer))
         parts = parts_of(event_ms, acknowledged_ms, timing, seen_ms)
-        view = self._view_of(who, row, default=False)
+        view = await self._view_of(who, row, stored.state)
         return PlayOutcome(kind, item_id, sum(part.ms for part in parts), parts, view, self._recent(stored))
 
     async def explain(self, viewer: str, item_id: str) -> Explanation:
@@ -248,7 +251,7 @@ class StoreBackend:
             data = await self._store.read_row(viewer)
             if data != last:
                 last = data
-                yield await self._row_view(who, data)
+                yield await self._row_view(who, data, await self._store.read_state(viewer))
             await asyncio.sleep(WATCH_PERIOD_S)
 
     async def _wait_for_row(self, viewer: str, event_ms: int) -> tuple[RowColumns, float] | None:
@@ -276,11 +279,12 @@ class StoreBackend:
             await asyncio.sleep(ROW_POLL_S)
         return None
 
-    async def _row_view(self, who: Viewer, data: bytes) -> RowView:
+    async def _row_view(self, who: Viewer, data: bytes, state: bytes = b"") -> RowView:
+        """`state`: the viewer's, where the rows below are wanted too."""
         row, default = await self._home_row(who, data)
         if row is None:
             return RowView(who.viewer, "", "", 0, 0, (), default=True)
-        return self._view_of(who, row, default=default)
+        return await self._view_of(who, row, b"" if default else state, default=default)
 
     async def _home_row(self, who: Viewer, data: bytes) -> tuple[RowColumns | None, bool]:
         """The viewer's own row, else the most fitting default row (and True), else None."""
@@ -292,10 +296,14 @@ class StoreBackend:
                 return self._codec.decode_columns(rows[key]), True
         return None, True
 
-    def _view_of(self, who: Viewer, row: RowColumns, *, default: bool) -> RowView:
+    async def _view_of(self, who: Viewer, row: RowColumns, state: bytes, *, default: bool = False) -> RowView:
         tiles = tuple(self._tile(entry.item_id, entry) for entry in self._shown(who, row))
+        audience = Audience(who.territory, who.maturity)
+        below: tuple[Strip, ...] = ()
+        if self._below is not None and state:
+            below = await self._below.strips(row, state, audience, now_ms=int(self._now_ms()), tile=self._tile)
         return RowView(
-            who.viewer, row.row_id, row.generation_id, row.activation, row.computed_at_ms, tiles, default=default
+            who.viewer, row.row_id, row.generation_id, row.activation, row.computed_at_ms, tiles, default, below
         )
 
     def _shown(self, who: Viewer, row: RowColumns) -> list[Entry]:
@@ -383,18 +391,20 @@ def open_backend(
         version if version[:1].isalpha() else f"{name} {version}"
         for name, version in zip(("Kafka", "Valkey"), versions, strict=True)
     )
+    # Activation 0: the world is not a generation, so a title that it does not know is shown rather than dropped.
+    catalogue = Catalogue({item.item_id: item for item in titles})
     return StoreBackend(
         store=store,
         codec=codec,
         send=send,
         viewers=world.viewers,
-        # Activation 0: the world is not a generation, so a title that it does not know is shown rather than dropped.
-        catalogue=Catalogue({item.item_id: item for item in titles}),
+        catalogue=catalogue,
         last_night=last_night or NightSnapshot(store),
         probe=UpdaterProbe(client, updater_url),
         versions=Versions(kafka, kept),
         contributions=contributions,
         buttons=buttons,
+        below=RowsBelow(catalogue, settings.generations_path),
     )
 
 

@@ -65,8 +65,18 @@ class Tile:
 
 
 @dataclass(frozen=True, slots=True)
+class Strip:
+    """A row below the first (`because`). `about`: the title that it is about; None: none."""
+
+    row: str
+    heading: str
+    about: Tile | None
+    tiles: tuple[Tile, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class RowView:
-    """A home row. `default`: the viewer has none of their own yet. `computed_at_ms`: 0 if never computed."""
+    """A home row. `default`: the viewer has none of their own yet. `computed_at_ms`: 0 if never computed. `below`: the rows below it."""
 
     viewer: str
     row_id: str
@@ -75,6 +85,7 @@ class RowView:
     computed_at_ms: int
     tiles: tuple[Tile, ...]
     default: bool = False
+    below: tuple[Strip, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from batch.companions import make_companions
 from contracts.catalogue import CatalogueItem
 from contracts.manifest import CONFIDENCE_RULE, Confidence, Decision, Manifest
 from contracts.rules import CREATOR, TOPIC, Rules
@@ -101,6 +102,7 @@ def write_generation_folder(root: str | Path, generation: Generation, *, created
             [],
             np.zeros((0, generation.k), dtype=np.float32),
             generation.tables,
+            make_companions(generation),
         ),
     )
 

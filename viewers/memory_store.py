@@ -92,6 +92,9 @@ class MemoryStore:
     async def read_row(self, viewer: str) -> bytes:
         return (await self.read_viewer(viewer)).row
 
+    async def read_state(self, viewer: str) -> bytes:
+        return (await self.read_viewer(viewer)).state
+
     async def write_viewers(self, writes: Sequence[ViewerWrite]) -> list[WriteResult]:
         results = [self._write(write) for write in writes]
         self._check()  # after the writes, like a pipeline whose identity is looked at when all has been answered

@@ -174,6 +174,10 @@ class RedisStore:
         with self._translated():
             return await self._row_reads.hget(self.keys.viewer(viewer), fields.ROW) or b""
 
+    async def read_state(self, viewer: str) -> bytes:
+        with self._translated():
+            return await self._row_reads.hget(self.keys.viewer(viewer), fields.STATE) or b""
+
     async def write_viewers(self, writes: Sequence[ViewerWrite]) -> list[WriteResult]:
         if not writes:
             return []

@@ -200,6 +200,9 @@ class Store(Protocol):
     async def read_row(self, viewer: str) -> bytes:
         """The viewer's encoded home row; empty if there is none."""
 
+    async def read_state(self, viewer: str) -> bytes:
+        """The viewer's packed state; empty if nothing is known of them."""
+
     async def write_viewers(self, writes: Sequence[ViewerWrite]) -> list[WriteResult]:
         """One compare-and-set per viewer, in one pipeline that begins by reading the server's identity.
 

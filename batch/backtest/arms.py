@@ -12,6 +12,7 @@ from functools import cached_property, partial
 
 import numpy as np
 
+from batch.backtest.below import Below
 from batch.backtest.counters import popular, trending
 from batch.backtest.live import LiveTrends
 from batch.backtest.plays import Plays
@@ -21,6 +22,7 @@ from contracts.errors import UserError
 from contracts.rows import HomeRow
 from embeddings.generation import Generation
 from embeddings.tables import Cowatch
+from ranking.further import FURTHER_ROWS
 from ranking.rows import popular_entries
 from viewers.packing import pack
 from viewers.rewrite import Rewriter
@@ -291,8 +293,9 @@ ARMS: dict[str, MakeArm] = {
         f"{PRODUCT}-{part}": partial(Incremental, change=change, live=part not in NOT_LIVE, new_items=part != "new")
         for part, change in WITHOUT.items()
     },
+    **{name: partial(Below, name=name) for name in FURTHER_ROWS},
 }
-"""Name → how it is made. `incremental-x`: the product without x."""
+"""Name → how it is made. `incremental-x`: the product without x. Last, the rows below the first, each alone."""
 
 
 def choose_arms(names: str | None) -> dict[str, MakeArm]:

@@ -19,6 +19,7 @@ from sandbox.livepage import (
     RecentPlay,
     RowView,
     Stats,
+    Strip,
     Tile,
     ViewerSummary,
     ViewerView,
@@ -83,7 +84,21 @@ class FakeBackend:
         best = sorted(scores, key=lambda item: (-scores[item], item))[:ROW_LENGTH]
         number = next(self.numbers)
         tiles = tuple(self.tile(item, "als" if scores[item] else "popular", scores[item]) for item in best)
-        return RowView(viewer, f"row-{number}", "2026-09-21T0300", 4, NOW_MS + number, tiles)
+        below = self.below(viewer, seen | {tile.item_id for tile in tiles[:12]})
+        return RowView(viewer, f"row-{number}", "2026-09-21T0300", 4, NOW_MS + number, tiles, below=below)
+
+    def below(self, viewer: str, out: set[str]) -> tuple[Strip, ...]:
+        """What has most topics in common with the newest title that was watched to its end."""
+        about = next((item for item, ending in reversed(self.plays[viewer]) if ending == "complete"), None)
+        if about is None:
+            return ()
+        topics = set(self.items[about].topics)
+        near = sorted(
+            (item for item in self.items if item not in out),
+            key=lambda i: (-len(topics & set(self.items[i].topics)), i),
+        )
+        heading = f"Because you watched {self.items[about].title}"
+        return (Strip("because", heading, self.tile(about), tuple(self.tile(item) for item in near[:20])),)
 
     async def search_viewers(self, q: str) -> list[ViewerSummary]:
         wanted = q.casefold()

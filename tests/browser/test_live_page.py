@@ -240,6 +240,68 @@ def test_the_row_moves_when_somebody_else_writes_it(open_page, served: Served) -
     assert titles(page) == [tile.item_id for tile in served.backend.rows[opened.viewer].tiles[:12]]
 
 
+def strip(page: Page) -> list[str]:
+    """Item ids in the row below, as the page shows them."""
+    return page.locator(".strip li").evaluate_all("tiles => tiles.map(tile => tile.dataset.item)")
+
+
+def test_a_play_turns_the_strip_below_to_what_was_watched(open_page, served: Served) -> None:
+    """It is about the played title, which has left it, and repeats nothing of the row above."""
+    opened = open_page(15)
+    page = opened.page
+    (before,) = served.backend.rows[opened.viewer].below
+    assert before.about is not None
+    expect(page.get_by_role("region", name=before.heading)).to_be_visible()
+    expect(page.locator(".strip")).to_have_attribute("data-about", before.about.item_id)
+    assert strip(page) == [tile.item_id for tile in before.tiles]
+    played = before.tiles[1]
+    page.get_by_role("button", name=f"Play {played.title}", exact=True).click()
+    expect(page.locator(".strip")).to_have_attribute("data-about", played.item_id)
+    expect(page.locator(".strip h2")).to_have_text(f"Because you watched {played.title}")
+    expect(page.locator(".strip h2 em")).to_have_text(played.title)
+    (after,) = served.backend.rows[opened.viewer].below
+    assert strip(page) == [tile.item_id for tile in after.tiles]
+    assert played.item_id not in strip(page)
+    assert not set(strip(page)) & set(titles(page))
+    assert (opened.viewer, played.item_id, "play") in served.backend.sent
+
+
+def test_the_strip_is_played_from_the_keyboard_and_the_focus_stays_in_it(open_page, served: Served) -> None:
+    """A skip leaves the heading as it is: the posters stay where they are, and the next one has the focus."""
+    opened = open_page(16)
+    page = opened.page
+    page.locator(".strip-play").nth(2).focus()
+    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    page.keyboard.press("Enter")
+    expect(page.locator("#stopwatch")).to_have_attribute("data-state", "done")
+    assert page.evaluate("document.activeElement.closest('.strip li')?.dataset.item") == strip(page)[2]
+    page.evaluate("() => { document.querySelector('.strip').kept = true; }")
+    page.locator(".tile-skip").first.click()
+    expect(page.locator("#stopwatch")).to_have_attribute("data-state", "done")
+    (now,) = served.backend.rows[opened.viewer].below
+    page.wait_for_function(
+        "first => document.querySelector('.strip li')?.dataset.item === first", arg=now.tiles[0].item_id
+    )
+    assert page.evaluate("document.querySelector('.strip').kept") is True
+    assert strip(page) == [tile.item_id for tile in now.tiles]
+
+
+def test_who_has_no_row_below_the_first_sees_no_empty_heading(open_page, served: Served) -> None:
+    """A viewer of whom nothing goes with anything yet."""
+    page = open_page(17).page
+    page.route("**/api/viewer/*", lambda route: route.fulfill(json=without_strips(route.fetch().json())))
+    page.get_by_role("button", name="Someone else").click()
+    expect(page.locator(".strip")).to_have_count(0)
+    expect(page.locator(".tile-play")).to_have_count(12)
+    assert page.locator("#below").evaluate("node => node.getBoundingClientRect().height") == 0
+
+
+def without_strips(view: dict) -> dict:
+    """A viewer's view with nothing below the row."""
+    view["live"]["below"] = []
+    return view
+
+
 def test_gauges_show_the_pipeline_and_its_versions(open_page) -> None:
     """Events a second, freshness, lag, the sum of fates with nothing unaccounted, generation and servers."""
     page = open_page(10).page

@@ -44,14 +44,14 @@ def write(
 async def test_an_absent_viewer_reads_as_empty(store: Store) -> None:
     assert await store.read_viewer("nobody") == StoredViewer()
     assert await store.read_viewers(["nobody", "no.one"]) == [StoredViewer(), StoredViewer()]
-    assert await store.read_row("nobody") == b""
+    assert await store.read_row("nobody") == await store.read_state("nobody") == b""
 
 
 async def test_what_was_written_is_read(store: Store) -> None:
     assert await store.write_viewers([write()]) == [Written()]
     assert await store.read_viewer("ana") == StoredViewer(b"token--1", 1, b"s1", b"\x00v", b"r\xff")
     assert await store.read_viewers(["ana"]) == [StoredViewer(b"token--1", 1, b"s1")]
-    assert await store.read_row("ana") == b"r\xff"
+    assert (await store.read_row("ana"), await store.read_state("ana")) == (b"r\xff", b"s1")
 
 
 async def test_a_write_on_another_token_changes_nothing_and_returns_what_is_there(stores: tuple[Store, Store]) -> None:

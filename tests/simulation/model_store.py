@@ -350,6 +350,9 @@ class SimStore:
     async def read_row(self, viewer: str) -> bytes:
         return (await self.read_viewer(viewer)).row
 
+    async def read_state(self, viewer: str) -> bytes:
+        return (await self.read_viewer(viewer)).state
+
     async def write_viewers(self, writes: Sequence[ViewerWrite]) -> list[WriteResult]:
         if not writes:
             return []

@@ -1,6 +1,7 @@
 // Wiring: one viewer at a time, their two rows, plays, and the stream of what happens.
 
 import * as api from "./api.js";
+import { Below } from "./below.js";
 import { byId, element, milliseconds, words } from "./dom.js";
 import { Instruments } from "./instruments.js";
 import { Picker } from "./picker.js";
@@ -14,6 +15,7 @@ const ENDINGS = { complete: "watched", stop: "stopped", skip: "skipped", start: 
 const state = { view: null, stop: () => {}, busy: false };
 
 const row = new Row(byId("tiles"), { onPlay: (tile) => press(tile, mode()), onSkip: (tile) => press(tile, "skip"), onWhy: why });
+const below = new Below(byId("below"), { onPlay: (tile) => press(tile, mode()) });
 const stopwatch = new Stopwatch(byId("stopwatch"), byId("stopwatch-ms"), byId("stopwatch-legs"), byId("stopwatch-note"));
 const instruments = new Instruments(byId("gauges"), byId("ledger"), byId("provenance"));
 const trials = new Trials(byId("breaking"), byId("trials"), { press: api.act, onSay: (text) => say(text) });
@@ -37,6 +39,7 @@ async function choose(viewer) {
     picker.set(view.viewer);
     stopwatch.reset();
     row.clear();
+    below.clear();
     const given = view.viewer.name.split(" ")[0];
     byId("greeting").replaceChildren("Good evening, ", element("em", { text: `${given}.` }));
     byId("viewer-taste").textContent = view.viewer.taste.split(", ").join(" · ");
@@ -66,6 +69,7 @@ function draw(live) {
   const { view } = state;
   view.live = live;
   const changes = row.show(live, view.last_night);
+  below.show(live.below);
   state.drawn = { row_id: live.row_id, at: performance.now() };
   const [a, b] = hues(live.tiles[0]);
   document.documentElement.style.setProperty("--hue-a", a);
@@ -88,6 +92,7 @@ async function press(tile, kind) {
   const { viewer } = state.view.viewer;
   state.busy = true;
   row.sending(tile.item_id, true);
+  below.sending(tile.item_id, true);
   stopwatch.start(tile.title);
   try {
     const before = state.view.live;
@@ -112,6 +117,7 @@ async function press(tile, kind) {
     problem(error);
   } finally {
     row.sending(tile.item_id, false);
+    below.sending(tile.item_id, false);
     state.busy = false;
   }
 }

@@ -1,0 +1,19 @@
+"""From a viewer's state to what rows below the first one need of it. Pure, and without the kernels: the home page reads it too."""
+
+from __future__ import annotations
+
+from ranking.offers import Known
+from viewers.signals import hidden_items, item_signals, played_items
+from viewers.state import ViewerState
+
+LIKED = 0.5
+"""Strength from which a play counts as liked: watched half, or rated well."""
+
+
+def known_of(state: ViewerState, until_ms: int) -> Known:
+    """`until_ms`: plays that began later say nothing of taste, as the first row, which was made then, does not know them (rows may be
+    frozen); but they were watched."""
+    played = {play.item_id for play in state.plays if play.started_at_ms <= until_ms}
+    liked = tuple(one.item_id for one in item_signals(state) if one.strength >= LIKED and one.item_id in played)
+    out = frozenset(played_items(state.plays) | hidden_items(state))
+    return Known(liked, out, frozenset(digest for digest, _ in state.seen))
