@@ -52,8 +52,8 @@ class RankingInput:
     `item_ids`, `strengths`, `ranks`: (n,) signals (unknown items allowed: they wait for an embedding).
     `seen_item_ids`: not to be shown again. `seen_digests`: (s,) int64, the same for items known by digest only. `preferences`: what was
     told, subject and value in −1 … 1. `activations`: (n,) how often and how recently each of `item_ids` was played (`ranking/rules.py`);
-    empty: not known. `newest_ms`: when the newest play that says something started, or when the event came that the row is made for if that is later
-    (of a film of two hours that ends now, the viewer is here); None: no play is kept.
+    empty: not known. `newest_ms`: when the newest play that says something started, or when the event came that the row is made for if that
+    is later (of a film of two hours that ends now, the viewer is here); None: no play is kept.
     """
 
     item_ids: Sequence[str]

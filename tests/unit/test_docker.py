@@ -14,6 +14,7 @@ import yaml
 import batch.schedule_service
 import homepage.service
 import nearline
+import runtime.health
 import trends.service
 import updater.service
 import updater.shadow_service
@@ -36,12 +37,17 @@ from tests.deployment import (
 )
 
 DOCKERFILE = (DOCKER / "Dockerfile").read_text()
+MODULES = {
+    "trends": trends.service,
+    "updater": updater.service,
+    "shadow": updater.shadow_service,
+    "homepage": homepage.service,
+    "nightly": batch.schedule_service,
+}
+HEALTH = inspect.getsource(runtime.health.make_health_app)
 APPS = {
-    "trends": inspect.getsource(trends.service.make_app),
-    "updater": inspect.getsource(updater.service.make_app),
-    "shadow": inspect.getsource(updater.shadow_service.make_app),
-    "homepage": inspect.getsource(homepage.service.make_app),
-    "nightly": inspect.getsource(batch.schedule_service.make_app),
+    name: source + HEALTH if "make_health_app(" in (source := inspect.getsource(module.make_app)) else source
+    for name, module in MODULES.items()
 }
 VERBS = {command.callback.__name__ for command in nearline.app.registered_commands if command.callback}
 
