@@ -55,12 +55,13 @@ class Companions:
         object.__setattr__(self, "index", {item_id: row for row, item_id in enumerate(self.item_ids)})
 
     def of(self, item_id: str) -> list[tuple[str, float]]:
-        """(id, score), best first; of a title that there is no list of, nothing."""
+        """(id, score), best first; of a title that there is no list of, nothing. Scores are rounded to float16, as those of a viewer's row
+        are: of so few numbers a page keeps the text."""
         row = self.index.get(item_id)
         if row is None:
             return []
         start, stop = self.lists.starts[row : row + 2].tolist()
-        rows, scores = self.lists.items[start:stop].tolist(), self.lists.score[start:stop].tolist()
+        rows, scores = self.lists.items[start:stop].tolist(), self.lists.score[start:stop].astype(np.float16).tolist()
         return [(self.item_ids[other], score) for other, score in zip(rows, scores, strict=True)]
 
 
@@ -88,8 +89,8 @@ def parse_companions(data: bytes, n_items: int, where: str) -> Lists:
         found = Lists(starts, np.array(items.values.to_numpy()), np.array(score.values.to_numpy()))
         if len(found.items) and not 0 <= int(found.items.min()) <= int(found.items.max()) < n_items:
             raise ValueError("names a title that there is not")
-        if not np.isfinite(found.score).all():
-            raise ValueError("holds NaN or infinity")
+        if not (np.abs(found.score) <= np.finfo(np.float16).max).all():
+            raise ValueError("holds NaN, infinity or a score that is none")
     except FOREIGN as error:
         raise GenerationError(f"{where}/{COMPANIONS}: {error}; publish the generation again") from error
     return found

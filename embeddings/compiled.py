@@ -28,6 +28,7 @@ from typing import Any, TypeVar, cast
 import numba
 import numpy as np
 
+from embeddings.compiled_files import keep_code
 from embeddings.compiled_parts import Part
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -72,8 +73,10 @@ def jit_counted(function: F) -> F:
 
 def entry(function: F) -> F:
     """A kernel that Python calls: compiled at its first call in a process, or loaded if any process has compiled it before."""
-    compiled: F = numba.njit(cache=cache_folder() is not None, **_OPTIONS)(function)
-    return compiled
+    compiled = numba.njit(**_OPTIONS)(function)
+    if cache_folder() is not None:
+        keep_code(compiled)
+    return cast(F, compiled)
 
 
 def frozen(array: Any) -> Any:

@@ -1,7 +1,8 @@
 """The current catalogue, as the home page needs it: titles to show, and what may no longer be shown.
 
 It comes with the generation in force (`items.parquet`) and is replaced whole, in the background, when `CURRENT` names
-another one. A generation that cannot be read leaves the old catalogue in place. While a share of the viewers sees a candidate, its
+another one. A generation that cannot be read leaves the old catalogue in place; what goes with its titles, if only that cannot be read, is
+tried again. While a share of the viewers sees a candidate, its
 titles that the one in force lacks are there too: else they would be missing from these viewers' rows.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -25,6 +26,9 @@ from homepage.tiles import Tile, Tiles
 
 REFRESH_S = 2.0
 """How often `CURRENT` is looked at: one small read."""
+
+COMPANIONS_AGAIN = 30
+"""Looks at `CURRENT` until what goes with each title, which could not be read, is tried again: a minute."""
 
 _REQUIRED = ("item_id", "title")
 
@@ -82,6 +86,8 @@ class LiveCatalogue:
         self._root = generations_path
         self._catalogue = Catalogue()
         self._seen = Named("", 0)
+        self._without = 0  # looks at `CURRENT` since what goes with each title could not be read; 0: it could
+        self._rows_of_lists: tuple[str, ...] = ()  # the generation's titles, then
         # By the feed, and kept though the generation agrees: a rollback puts an older one in force. Bounded by the catalogue.
         self._told: dict[str, CatalogueItem] = {}
         self.tiles = Tiles(self.get)
@@ -123,19 +129,37 @@ class LiveCatalogue:
 
         Raises `GenerationError` if there is one that cannot be read; the old one then stays."""
         current = await asyncio.to_thread(read_current, self._root)
-        if current is None or current == self._seen:
+        if current is None:
             return False
+        if current == self._seen:
+            return await self._companions_again()
         generation_id, activation, candidate = current
         root = self._root.rstrip("/")
         items = await asyncio.to_thread(load_catalogue, f"{root}/{generation_id}")
         companions = await asyncio.to_thread(_companions_or_none, f"{root}/{generation_id}", tuple(items))
+        item_ids = tuple(items) if companions is None else ()
         if candidate is not None:
             items = await asyncio.to_thread(load_catalogue, f"{root}/{candidate}") | items
-        self._catalogue = Catalogue(items, generation_id, activation, companions)
+        self._catalogue = Catalogue(items, generation_id, activation, companions or Companions())
+        self._without, self._rows_of_lists = (1, item_ids) if companions is None else (0, ())
         self._told = {item_id: _shared(item, items) for item_id, item in self._told.items()}
         self.tiles.clear()
         self._seen = current
         log.info("catalogue_loaded", generation_id=generation_id, activation=activation, items=len(items))
+        return True
+
+    async def _companions_again(self) -> bool:
+        """Once in a while, where they could not be read: storage may have been away for a moment, and the generation is one of a day."""
+        if not self._without:
+            return False
+        self._without += 1
+        if self._without % COMPANIONS_AGAIN:
+            return False
+        folder = f"{self._root.rstrip('/')}/{self._catalogue.generation_id}"
+        companions = await asyncio.to_thread(_companions_or_none, folder, self._rows_of_lists)
+        if companions is None:
+            return False
+        self._catalogue, self._without, self._rows_of_lists = replace(self._catalogue, companions=companions), 0, ()
         return True
 
     async def run(self) -> None:
@@ -233,13 +257,13 @@ def load_companions(generation_dir: Path | str, item_ids: Sequence[str]) -> Comp
     return Companions(item_ids, parse_companions(data, len(item_ids), str(generation_dir)))
 
 
-def _companions_or_none(folder: str, item_ids: Sequence[str]) -> Companions:
+def _companions_or_none(folder: str, item_ids: Sequence[str]) -> Companions | None:
     """A page is served without the rows below the first rather than not at all."""
     try:
         return load_companions(folder, item_ids)
     except GenerationError as error:
         log.error("rows_below_the_first_not_served", problem=str(error))
-        return Companions()
+        return None
 
 
 def _open(path: str) -> tuple[fs.FileSystem, str]:

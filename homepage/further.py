@@ -85,7 +85,11 @@ def _heading(
     if not about:
         return further.heading, None
     tile = catalogue.tiles[about]
-    if tile.item is None or (audience.maturity is not None and tile.maturity > audience.maturity):
+    if (
+        tile.item is None
+        or tile.item.taken_down
+        or (audience.maturity is not None and tile.maturity > audience.maturity)
+    ):
         return "", None
     return further.heading.format(tile.item.title), tile.item
 

@@ -59,7 +59,7 @@ def make_rule_set(generation: Generation | None, max_plays: int) -> RuleSet:
     explores = generation is not None and rules.exploration > 0
     return RuleSet(
         frozen(np.array([rules.window, rules.repeat_gap], np.int64)),
-        frozen(np.array([rules.exploration, rules.repeats, rules.preference])),
+        frozen(np.array([rules.exploration, rules.repeats, rules.preference], np.float64)),
         frozen(groups.starts if counted and groups else nothing),
         frozen(groups.members if counted and groups else nothing.astype(np.int32)),
         frozen(groups.limits(rules.per_creator, rules.per_topic) if counted and groups else nothing),

@@ -85,3 +85,31 @@ def test_where_no_folder_can_be_written_each_process_compiles_for_itself(tmp_pat
     environment = {**os.environ, "NEARLINE_CACHE_DIR": str(tmp_path / "file"), "PYTHONPATH": str(compiled.ROOT)}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=60)
     assert done.stdout == "None False 42\n", done.stderr
+
+
+KEPT = """
+import resource, sys
+from embeddings.compiled import cache_folder, entry
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
+@entry
+def double(n): return 2 * n
+print(double(21), sum(double._cache_hits.values()), len([*cache_folder().rglob("*.nb?")]))
+"""
+
+
+def test_damaged_code_and_a_full_disk_cost_the_time_to_compile_and_not_the_process(tmp_path: Path) -> None:
+    (tmp_path / "kept.py").write_text(KEPT)
+    environment = {**os.environ, "NEARLINE_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(compiled.ROOT)}
+
+    def run(most_bytes: int = 10**8) -> str:
+        command = [sys.executable, str(tmp_path / "kept.py"), str(most_bytes)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert run(100) == "42 0 0\n"  # nothing can be written
+    assert (run(), run()) == ("42 0 2\n", "42 1 2\n")
+    for name, size in (("*.nbi", 0), ("*.nbc", 1_000)):
+        (path,) = tmp_path.rglob(name)
+        os.truncate(path, size)
+        assert (run(), run()) == ("42 0 2\n", "42 1 2\n"), (name, size)

@@ -12,6 +12,7 @@ import pytest
 from contracts.codec import Codec
 from contracts.digests import id_digest, item_digest
 from contracts.packed_ids import pack_ids, unpack_ids
+from contracts.rules import Rules
 from embeddings import kernel_foldin, kernel_topk
 from embeddings.foldin import fold_in
 from ranking import features
@@ -162,7 +163,8 @@ def test_plays_are_merged_without_the_twin() -> None:
 def test_one_compilation_serves_every_generation_and_none() -> None:
     read_only = make_generation(50, 8)
     read_only.item_factors.flags.writeable = False
-    for generation in (None, windowed(), read_only):
+    ruled = dataclasses.replace(windowed(), rules=Rules(exploration=0, repeats=0, preference=1))  # as JSON may have it
+    for generation in (None, windowed(), read_only, ruled):
         Rewriter(generation, 1, CODEC.encode_row, LIMITS).rewrite(ViewerState(), computed_at_ms=T0)
     assert len(rewrite_batch.signatures) == 1
 
