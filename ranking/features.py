@@ -181,10 +181,10 @@ def following_contributions(weights: F64, follows: Following, row: int, n_plays:
     place, faded = follows.place[here], FADED[follows.place[here]] * follows.share[here]
     total = float(faded.sum())
     result = np.zeros(n_plays)
+    of_lift = weights[LIFT:ANY].reshape(len(SLOTS), len(STEPS))[np.array(SLOT)[place]]
+    result[place] = (of_lift * follows.lift[here]).sum(axis=1)
     if total > 0:
-        of_lift = weights[LIFT:ANY].reshape(len(SLOTS), len(STEPS))[np.array(SLOT)[place]]
-        lifts = (of_lift * follows.lift[here]).sum(axis=1)
-        result[place] = lifts + weights[ANY] * np.log1p(total / LEAST_SHARE) * faded / total
+        result[place] += weights[ANY] * np.log1p(total / LEAST_SHARE) * faded / total
     return result
 
 

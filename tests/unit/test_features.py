@@ -86,6 +86,13 @@ def test_parts_and_reasons_sum_to_the_score() -> None:
         assert follows.sum() == pytest.approx(parts[SOURCES.index("cowatch")])
 
 
+def test_a_lift_without_a_share_is_a_contribution_too() -> None:
+    weights = np.arange(len(BASE), dtype=np.float64)
+    follows = features.Following(np.array([1]), np.array([7]), np.zeros(1), np.ones((1, len(STEPS))))
+    found = features.following_contributions(weights, follows, 7, 2)
+    assert found.tolist() == [0.0, weights[features.LIFT + len(STEPS) : features.LIFT + 2 * len(STEPS)].sum()]
+
+
 def test_every_source_is_named_and_only_the_first_entries_have_reasons() -> None:
     rng = np.random.default_rng(3)
     viewers = [viewer(*rng.choice(N, 20, replace=False)) for _ in range(40)]
