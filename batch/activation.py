@@ -95,8 +95,9 @@ class Activator:
     async def activate(self, generation_id: str | None, *, again: bool, ends_share: bool = False) -> Current:
         """Move CURRENT, announce it, and wait for the live updaters. Errors: `GenerationError` if it does not load.
 
-        `generation_id` None: what is in force at that moment, so that nobody's activation meanwhile is undone. `again` False: the activation stays if the generation is in force already and the store knows no higher one. `ends_share` False: who
-        sees a candidate goes on seeing it, unless it does not load any more: then nobody could take anything up beside it.
+        `generation_id` None: what is in force at that moment, so that nobody's activation meanwhile is undone. `again` False: the
+        activation stays if the generation is in force already and the store knows no higher one. `ends_share` False: who sees a candidate
+        goes on seeing it, unless it does not load any more: then nobody could take anything up beside it.
         """
         floor = await self._store.highest_activation()
         current = await asyncio.to_thread(self._folder.current_or_none)

@@ -313,7 +313,8 @@ class GenerationsFolder:
     def activate(self, generation_id: str | None, *, floor: int, ends_share: bool = False) -> Current:
         """Put a generation in force under the next activation: one above the last and above `floor` (the highest that the store knows).
 
-        `generation_id` None: the one that is in force when the lock is ours, which may be another than when somebody last looked. Who sees a candidate goes on seeing it, unless that is what is put in force, or the share ends with this.
+        `generation_id` None: the one that is in force when the lock is ours, which may be another than when somebody last looked.
+        Who sees a candidate goes on seeing it, unless that is what is put in force, or the share ends with this.
 
         1. Take the lock   2. load the generation: what does not load is refused   3. write CURRENT beside, flush, rename.
         A crash before 3 leaves the old one in force. Errors: `GenerationError`.

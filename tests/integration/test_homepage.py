@@ -417,7 +417,7 @@ async def test_a_candidate_that_cannot_be_read_costs_its_own_titles_alone(tmp_pa
     items.write_bytes(whole[:-9])
     live = LiveCatalogue(str(tmp_path))
     for _ in range(2):
-        with pytest.raises(GenerationError, match="g2/items.parquet"):
+        with pytest.raises(GenerationError, match=r"g2/items\.parquet"):
             await live.refresh()
         assert (live.generation_id, live.activation) == ("g1", 2)
         assert live.get("a") is not None

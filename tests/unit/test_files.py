@@ -228,7 +228,7 @@ def test_a_share_beside_what_does_not_load_is_refused_and_current_stays(tmp_path
     folder.activate("g1", floor=0)
     factors = tmp_path / "g1" / "item_factors.npy"
     factors.write_bytes(factors.read_bytes()[:-1])
-    with pytest.raises(GenerationError, match="g1/item_factors.npy"):
+    with pytest.raises(GenerationError, match=r"g1/item_factors\.npy"):
         folder.share(Share("g2", 5), floor=0)
     assert folder.read_current() == Current("g1", 1)
 
