@@ -27,7 +27,8 @@ from runtime.progress import ProgressReporter, make_progress
 from runtime.settings import Settings
 from viewers.arms import Arms
 from viewers.default_rows import titles_by_territory
-from viewers.rewrite import Rewriter, Rewriters
+from viewers.rewrite import Rewriters
+from viewers.rewriter import Rewriter
 from viewers.state import Limits, ViewerState
 from viewers.store import Store
 from viewers.tokens import draw_token

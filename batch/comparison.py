@@ -21,7 +21,7 @@ from ranking.overlap import DEPTH, overlap_at, rank_biased_overlap
 from runtime.settings import Settings
 from viewers.kernel import Todo
 from viewers.packing import unpack
-from viewers.rewrite import Rewriter
+from viewers.rewriter import Rewriter
 from viewers.state import Limits, ViewerState
 from viewers.store import Store, StoredViewer
 

@@ -30,7 +30,7 @@ from embeddings.generation import F32, NEVER_MS, FoldInParameters, Generation
 from embeddings.groups import Groups
 from embeddings.tables import Tables
 from ranking.rows import RankingInput, fold
-from viewers.rewrite import ranking_input
+from viewers.rewriter import ranking_input
 from viewers.state import Limits
 
 CUTS = (10, 50)

@@ -31,7 +31,7 @@ from embeddings.publishing import Contents, write_generation
 from embeddings.tables import RULE
 from ranking.rows import fold
 from runtime.settings import Settings
-from viewers.rewrite import ranking_input
+from viewers.rewriter import ranking_input
 from viewers.state import Limits
 
 log = structlog.get_logger()

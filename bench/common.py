@@ -29,7 +29,7 @@ from sandbox.valkey_server import ValkeyServer
 from viewers.kernel import Rewritten
 from viewers.packing import unpack
 from viewers.redis_store import RedisStore, open_store
-from viewers.rewrite import Rewriter
+from viewers.rewriter import Rewriter
 from viewers.state import Limits, ViewerState, merge, state_of
 
 DISTINCT = 1_000

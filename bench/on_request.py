@@ -16,7 +16,7 @@ from homepage.service import ROW_DEADLINE_S
 from runtime.settings import Settings, load_settings
 from viewers.kernel import Todo
 from viewers.redis_store import RedisStore
-from viewers.rewrite import Rewriter
+from viewers.rewriter import Rewriter
 from viewers.state import Limits
 
 CONNECTIONS = 64

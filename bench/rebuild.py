@@ -23,7 +23,7 @@ from bench.naive import Recommender
 from bench.report import Line, Report, WrongResult, interleave, rounded
 from sandbox.servers import Sandbox
 from viewers.packing import unpack
-from viewers.rewrite import Rewriter
+from viewers.rewriter import Rewriter
 
 VIEWERS = 20_000
 N_ITEMS = 3_500

@@ -20,7 +20,7 @@ from contracts.codec import Codec
 from runtime.settings import Settings
 from sandbox.servers import ValkeyServer
 from viewers.redis_store import open_store
-from viewers.rewrite import Rewriter
+from viewers.rewriter import Rewriter
 from viewers.state import Limits, ViewerState, merge, state_of
 from viewers.store import ViewerWrite, Written
 

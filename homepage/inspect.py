@@ -29,7 +29,7 @@ from ranking.rows import Ranked
 from runtime.settings import Settings
 from trends.follow import with_snapshot
 from viewers.packing import unpack
-from viewers.rewrite import NO_TRENDS, Rewriter
+from viewers.rewriter import NO_TRENDS, Rewriter
 from viewers.signals import item_signals, play_strength, preferences
 from viewers.state import COMPLETED, SKIPPED, STOPPED, Limits, ViewerState
 from viewers.store import Store, StoredViewer

@@ -102,7 +102,7 @@ def write_generation_folder(root: str | Path, generation: Generation, *, created
             [],
             np.zeros((0, generation.k), dtype=np.float32),
             generation.tables,
-            make_companions(generation),
+            make_companions(generation.with_tables(generation.tables)),
         ),
     )
 

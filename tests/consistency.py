@@ -24,7 +24,7 @@ from tests.worlds import T0, make_generation, play_event, wait_until, write_gene
 from updater.consumer import Updater
 from viewers.packing import unpack
 from viewers.redis_store import RedisStore, open_store
-from viewers.rewrite import Rewriter
+from viewers.rewriter import Rewriter
 from viewers.state import Limits
 from viewers.store import Marker
 

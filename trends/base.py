@@ -21,7 +21,7 @@ from trends.counters import Rules
 from trends.new_items import content_of, item_fold
 from trends.newcomers import Announced, Newcomers
 from viewers.default_rows import titles_by_territory
-from viewers.rewrite import Rewriter
+from viewers.rewriter import Rewriter
 from viewers.state import Limits
 
 log = structlog.get_logger()

@@ -17,7 +17,7 @@ import structlog
 from contracts.errors import GenerationError
 from embeddings.added import Added, equal
 from trends.snapshots import decode, tables_of
-from viewers.rewrite import NO_TRENDS, Rewriter
+from viewers.rewriter import NO_TRENDS, Rewriter
 from viewers.trend_store import TrendStore
 
 log = structlog.get_logger()

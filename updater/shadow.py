@@ -37,7 +37,7 @@ from runtime.kafka import (
 from runtime.settings import Settings
 from runtime.tasks import pause, stop_client
 from viewers.kernel import Todo
-from viewers.rewrite import Rewriter
+from viewers.rewriter import Rewriter
 from viewers.state import Limits
 from viewers.store import Store, StoredViewer
 

@@ -21,7 +21,8 @@ from embeddings.files import GenerationsFolder, load_generation
 from embeddings.generation import Generation
 from trends.follow import Follower
 from viewers.arms import Arms
-from viewers.rewrite import Rewriter, Rewriters
+from viewers.rewrite import Rewriters
+from viewers.rewriter import Rewriter
 from viewers.state import Limits
 from viewers.store import Freeze, Store
 

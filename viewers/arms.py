@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contracts.shares import Share
-from viewers.rewrite import Rewriter
+from viewers.rewriter import Rewriter
 
 
 class Arms:

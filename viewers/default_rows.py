@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from contracts.catalogue import CatalogueItem
 from ranking.rows import cold_scores
-from viewers.rewrite import Rewriter
+from viewers.rewriter import Rewriter
 
 DEFAULT_AGES = tuple(range(22))
 """A default row for every age that a maturity level may name, and one for everybody."""

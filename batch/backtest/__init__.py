@@ -7,5 +7,5 @@
                                   arms ──► answers ──► measures ──► intervals ──► report
 
 An arm is never given a play before it has answered, so it cannot know the future. What serves is what is evaluated: states are
-merged by `viewers.state`, rows are made by `viewers.rewrite`, factors come from `batch.train`.
+merged by `viewers.state`, rows are made by `viewers.rewriter`, factors come from `batch.train`.
 """

@@ -1,6 +1,6 @@
 """The arms. A new one is one entry in `ARMS`; a part of the product that can be left out is one entry in `WITHOUT`.
 
-The product's rows come from `viewers.rewrite.Rewriter` and `ranking.rows.popular_entries`, as in the updater and the rebuild. A part
+The product's rows come from `viewers.rewriter.Rewriter` and `ranking.rows.popular_entries`, as in the updater and the rebuild. A part
 is left out by taking its input away from the generation, so that the very same code runs without it.
 """
 
@@ -25,7 +25,7 @@ from embeddings.tables import Cowatch
 from ranking.further import FURTHER_ROWS
 from ranking.rows import popular_entries
 from viewers.packing import pack
-from viewers.rewrite import Rewriter
+from viewers.rewriter import Rewriter
 from viewers.state import Limits, ViewerState
 
 BATCH = 256

@@ -15,7 +15,7 @@ from ranking.rows import fold
 from trends.counters import Counts, Decision, Report, Rules
 from trends.new_items import NewItem, added_of, choose
 from trends.snapshots import merge, tables_of
-from viewers.rewrite import ranking_input
+from viewers.rewriter import ranking_input
 from viewers.state import COMPLETED, Play, ViewerState
 
 EVERY_MS = 60_000

@@ -32,7 +32,7 @@ from ranking.rows import fold
 from runtime.sections import RulesSettings
 from runtime.settings import TrainSettings
 from trends.new_items import Content, ItemFold, content_of, item_fold
-from viewers.rewrite import ranking_input
+from viewers.rewriter import ranking_input
 from viewers.signals import play_strength
 from viewers.state import COMPLETED, Limits, Play, ViewerState, merge
 

@@ -12,7 +12,7 @@ from embeddings.generation import F32, Generation
 from ranking.rows import fold, popular_entries
 from viewers.kernel import Todo
 from viewers.packing import pack
-from viewers.rewrite import Rewriter, ranking_input
+from viewers.rewriter import Rewriter, ranking_input
 from viewers.state import Limits, ViewerState
 
 EVERY_AGE = 99

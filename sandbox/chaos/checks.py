@@ -25,7 +25,7 @@ from sandbox.chaos.waiting import Stuck, wait_until
 from trends.checkpoints import counts_of
 from viewers.packing import unpack
 from viewers.redis_store import RedisStore
-from viewers.rewrite import Rewriter
+from viewers.rewriter import Rewriter
 from viewers.state import ViewerState
 from viewers.store import StoredViewer
 

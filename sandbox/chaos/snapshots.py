@@ -11,7 +11,7 @@ from embeddings.generation import Generation
 from sandbox.chaos.crew import SNAPSHOTS
 from sandbox.chaos.waiting import wait_until
 from trends.follow import take_up
-from viewers.rewrite import NO_TRENDS, Rewriter
+from viewers.rewriter import NO_TRENDS, Rewriter
 
 if TYPE_CHECKING:
     from sandbox.chaos.arena import Arena

@@ -27,7 +27,7 @@ from tests.consistency import CODEC, PARTITIONS, Stage
 from tests.worlds import play_event, wait_until
 from trends.follow import take_up
 from viewers.packing import unpack
-from viewers.rewrite import NO_TRENDS, Rewriter
+from viewers.rewriter import NO_TRENDS, Rewriter
 from viewers.state import Limits
 
 TITLES, K = 120, 2

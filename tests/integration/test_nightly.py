@@ -34,7 +34,7 @@ from tests.worlds import T0, play_event
 from viewers.memory_store import MemoryServer, MemoryStore
 from viewers.packing import unpack
 from viewers.redis_store import open_store
-from viewers.rewrite import Rewriter
+from viewers.rewriter import Rewriter
 from viewers.state import Limits, merge, state_of
 
 CODEC = Codec.load()

@@ -14,7 +14,7 @@ from tests.integration.test_nightly import CODEC, LIMITS, run, send
 from tests.worlds import play_event
 from viewers.memory_store import MemoryStore
 from viewers.packing import unpack
-from viewers.rewrite import Rewriter
+from viewers.rewriter import Rewriter
 
 VIEWERS, ITEMS, EACH = 60, 400, 80
 

@@ -40,7 +40,7 @@ from sandbox.topics import ensure_topics
 from tests.worlds import wait_until, write_generation_folder
 from viewers.packing import pack, unpack
 from viewers.redis_store import RedisStore, open_store
-from viewers.rewrite import Rewriter
+from viewers.rewriter import Rewriter
 from viewers.state import COMPLETED, Limits, Play, ViewerState
 
 FOLDER = Path(__file__).resolve().parents[3] / "shared/data/ml-1m-pos"

@@ -25,7 +25,7 @@ from trends.checkpoints import counts_of
 from trends.follow import take_up
 from viewers.packing import unpack
 from viewers.redis_store import RedisStore, open_store
-from viewers.rewrite import NO_TRENDS, Rewriter
+from viewers.rewriter import NO_TRENDS, Rewriter
 from viewers.state import Limits
 from viewers.trend_store import Pointer
 

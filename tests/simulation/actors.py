@@ -25,6 +25,7 @@ import updater.checkpoint
 import updater.consumer
 import updater.swap
 import viewers.rewrite
+import viewers.rewriter
 from contracts.errors import GenerationError, HaltError, TransientError, UndecodableRecord, UnknownSchema, UserError
 from contracts.events import PlaybackEvent
 from embeddings.current import Current
@@ -38,7 +39,8 @@ from updater.consumer import Updater
 from viewers import packing
 from viewers.arms import Arms
 from viewers.kernel import REWRITTEN, Rewritten, Todo
-from viewers.rewrite import Rewriter, Rewriters
+from viewers.rewrite import Rewriters
+from viewers.rewriter import Rewriter
 from viewers.state import Limits, ViewerState
 
 TOPIC = "playback"
@@ -191,6 +193,7 @@ def stand_ins() -> Iterator[None]:
         (batch.rebuild, "BATCH", 2),
         (packing, "unpack", unpack),
         (viewers.rewrite, "unpack", unpack),
+        (viewers.rewriter, "unpack", unpack),
     ]
     with contextlib.ExitStack() as stack:
         for target, name, value in patches:

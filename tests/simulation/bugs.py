@@ -21,6 +21,7 @@ import updater.checkpoint
 import updater.consumer
 import updater.pipeline
 import viewers.rewrite
+import viewers.rewriter
 import viewers.state
 from contracts.anchors import Anchor
 from contracts.errors import HaltError, KafkaUnavailable
@@ -642,7 +643,7 @@ def seen_leaves_out_items_with_a_kept_play() -> Patches:
         kept = {viewers.state.item_digest(play.item_id) for play in merged.plays}
         return dataclasses.replace(merged, seen=tuple(pair for pair in merged.seen if pair[0] not in kept))
 
-    return [(viewers.rewrite, "merge", merge), (updater.pipeline, "merge", merge)]
+    return [(viewers.rewriter, "merge", merge), (updater.pipeline, "merge", merge)]
 
 
 @bug()

@@ -27,7 +27,8 @@ from tests.simulation.rows_frozen import FrozenChecker, FrozenWorld, patched
 from tests.simulation.run import History, run_history
 from updater.swap import Swap
 from viewers.arms import Arms
-from viewers.rewrite import RewriteJob, Rewriter, Rewriters
+from viewers.rewrite import RewriteJob, Rewriters
+from viewers.rewriter import Rewriter
 from viewers.state import Limits
 from viewers.store import StoredViewer
 

@@ -27,7 +27,7 @@ from nearline import app
 from ranking.rows import popular_entries
 from runtime.settings import TrainSettings
 from tests.worlds import T0
-from viewers.rewrite import Rewriter
+from viewers.rewriter import Rewriter
 from viewers.state import COMPLETED, EMPTY, Limits, Play, ViewerState, merge
 
 TRAIN = TrainSettings(factors=4, iterations=2)

@@ -14,7 +14,7 @@ from batch.backtest.refits import WHOLE, Night, Refit
 from batch.backtest.replay import Ask
 from embeddings.tables import FEATURES, Cowatch
 from tests.worlds import T0, make_generation, make_tables
-from viewers.rewrite import Rewriter
+from viewers.rewriter import Rewriter
 from viewers.state import COMPLETED, EMPTY, Limits, Play, ViewerState
 
 TITLES = 40

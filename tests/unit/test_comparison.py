@@ -19,7 +19,7 @@ from runtime.settings import Settings
 from tests.worlds import T0, make_generation, play_event, write_generation_folder
 from viewers.memory_store import MemoryStore
 from viewers.packing import pack
-from viewers.rewrite import Rewriter
+from viewers.rewriter import Rewriter
 from viewers.state import EMPTY, Limits, ViewerState, merge, state_of
 from viewers.store import StoredViewer
 

@@ -12,7 +12,7 @@ from contracts.events import validate
 from embeddings.generation import Generation
 from tests.worlds import T0, make_generation, make_tables, play_event
 from viewers.default_rows import DEFAULT_AGES, EVERY_AGE, default_rows
-from viewers.rewrite import Rewriter
+from viewers.rewriter import Rewriter
 from viewers.state import Limits
 
 CODEC = Codec.load()

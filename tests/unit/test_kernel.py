@@ -20,7 +20,7 @@ from viewers import kernel_bytes, kernel_state
 from viewers.kernel import REFERENCE, REWRITTEN, Todo
 from viewers.kernel_batch import rewrite_batch
 from viewers.packing import BadState, pack, unpack
-from viewers.rewrite import Rewriter
+from viewers.rewriter import Rewriter
 from viewers.state import Limits, Play, Register, RegisterKind, ViewerState, merge
 
 CODEC = Codec.load()

@@ -24,7 +24,8 @@ from sandbox.livepage import NotFound
 from tests.worlds import make_generation
 from updater.metrics import RowTiming
 from viewers.memory_store import MemoryStore
-from viewers.rewrite import RewriteJob, Rewriter, rewrite_viewers
+from viewers.rewrite import RewriteJob, rewrite_viewers
+from viewers.rewriter import Rewriter
 from viewers.state import Limits, state_of
 
 VIEWERS = [

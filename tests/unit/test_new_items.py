@@ -27,7 +27,7 @@ from trends.new_items import CONTENT_WEIGHT, added_of, choose, content_of, item_
 from trends.newcomers import LOOKS, Announced, Newcomers
 from trends.snapshots import _HEADER, Snapshot, decode, encode, merge, name_of
 from viewers.memory_store import MemoryStore
-from viewers.rewrite import Rewriter
+from viewers.rewriter import Rewriter
 from viewers.state import COMPLETED, Limits, Play, ViewerState
 from viewers.store import ViewerWrite
 

@@ -33,7 +33,7 @@ from runtime.settings import Settings
 from sandbox.made_up import make_generation
 from tests.unit.test_interactions import put
 from tests.worlds import T0, play_event
-from viewers.rewrite import ranking_input
+from viewers.rewriter import ranking_input
 from viewers.state import COMPLETED, EMPTY, Limits, Play, ViewerState, merge
 
 NOTHING = np.zeros(len(FEATURES))

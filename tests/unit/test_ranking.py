@@ -11,7 +11,7 @@ from contracts.rows import ENTRIES_KEPT, ENTRIES_WITH_REASONS
 from embeddings.retrieval import top_candidates
 from ranking.rows import RankingInput, popular_entries, rank
 from tests.worlds import T0, make_generation
-from viewers.rewrite import Rewriter, ranking_input
+from viewers.rewriter import Rewriter, ranking_input
 from viewers.signals import PLAY_SIGNALS, item_signals, play_strength, play_strengths
 from viewers.state import COMPLETED, Limits, Play, Register, RegisterKind, ViewerState, item_digest
 

@@ -18,7 +18,8 @@ from tests.worlds import T0, make_generation, play_event, write_generation_folde
 from viewers.default_rows import titles_by_territory
 from viewers.memory_store import MemoryServer, MemoryStore
 from viewers.packing import unpack
-from viewers.rewrite import RewriteJob, Rewriter, rewrite_viewers
+from viewers.rewrite import RewriteJob, rewrite_viewers
+from viewers.rewriter import Rewriter
 from viewers.state import Limits, ViewerState, state_of
 
 CODEC, LIMITS = Codec.load(), Limits()

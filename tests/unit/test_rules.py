@@ -24,7 +24,7 @@ from runtime.settings import load_settings
 from tests.worlds import T0, make_generation, make_tables, write_generation_folder
 from viewers.kernel import Todo
 from viewers.packing import pack, unpack
-from viewers.rewrite import Rewriter, ranking_input
+from viewers.rewriter import Rewriter, ranking_input
 from viewers.state import COMPLETED, SKIPPED, Limits, Play, Register, RegisterKind, ViewerState, merge
 
 CODEC = Codec.load()

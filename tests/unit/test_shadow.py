@@ -19,7 +19,7 @@ from tests.worlds import T0, make_generation, play_event, write_generation_folde
 from updater.shadow import BATCH, MOST_WAITING, SETTLE_S, Shadow
 from viewers.memory_store import MemoryStore
 from viewers.packing import pack
-from viewers.rewrite import Rewriter
+from viewers.rewriter import Rewriter
 from viewers.state import Limits, ViewerState, merge, state_of
 from viewers.store import StoredViewer
 

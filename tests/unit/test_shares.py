@@ -15,7 +15,8 @@ from tests.worlds import T0, make_generation, play_event
 from viewers.arms import Arms
 from viewers.memory_store import MemoryStore
 from viewers.packing import unpack
-from viewers.rewrite import Outcome, RewriteJob, Rewriter, Rewriters, rewrite_viewers
+from viewers.rewrite import Outcome, RewriteJob, Rewriters, rewrite_viewers
+from viewers.rewriter import Rewriter
 from viewers.state import Limits, state_of
 
 CODEC, LIMITS = Codec.load(), Limits()

@@ -19,7 +19,7 @@ from trends.counters import AHEAD_MS, HOUR_MS, MOST_ERASURES, REMEMBERED_MS, SLO
 from trends.follow import Follower
 from trends.snapshots import Snapshot, decode, encode, merge, name_of, tables_of
 from viewers.memory_store import MemoryStore
-from viewers.rewrite import Rewriter
+from viewers.rewriter import Rewriter
 from viewers.state import Limits, ViewerState, state_of
 from viewers.trend_store import Pointer
 

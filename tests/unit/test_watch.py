@@ -53,6 +53,7 @@ class Stream:
             lacks_trends=False,
             trends=SimpleNamespace(in_force=None, seen_at_ms=0, refused=0),
             freeze=None,
+            share=None,
         )
         self.updater: Any = SimpleNamespace(
             settings=Settings(kafka={"stall_timeout_s": stall_timeout_s}),
