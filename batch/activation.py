@@ -93,17 +93,19 @@ class Activator:
         self._deadline_s = updaters_deadline_s
         self._folder = GenerationsFolder(settings.generations_path)
 
-    async def activate(self, generation_id: str, *, again: bool, ends_share: bool = False) -> Current:
+    async def activate(self, generation_id: str | None, *, again: bool, ends_share: bool = False) -> Current:
         """Move CURRENT, announce it, and wait for the live updaters. Errors: `GenerationError` if it does not load.
 
-        `again` False: the activation stays if the generation is in force already and the store knows no higher one. `ends_share` False: who
-        sees a candidate goes on seeing it, unless it does not load any more: then nobody could take anything up beside it.
+        `generation_id` None: what is in force at that moment, so that nobody's activation meanwhile is undone. `again` False: the
+        activation stays if the generation is in force already and the store knows no higher one. `ends_share` False: who sees a candidate
+        goes on seeing it, unless it does not load any more: then nobody could take anything up beside it.
         """
         floor = await self._store.highest_activation()
         current = await asyncio.to_thread(self._folder.current_or_none)
         if not ends_share and current is not None and await asyncio.to_thread(self._lost_its_candidate, current):
             again = ends_share = True
-        if again or current is None or current.generation_id != generation_id or current.activation < floor:
+        is_in_force = current is not None and generation_id in (None, current.generation_id)
+        if again or current is None or not is_in_force or current.activation < floor:
             work = partial(self._folder.activate, generation_id, floor=floor, ends_share=ends_share)
             current = await asyncio.to_thread(work)
         await self._announce(current)
@@ -263,7 +265,7 @@ async def stop_share(
     if before is None or before.share is None:
         raise UserError("nobody sees a candidate: there is no share to stop (nearline generations list)")
     activator = Activator(settings, store, progress or make_progress(), updaters_deadline_s=updaters_deadline_s)
-    current = await activator.activate(before.generation_id, again=True, ends_share=True)
+    current = await activator.activate(None, again=True, ends_share=True)
     return await _rebuilt(settings, activator, before, current)
 
 

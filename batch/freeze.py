@@ -78,7 +78,7 @@ async def unfreeze(
     if known is None and await store.read_rebuilt(in_force.activation):
         return Unfrozen(False)
     activator = Activator(settings, store, progress or make_progress(), updaters_deadline_s=updaters_deadline_s)
-    current = await activator.activate(in_force.generation_id, again=True)  # 1
+    current = await activator.activate(None, again=True)  # 1
     await store.write_freeze(None)  # 2
     log.info("rows_follow_plays_again", activation=current.activation)
     rebuilt = await activator.rebuild(current, erased_through_s=open_lake(settings).ledger.through_s)  # 3

@@ -188,7 +188,7 @@ class _Nightly:
             reason="the store does not know of a finished rebuild: it fell back, or the rebuild was interrupted",
         )
         try:
-            again = await self._retried(lambda: self._activator.activate(current.generation_id, again=False))
+            again = await self._retried(lambda: self._activator.activate(None, again=False))
             await self._retried(lambda: self._activator.rebuild(again, erased_through_s=self._lake.ledger.through_s))
         except (GenerationError, TransientError) as error:
             log.error(
@@ -336,7 +336,7 @@ class _Nightly:
         if current is None:
             return
         try:
-            again = await self._retried(lambda: self._activator.activate(current.generation_id, again=False))
+            again = await self._retried(lambda: self._activator.activate(None, again=False))
             await self._rebuild(again, plan, seed=True)
         except GenerationError as error:
             self._told(seeded="")

@@ -89,6 +89,10 @@ def compare_arms(lake: Lake, candidate: str) -> Outcome:
         raise UserError(
             f"nobody was shown a row of anything but {candidate} meanwhile: there is nothing to compare with"
         )
+    # Once it is in force for everybody its rows are compared with nobody's: the days after would be its alone.
+    others = shown.filter(pc.not_equal(shown.column("generation_id"), candidate))
+    to_ms = min(to_ms, pc.max(others.column("last_ms")).as_py())
+    shown = shown.filter(pc.less_equal(shown.column("first_ms"), to_ms))
     joined = shown.join(_plays(lake), keys=_ROW, join_type="left outer")
     plays: Columns = pc.fill_null(joined.column("plays"), 0).to_numpy().astype(np.float64)
     generation = np.array(joined.column("generation_id").to_pylist())

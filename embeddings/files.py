@@ -310,17 +310,22 @@ class GenerationsFolder:
             ) from error
         return parse_current(text, where)
 
-    def activate(self, generation_id: str, *, floor: int, ends_share: bool = False) -> Current:
+    def activate(self, generation_id: str | None, *, floor: int, ends_share: bool = False) -> Current:
         """Put a generation in force under the next activation: one above the last and above `floor` (the highest that the store knows).
 
+        `generation_id` None: the one that is in force when the lock is ours, which may be another than when somebody last looked.
         Who sees a candidate goes on seeing it, unless that is what is put in force, or the share ends with this.
 
         1. Take the lock   2. load the generation: what does not load is refused   3. write CURRENT beside, flush, rename.
         A crash before 3 leaves the old one in force. Errors: `GenerationError`.
         """
         with self.locked():
-            verify_generation(self.root, generation_id)
             before = self.current_or_none()
+            if generation_id is None:
+                if before is None:
+                    raise GenerationError(f"{self.root.name}: nothing is in force; nearline generations activate")
+                generation_id = before.generation_id
+            verify_generation(self.root, generation_id)
             previous, share = (None, None) if before is None else (before.generation_id, before.share)
             if before is not None and before.generation_id == generation_id:
                 previous = before.previous
@@ -340,6 +345,7 @@ class GenerationsFolder:
                 raise GenerationError(
                     f"{share.generation_id} cannot be seen by a share of the viewers: another generation must be in force"
                 )
+            load_generation(self.root, before.generation_id)  # else nobody could take this activation up
             current = replace(before, activation=_next(before, floor), share=share)
             self._write_current(current)
         return current

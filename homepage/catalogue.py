@@ -2,8 +2,8 @@
 
 It comes with the generation in force (`items.parquet`) and is replaced whole, in the background, when `CURRENT` names
 another one. A generation that cannot be read leaves the old catalogue in place; what goes with its titles, if only that cannot be read, is
-tried again. While a share of the viewers sees a candidate, its
-titles that the one in force lacks are there too: else they would be missing from these viewers' rows.
+tried again. While a share of the viewers sees a candidate, its titles that the one in force lacks are there too: else they would be missing
+from these viewers' rows. A candidate that cannot be read costs these titles alone.
 """
 
 from __future__ import annotations
@@ -127,7 +127,8 @@ class LiveCatalogue:
     async def refresh(self) -> bool:
         """Load the catalogue that `CURRENT` names if it is another one; True if it was replaced.
 
-        Raises `GenerationError` if there is one that cannot be read; the old one then stays."""
+        Raises `GenerationError` if there is one that cannot be read; the old one then stays. It is also raised where only the candidate
+        is bad, after what is in force was loaded."""
         current = await asyncio.to_thread(read_current, self._root)
         if current is None:
             return False
@@ -135,17 +136,26 @@ class LiveCatalogue:
             return await self._companions_again()
         generation_id, activation, candidate = current
         root = self._root.rstrip("/")
+        more: Mapping[str, CatalogueItem] = {}
+        unreadable: GenerationError | None = None
+        if candidate is not None:
+            try:
+                more = await asyncio.to_thread(load_catalogue, f"{root}/{candidate}")
+            except GenerationError as error:
+                if (generation_id, activation) == (self.generation_id, self.activation):  # loaded without it before
+                    raise
+                unreadable = error
         items = await asyncio.to_thread(load_catalogue, f"{root}/{generation_id}")
         companions = await asyncio.to_thread(_companions_or_none, f"{root}/{generation_id}", tuple(items))
-        item_ids = tuple(items) if companions is None else ()
-        if candidate is not None:
-            items = await asyncio.to_thread(load_catalogue, f"{root}/{candidate}") | items
+        self._without, self._rows_of_lists = (1, tuple(items)) if companions is None else (0, ())
+        items = {**more, **items}
         self._catalogue = Catalogue(items, generation_id, activation, companions or Companions())
-        self._without, self._rows_of_lists = (1, item_ids) if companions is None else (0, ())
         self._told = {item_id: _shared(item, items) for item_id, item in self._told.items()}
         self.tiles.clear()
-        self._seen = current
         log.info("catalogue_loaded", generation_id=generation_id, activation=activation, items=len(items))
+        if unreadable is not None:
+            raise unreadable  # it is tried again at the next look
+        self._seen = current
         return True
 
     async def _companions_again(self) -> bool:

@@ -46,13 +46,15 @@ MAX_MEMORY_SHARE = 0.8
 @dataclass(frozen=True, slots=True)
 class StoreFacts:
     """`info` as INFO gives it; `clock_difference_s` is the store's clock minus ours; `shebang` whether `#!lua` runs; `counts_trends`
-    whether some process does; `frozen`: since when (ms) and why rows are, as the store holds it."""
+    whether some process does; `frozen`: since when (ms) and why rows are, as the store holds it; `not_rebuilt`: what has to be typed if the
+    store knows of no finished rebuild of what is in force."""
 
     info: Mapping[str, Any]
     clock_difference_s: float
     shebang: bool
     counts_trends: bool
     frozen: str | None = None
+    not_rebuilt: str | None = None
 
 
 async def diagnose(settings: Settings) -> list[Finding]:
@@ -142,7 +144,9 @@ async def _probe_store(settings: Settings) -> StoreFacts:
         counts_trends = await client.get(settings.keys.trends_owner) is not None
         frozen = await client.get(settings.keys.frozen)
         why = frozen.decode(errors="replace") if isinstance(frozen, bytes) else frozen
-        return StoreFacts(info, difference_s, shebang, counts_trends, why)
+        activation, again = _in_force(settings.generations_path)
+        rebuilt = not activation or await client.get(settings.keys.rebuilt(activation)) is not None
+        return StoreFacts(info, difference_s, shebang, counts_trends, why, None if rebuilt else again)
     finally:
         await client.aclose()
 
@@ -195,6 +199,10 @@ def judge_store(where: str, facts: StoreFacts) -> list[Finding]:
             "if that is over: ./run nearline unfreeze; until then rows stand still and plays are kept (docs/rollout.md)"
         )
         findings.append(Finding("rows", None, f"frozen: {facts.frozen.partition(':')[2] or 'no reason given'}", remedy))
+
+    if facts.not_rebuilt is not None:
+        remedy = f"a rebuild is at work, or was interrupted: the next night does it, or at once: ./run nearline {facts.not_rebuilt}"
+        findings.append(Finding("rebuild", None, "not everybody's row is known to be of what is in force", remedy))
 
     difference_s = facts.clock_difference_s
     if abs(difference_s) <= MAX_CLOCK_DIFFERENCE_S:
@@ -302,6 +310,19 @@ def _named(text: str, *within: str) -> str:
         return str(part["generation_id"])
     except (ValueError, KeyError, TypeError):
         return ""
+
+
+def _in_force(path: str) -> tuple[int, str]:
+    """The activation that `CURRENT` names, and the verb that does it again; 0 where none is to be read here."""
+    try:
+        content = json.loads((Path(path) / "CURRENT").read_text())
+        activation, share = int(content["activation"]), content.get("share")
+        again = (
+            "activate " + str(content["generation_id"]) if share is None else f"share --percent {share['percent']:g}"
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return 0, ""
+    return activation, f"generations {again}"
 
 
 def _check_generation(name: str, path: str, text: str, generation_id: str) -> Finding:

@@ -72,6 +72,8 @@ FETCH_WAIT_MS = 200
 FETCH_RECORDS = 2_048
 LOOK_EVERY_S = 1.0
 """At CURRENT and at the lease."""
+REFUSED_AGAIN_LOOKS = 15
+"""A generation that was refused is tried again: its files may have been out of reach, or were mended in place."""
 MOST_CHANGED = 500
 """Titles of a partition: a checkpoint takes two arguments for each, those of one fetch more, and the places of new titles that were left
 out; a script takes 8,000 at most."""
@@ -139,6 +141,7 @@ class Aggregator:
         self._loaded: Current | None = None  # what `_base` is of, if trends can be added to it
         self._refused: Current | None = None
         self._told = ""  # why it was
+        self._looks_refused = 0
         self._stopping = asyncio.Event()
 
     def stop(self) -> None:
@@ -161,7 +164,7 @@ class Aggregator:
                     await pause(self._stopping, LOOK_EVERY_S)
                     continue
                 await self._count_for(base)
-            except TransientError as error:
+            except (TransientError, GenerationError) as error:  # the folder may be out of reach for a while
                 log.warning("counting_again", cause=type(error).__name__, error=str(error))
                 self.figures.counting = False
                 await self._mend(error)
@@ -179,7 +182,7 @@ class Aggregator:
                 return None
             if self.for_candidate and current.share is None:
                 self._base = self._loaded = None
-            elif current not in (self._refused, self._loaded):
+            elif current != self._loaded and not self._is_refused(current):
                 generation_id = current.generations[self.for_candidate]
                 self._base = load_base(self._settings, current, generation_id, self._codec.encode_row)
                 self._loaded = current
@@ -188,6 +191,14 @@ class Aggregator:
                 log.error("generation_refused", error=str(error))
             self._refused, self._told = current, str(error)
         return self._base
+
+    def _is_refused(self, current: Current) -> bool:
+        if current != self._refused:
+            return False
+        self._looks_refused += 1
+        if self._looks_refused % REFUSED_AGAIN_LOOKS == 0:
+            self._refused = None
+        return self._refused is not None
 
     async def _count_for(self, base: Base) -> None:
         """Until another generation is in force, the lease is another's, partitions were added, or `stop`."""
@@ -209,8 +220,9 @@ class Aggregator:
     async def is_over(self, base: Base) -> bool:
         """Whether something else is to be done than counting for this generation."""
         current = await self._off_loop(self._folder.current_or_none)
-        if current is not None and current not in (base.current, self._refused):
-            return True
+        is_another = current is not None and current != base.current and not self._is_refused(current)
+        if is_another and await self._holding(self._load) is not base:
+            return True  # and not a bad one, beside which what is counted goes on
         return self._stopping.is_set() or not await self._store.trends.hold(self._instance, LEASE_MS)
 
     async def _until_connected(self) -> None:

@@ -29,6 +29,8 @@ from viewers.store import Freeze, Store
 log = structlog.get_logger()
 
 POLL_S = 1.0
+REFUSED_AGAIN_POLLS = 15
+"""A generation that was refused is tried again: its files may have been out of reach, or were mended in place."""
 FORGET_EVERY_POLLS = 60
 FORGET_AFTER_MS = 10 * 60_000
 """An updater that has not reported for so long has crashed: those that live strike it off. (Nobody waits for it after 15 s.)"""
@@ -83,6 +85,7 @@ class Swap:
         self._executor = executor
         self._instance = instance
         self._refused: int | None = None
+        self._polls_refused = 0
         self._in_force = Serving(Rewriter(None, 0, encode_row, limits))
         self._candidate: tuple[Share, Serving] | None = None
         self._keeper = Rewriter(None, 0, encode_row, limits, keeps_rows=True)
@@ -133,7 +136,8 @@ class Swap:
     async def check(self) -> bool:
         """Load what CURRENT names if its activation is newer. True if swapped.
 
-        A bad generation is refused, once per activation, and what was in force stays; so it does where only the candidate is bad.
+        A bad generation is refused, told once per activation and tried again now and then, and what was in force stays; so it does where
+        only the candidate is bad.
         """
         try:
             current = await self._off_loop(self._folder.read_current)
@@ -142,7 +146,7 @@ class Swap:
             return False
         if current is None:  # a first day begins: the first batch should not wait either
             await self._prepare(self.rewriter)
-        if current is None or current.activation <= self.rewriter.activation or current.activation == self._refused:
+        if current is None or current.activation <= self.rewriter.activation or self._is_refused(current.activation):
             return False
         started = time.monotonic()
         try:
@@ -213,6 +217,12 @@ class Swap:
         if not is_compiled():
             log.info("compiling", what="the kernels of this version, once a machine", takes="less than a minute")
         await self._off_loop(rewriter.prepare)
+
+    def _is_refused(self, activation: int) -> bool:
+        if activation != self._refused:
+            return False
+        self._polls_refused += 1
+        return self._polls_refused % REFUSED_AGAIN_POLLS != 0
 
     def _refuse(self, activation: int, error: GenerationError) -> None:
         if activation == self._refused:

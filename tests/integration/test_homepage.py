@@ -407,6 +407,26 @@ async def test_titles_that_only_the_candidate_has_are_known_while_a_share_sees_i
     assert await live.refresh() and live.get("b") is None
 
 
+async def test_a_candidate_that_cannot_be_read_costs_its_own_titles_alone(tmp_path: Path) -> None:
+    write_generation(tmp_path, "g2", 1, {"a": "One", "b": "Two"})
+    write_generation(tmp_path, "g1", 2, {"a": "One"})
+    shared = {"generation_id": "g1", "activation": 2, "share": {"generation_id": "g2", "percent": 5.0}}
+    (tmp_path / "CURRENT").write_text(json.dumps(shared))
+    items = tmp_path / "g2" / "items.parquet"
+    whole = items.read_bytes()
+    items.write_bytes(whole[:-9])
+    live = LiveCatalogue(str(tmp_path))
+    for _ in range(2):
+        with pytest.raises(GenerationError, match=r"g2/items\.parquet"):
+            await live.refresh()
+        assert (live.generation_id, live.activation) == ("g1", 2)
+        assert live.get("a") is not None
+    items.write_bytes(whole)
+    assert await live.refresh()
+    assert live.get("b") is not None
+    assert not await live.refresh()
+
+
 async def test_a_rollback_does_not_bring_a_taken_down_title_back(tmp_path: Path) -> None:
     """What the feed told holds beyond the generation that agrees with it; a title it removed stays hidden too."""
     live = LiveCatalogue(str(tmp_path))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from functools import partial
 
 import httpx
+import pytest
 
 from batch.activation import activate, share, stop_share
 from batch.freeze import freeze, unfreeze
@@ -13,7 +15,7 @@ from embeddings.current import Current
 from embeddings.files import GenerationsFolder
 from runtime.progress import SilentProgress
 from tests.consistency import CODEC, GENERATIONS, Stage, plays, publish
-from tests.worlds import T0, wait_until, write_generation_folder
+from tests.worlds import T0, make_generation, wait_until, write_generation_folder
 from updater.consumer import Updater
 from updater.service import Watch, make_app
 
@@ -119,4 +121,57 @@ async def test_a_candidate_that_cannot_be_loaded_is_refused_and_what_was_in_forc
         await stop_share(stage.settings, stage.store, **QUIET)
         await stage.send(plays(VIEWERS, 60, start=120))
         await stage.drained(180)
+    await stage.assert_consistent()
+
+
+async def test_a_candidate_that_was_refused_and_is_mended_in_place_is_taken_up(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its files may only have been out of reach: else who starts meanwhile would wait for a person."""
+    monkeypatch.setattr("updater.swap.REFUSED_AGAIN_POLLS", 2)
+    publish(stage, "g1")
+    write_generation_folder(stage.settings.generations_path, GENERATIONS["g2"])
+    await share(stage.settings, stage.store, "g2", 50.0, **QUIET)
+    factors = GenerationsFolder(stage.settings.generations_path).root.local / "g2" / "item_factors.npy"
+    whole = factors.read_bytes()
+    factors.write_bytes(whole[:-1])
+    async with stage.updater() as updater:
+        await stage.send(plays(VIEWERS, 120))
+        await wait_until(lambda: updater.swap.refusals, "the refusal")
+        factors.write_bytes(whole)
+        await stage.drained(120)
+        assert updater.swap.refusals == 1
+    await stage.assert_consistent()
+
+
+@pytest.mark.parametrize("verb", [stop_share, unfreeze])
+async def test_what_a_night_puts_in_force_while_the_verb_begins_stays_in_force(stage: Stage, verb) -> None:  # type: ignore[no-untyped-def]
+    publish(stage, "g1")
+    path, folder = stage.settings.generations_path, GenerationsFolder(stage.settings.generations_path)
+    for generation in (GENERATIONS["g2"], make_generation(generation_id="g3")):
+        write_generation_folder(path, generation)
+    folder.share(HALF, floor=0)
+    highest_activation = stage.store.highest_activation
+
+    async def meanwhile() -> int:
+        await asyncio.to_thread(folder.activate, "g3", floor=0)
+        return await highest_activation()
+
+    stage.store.highest_activation = meanwhile  # type: ignore[method-assign]
+    done = await verb(stage.settings, stage.store, **QUIET)
+    assert (done.generation_id, done.activation) == ("g3", 4)
+    assert folder.read_current().share == (None if verb is stop_share else HALF)
+
+
+async def test_a_verb_that_died_before_its_rebuild_is_made_up_for_by_doing_it_again(stage: Stage) -> None:
+    publish(stage, "g1")
+    write_generation_folder(stage.settings.generations_path, GENERATIONS["g2"])
+    async with stage.updater():
+        await stage.send(plays(VIEWERS, 120))
+        await stage.drained(120)
+        GenerationsFolder(stage.settings.generations_path).share(HALF, floor=1)
+        await stage.send(plays(4, 30, start=120))
+        await stage.drained(150)
+        done = await share(stage.settings, stage.store, None, 50.0, **QUIET)
+        assert (done.activation, done.rebuilt.rewritten) == (3, VIEWERS)
     await stage.assert_consistent()

@@ -7,11 +7,12 @@ import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
-from contracts.errors import StoreUnavailable
+from contracts.errors import GenerationError, StoreUnavailable
 from contracts.events import Kind
 from contracts.shares import Share
 from embeddings.files import GenerationsFolder
@@ -281,6 +282,24 @@ async def test_during_a_share_both_arms_have_trends_of_now_and_default_rows_are_
         await wait_until(lambda: not beside.figures.counting, "nobody counts for it any more")
         await wait_until(lambda: updater.swap.share is None, "the end of the share")
         await until_counted(stage, "g1")
+
+
+async def test_a_generations_folder_that_cannot_be_listed_is_waited_for(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults = []
+
+    def fails_once(folder: GenerationsFolder) -> list[Any]:
+        if not faults:
+            faults.append(folder)
+            raise GenerationError("cannot be listed")
+        return []
+
+    monkeypatch.setattr(GenerationsFolder, "list", fails_once)
+    await stage.send(evening(20))
+    async with aggregator(stage):
+        await until_counted(stage)
+    assert faults
 
 
 async def test_the_same_generation_put_in_force_again_starts_from_its_own_trends(stage: Stage) -> None:

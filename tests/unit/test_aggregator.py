@@ -111,6 +111,32 @@ async def test_the_candidates_counts_are_of_its_generation_and_default_rows_are_
     assert other._load() is None and await other.is_over(bases[1])  # type: ignore[arg-type]
 
 
+async def test_beside_a_bad_generation_the_one_before_is_counted_on_and_a_mended_one_is_taken_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trends.aggregator.REFUSED_AGAIN_LOOKS", 3)
+    for name in ("g1", "g2"):
+        write_generation_folder(
+            tmp_path, make_generation(generation_id=name).with_tables(replace(make_tables(200), at_ms=T0))
+        )
+    folder, server = GenerationsFolder(str(tmp_path)), MemoryServer()
+    folder.activate("g1", floor=0)
+    made = aggregator(tmp_path, server)
+    assert await made._store.trends.hold("a", LEASE_MS)
+    base = made._load()
+    assert base is not None
+    folder.activate("g2", floor=0)
+    trending = tmp_path / "g2" / "trending.npy"
+    whole = trending.read_bytes()
+    trending.write_bytes(whole[:-1])
+    assert [await made.is_over(base) for _ in range(4)] == [False] * 4
+    trending.write_bytes(whole)
+    assert True in [await made.is_over(base) for _ in range(3)]
+    after = made._load()
+    assert after is not None
+    assert after.generation_id == "g2"
+
+
 class Log:
     """A consumer whose partitions have these ends."""
 

@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 import pytest
 
-from runtime.doctor import StoreFacts, check_folder, check_generations, check_port, judge_python, judge_store
+from runtime.doctor import StoreFacts, _in_force, check_folder, check_generations, check_port, judge_python, judge_store
 from runtime.doctor_kafka import MIN_RETENTION_MS, TopicFacts, judge_broker, judge_dead_letters, judge_topic
 from runtime.findings import Finding, exit_code, render
 from sandbox.topics import DEAD_LETTERS
@@ -39,6 +39,17 @@ def test_frozen_rows_are_told_with_the_reason_and_the_way_back() -> None:
     assert finding.ok is None
     assert "odd rows since noon" in finding.found and "nearline unfreeze" in finding.remedy
     assert "rows" not in by_name(judge_store("here:6379", StoreFacts(GOOD_INFO, 0.0, True, True)))
+
+
+def test_a_rebuild_that_nobody_finished_is_told_with_what_finishes_it(tmp_path) -> None:
+    told = by_name(judge_store("here:6379", StoreFacts(GOOD_INFO, 0.0, True, True, None, "generations activate g1")))
+    assert told["rebuild"].ok is None
+    assert "nearline generations activate g1" in told["rebuild"].remedy
+    assert _in_force(str(tmp_path)) == (0, "")
+    for share, again in ((None, "activate g1"), ({"generation_id": "g2", "percent": 12.5}, "share --percent 12.5")):
+        current = {"generation_id": "g1", "activation": 3, "share": share}
+        (tmp_path / "CURRENT").write_text(json.dumps(current))
+        assert _in_force(str(tmp_path)) == (3, f"generations {again}")
 
 
 def test_that_nobody_counts_trends_is_a_piece_of_advice() -> None:

@@ -220,6 +220,28 @@ def test_a_share_is_an_activation_that_nights_keep_and_that_ends_where_it_is_tol
     assert b"share" not in (tmp_path / "CURRENT").read_bytes(), "as older programs write it"
 
 
+def test_a_share_beside_what_does_not_load_is_refused_and_current_stays(tmp_path: Path) -> None:
+    """Nobody could take its activation up."""
+    for name in ("g1", "g2"):
+        publish(tmp_path, name)
+    folder = GenerationsFolder(tmp_path)
+    folder.activate("g1", floor=0)
+    factors = tmp_path / "g1" / "item_factors.npy"
+    factors.write_bytes(factors.read_bytes()[:-1])
+    with pytest.raises(GenerationError, match=r"g1/item_factors\.npy"):
+        folder.share(Share("g2", 5), floor=0)
+    assert folder.read_current() == Current("g1", 1)
+
+
+def test_what_is_in_force_can_be_put_in_force_again_without_naming_it(tmp_path: Path) -> None:
+    publish(tmp_path)
+    folder = GenerationsFolder(tmp_path)
+    with pytest.raises(GenerationError, match="nothing is in force"):
+        folder.activate(None, floor=0)
+    folder.activate("g1", floor=0)
+    assert folder.activate(None, floor=0) == Current("g1", 2)
+
+
 @pytest.mark.parametrize(
     "share",
     [5, {}, {"generation_id": "g2"}, {"percent": 5}, {"generation_id": "../g2", "percent": 5}]

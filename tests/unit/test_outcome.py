@@ -90,7 +90,7 @@ def test_a_row_counts_once_for_each_viewer_and_so_does_a_play_that_came_from_it(
     values = {name: value for name, (value, _, _) in candidate.measures.items()}
     assert values == {"hit_rate": 0.5, "plays_per_viewer": 2.0, "viewers_with_a_play": 1.0}
     assert {name: value for name, (value, _, _) in found.difference.items()} == values
-    assert (found.from_ms, found.to_ms) == (T0, T0 + 3 * HOUR_MS)
+    assert (found.from_ms, found.to_ms) == (T0, T0 + 2 * HOUR_MS)
 
 
 def test_default_rows_and_rows_of_other_days_are_nobodys_arm(world: World) -> None:
@@ -103,6 +103,17 @@ def test_default_rows_and_rows_of_other_days_are_nobodys_arm(world: World) -> No
     world.show("dan", "default-g1", "g1", 11, default=True)
     others = world.compare().arms[OTHERS]
     assert (others.generations, others.viewers, others.rows) == (("g1", "g3"), 2, 2)
+
+
+def test_what_everybody_was_shown_after_the_share_is_not_compared(world: World) -> None:
+    world.show("ana", "r1", "g2", 10)
+    world.show("ben", "r2", "g1", 11)
+    world.show("ana", "r3", "g2", 11)
+    for hour, viewer in ((20, "ana"), (21, "ben"), (30, "cid")):
+        world.show(viewer, f"everybody's-{hour}", "g2", hour)
+    found = world.compare()
+    assert (found.arms[CANDIDATE].rows, found.arms[CANDIDATE].viewers, found.arms[OTHERS].rows) == (2, 1, 1)
+    assert found.to_ms == T0 + 11 * HOUR_MS
 
 
 def test_who_was_erased_is_left_out(world: World) -> None:
