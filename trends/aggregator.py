@@ -55,7 +55,7 @@ from runtime.settings import Settings
 from runtime.tasks import pause, stop_client
 from trends.base import Base, load_base
 from trends.checkpoints import changed_fields, counts_of
-from trends.counters import Counts, Decision
+from trends.counters import Counts, Decision, share_erasures
 from trends.follow import TakenUp, take_up
 from trends.newcomers import EVERY_S as NEWCOMERS_EVERY_S
 from trends.reading import report_of
@@ -300,6 +300,7 @@ class Counting:
                 )
             self._counts[tp.partition], self._stored[tp.partition] = counts, found
             self._consumer.seek(tp, counts.next_offset)
+        share_erasures(self._counts.values())
         await self._forget_who_watched_before()
         await self._go_on_from_published()
         log.info(

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import count
@@ -41,6 +41,8 @@ AHEAD_MS = HOUR_MS
 (A broker refuses such records unless `message.timestamp.after.max.ms` was raised.)"""
 MOST_ERASURES = 10_000
 """Remembered of a partition."""
+MOST_ERASED_ANYWHERE = 1_000_000
+"""Remembered of all."""
 GREATEST_EXPONENT = 900.0
 """Of 2, which float64 still holds: 450 days at the shortest half-life, in which a generation is long replaced."""
 
@@ -99,6 +101,24 @@ class NewTitle:
 
 
 @dataclass(eq=False, slots=True)
+class ErasedAnywhere:
+    """Who was erased in any partition's log: a viewer's plays may lie in another one, which is read later (partitions were added, a key was
+    misplaced). Sums follow from each log alone; who watched what is kept of nobody who is erased."""
+
+    through_s: dict[int, int] = field(default_factory=dict)  # viewer's digest → erased through, seconds
+
+    def add(self, who: int, through_s: int) -> None:
+        """The newest `MOST_ERASURES` of many partitions are kept."""
+        self.through_s[who] = max(through_s, self.through_s.pop(who, -1))
+        if len(self.through_s) > MOST_ERASED_ANYWHERE:
+            del self.through_s[next(iter(self.through_s))]
+
+    def has(self, viewer: str, at_s: int) -> bool:
+        """Whether what the viewer did then is erased."""
+        return bool(self.through_s) and self.through_s.get(_digest(viewer), -1) >= at_s
+
+
+@dataclass(eq=False, slots=True)
 class Counts:
     """One partition. `sums`: row → [plays, decayed sum of each half-life]. Fields below `next_offset` follow from the log alone."""
 
@@ -112,6 +132,7 @@ class Counts:
     slots: dict[int, list[Remembered]] = field(default_factory=dict)  # by clock // SLOT_MS, ascending → counted then
     erased: dict[int, int] = field(default_factory=dict)  # viewer's digest → erased through, seconds
     new: dict[str, NewTitle] = field(default_factory=dict)
+    anywhere: ErasedAnywhere = field(default_factory=ErasedAnywhere)  # shared by all partitions: `share_erasures`
 
     changed_rows: set[int] = field(default_factory=set)  # since the last checkpoint
     changed_slots: set[int] = field(default_factory=set)
@@ -161,7 +182,8 @@ class Counts:
             return Decision.AGAIN
         who = id_digest(viewer)
         if row is None:
-            sums = self._new_title(play.item_id, viewer, rules.new_titles)
+            erased = self.anywhere.has(viewer, play.started_at_ms // 1000)
+            sums = self._new_title(play.item_id, "" if erased else viewer, rules.new_titles)
         else:
             sums = self.sums.setdefault(row, _nothing())
             self.changed_rows.add(row)
@@ -170,15 +192,16 @@ class Counts:
         return Decision.NEW if row is None else Decision.COUNTED
 
     def _new_title(self, item_id: str, viewer: str, most: int) -> list[float]:
-        """The sums of a title that the generation has no vector of; who watches it is kept."""
+        """The sums of a title that the generation has no vector of; who watches it is kept, if it is anybody."""
         title = self.new.get(item_id)
         if title is None:
             if len(self.new) >= 2 * most:
                 self._leave_out_new(len(self.new) - most)
             used = {one.slot for one in self.new.values()}
             title = self.new[item_id] = NewTitle(next(n for n in count() if n not in used), _nothing())
-        title.fans.pop(viewer, None)
-        title.fans[viewer] = None
+        if viewer:
+            title.fans.pop(viewer, None)
+            title.fans[viewer] = None
         if len(title.fans) > FANS:
             del title.fans[next(iter(title.fans))]
         self.changed_new.add(title.slot)
@@ -221,9 +244,10 @@ class Counts:
 
     def _erase(self, viewer: str, through_s: int) -> None:
         self.leave(viewer)
+        who = _digest(viewer)
+        self.anywhere.add(who, through_s)
         if (through_s + 1) * 1000 <= self.horizon_ms:
             return  # what it erases does not count any more
-        who = _digest(viewer)
         through_s = max(through_s, self.erased.pop(who, -1))
         self.erased[who] = through_s
         if (
@@ -246,6 +270,15 @@ class Counts:
         horizon_ms = self.horizon_ms
         for erased in [who for who, through_s in self.erased.items() if (through_s + 1) * 1000 <= horizon_ms]:
             del self.erased[erased]
+
+
+def share_erasures(counted: Iterable[Counts]) -> None:
+    """Let these partitions know of each other's erasures, from now on."""
+    anywhere = ErasedAnywhere()
+    for counts in counted:
+        for who, through_s in counts.erased.items():
+            anywhere.add(who, through_s)
+        counts.anywhere = anywhere
 
 
 def _nothing() -> list[float]:

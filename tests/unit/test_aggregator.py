@@ -21,7 +21,7 @@ from tests.unit.test_trends import erasure, report
 from tests.worlds import T0, make_generation, make_tables, wait_until, write_generation_folder
 from trends.aggregator import LEASE_MS, Aggregator, Counting
 from trends.checkpoints import counts_of
-from trends.counters import Counts, Report
+from trends.counters import Counts, Report, share_erasures
 from viewers.memory_store import MemoryServer, MemoryStore
 
 CODEC = Codec.load()
@@ -205,6 +205,25 @@ async def test_an_erasure_reaches_what_was_kept_before_the_viewers_key_moved(cou
     log.read(counting, 1, erasure("ana", 100))
     await counting._checkpoint()
     assert await fans(counting) == {0: ["ben"], 1: []}
+
+
+async def test_an_erasure_that_is_read_before_the_plays_of_another_log_reaches_them(counting: Counting) -> None:
+    """A generation is in force again and counts from its last checkpoint: one log is through before the other begins."""
+    log: Log = counting._consumer  # type: ignore[assignment]
+    share_erasures(counting._counts.values())
+    log.read(counting, 1, erasure("ana", 100))
+    log.read(counting, 0, report("ana", "new-1", 60), report("ben", "new-1", 70))  # type: ignore[arg-type]
+    await counting._checkpoint()
+    assert await fans(counting) == {0: ["ben"], 1: []}
+    assert counting._counts[0].new["new-1"].sums[0] == 2
+    again = {partition: Counts(0) for partition in (0, 1)}  # another process: what was erased is in the checkpoint
+    again[1] = counts_of(1, (await counting._of._store.trends.read_checkpoint("g1", 1))[1], "here")
+    share_erasures(again.values())
+    counting._counts = again
+    log.read(counting, 0, report("ana", "new-1", 60), report("ana", "new-1", 150))  # type: ignore[arg-type]
+    assert list(again[0].new["new-1"].fans) == ["ana"], "she is back"
+    log.read(counting, 0, report("ana", "new-2", 99))  # type: ignore[arg-type]
+    assert list(again[0].new["new-2"].fans) == []
 
 
 async def test_who_watched_what_is_forgotten_with_the_generation_that_it_was_counted_for(counting: Counting) -> None:
