@@ -434,10 +434,12 @@ async def test_an_unknown_viewer_costs_the_store_exactly_what_a_known_one_costs(
     running = asyncio.create_task(run_homepage(settings, stop=stop, on_listening=port.set_result))
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{await port}") as client:
         for viewer in ("v00", "nobody-knows"):
-            secure.command("CONFIG", "RESETSTAT")
-            for _ in range(5):
-                assert (await client.get(f"/v1/home/{viewer}")).json()["default"] == (viewer != "v00")
-            found = secure.command("INFO", "commandstats")
+            answers: list[dict[str, Any]] = [{"degraded": True}]
+            while any(one["degraded"] for one in answers):  # on a busy machine one may take longer than its deadline
+                secure.command("CONFIG", "RESETSTAT")
+                answers = [(await client.get(f"/v1/home/{viewer}")).json() for _ in range(5)]
+                found = secure.command("INFO", "commandstats")
+            assert [one["default"] for one in answers] == [viewer != "v00"] * 5
             costs.append({name: one["calls"] for name, one in found.items() if name == "cmdstat_hget"})
             assert "cmdstat_evalsha" not in found
     stop.set()
