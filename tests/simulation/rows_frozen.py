@@ -8,20 +8,20 @@ when rows have been let go, by the order of `batch/freeze.py`, every row follows
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
-from unittest import mock
 
 import updater.consumer
 import viewers.rewrite
-from tests.simulation.actors import RebuildProcess, stand_ins
+from tests.simulation import special
+from tests.simulation.actors import RebuildProcess
 from tests.simulation.bugs import Patches
 from tests.simulation.invariants import Checker, Violation
 from tests.simulation.model_store import SimServer
 from tests.simulation.run import History, run_history
+from tests.simulation.special import Bug
 from tests.simulation.world import Shape, World
 from updater.swap import Swap
 from viewers.memory_store import MemoryStore
@@ -121,8 +121,6 @@ def run_frozen(seed: int, trace: Callable[[str], None] | None = None) -> History
 
 # Seeded bugs
 
-Bug = Callable[[], Patches]
-
 
 def updaters_write_rows_as_if_somebody_had_asked() -> Patches:
     async def always(*arguments: Any, **options: Any) -> Any:
@@ -194,56 +192,12 @@ BUGS = (
     who_is_new_while_frozen_counts_as_rebuilt,
     rows_are_let_go_after_the_rebuild,
 )
-WITHIN = 400
-"""Histories in which each must be seen."""
 
 
 def find(bug: Bug) -> tuple[int, History] | None:
     """The first history that sees a bug: after how many, and what it saw."""
-    with stand_ins():
-        for seed in range(1, WITHIN + 1):
-            with patched(bug()):
-                history = run_frozen(seed)
-            if history.violation is not None:
-                return seed, history
-    return None
-
-
-@contextlib.contextmanager
-def patched(patches: Patches) -> Iterator[None]:
-    with contextlib.ExitStack() as stack:
-        for target, attribute, value in patches:
-            stack.enter_context(mock.patch.object(target, attribute, value))
-        yield
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--histories", type=int, default=1000)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--trace", action="store_true", help="print what happens")
-    parser.add_argument("--bugs", action="store_true", help="say which seeded bug is seen when, instead")
-    asked = parser.parse_args()
-    if asked.bugs:
-        found = {bug.__name__: find(bug) for bug in BUGS}
-        for name, seen in found.items():
-            print(
-                name,
-                f"not seen in {WITHIN}"
-                if seen is None
-                else f"{seen[1].invariant} after {seen[0]}: {seen[1].violation}",
-            )
-        return int(None in found.values())
-    failed = 0
-    with stand_ins():
-        for seed in range(asked.seed, asked.seed + asked.histories):
-            history = run_frozen(seed, print if asked.trace else None)
-            if history.violation is not None:
-                failed += 1
-                print(f"seed {seed}: {history.violation}")
-    print(f"{asked.histories} histories, {failed} violations")
-    return int(failed > 0)
+    return special.find(run_frozen, bug)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(special.main(__doc__, run_frozen, BUGS))

@@ -9,7 +9,6 @@ activation gives its viewer. Who belongs to a share is worked out here once more
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -19,12 +18,14 @@ import viewers.rewrite
 from contracts.errors import StaleActivation
 from contracts.shares import Share
 from embeddings.current import Current
-from tests.simulation.actors import RebuildProcess, stand_ins
+from tests.simulation import special
+from tests.simulation.actors import RebuildProcess
 from tests.simulation.bugs import Patches
 from tests.simulation.model_kafka import KafkaModel
 from tests.simulation.model_store import Cluster
-from tests.simulation.rows_frozen import FrozenChecker, FrozenWorld, patched
+from tests.simulation.rows_frozen import FrozenChecker, FrozenWorld
 from tests.simulation.run import History, run_history
+from tests.simulation.special import Bug
 from updater.swap import Swap
 from viewers.arms import Arms
 from viewers.rewrite import RewriteJob, Rewriters
@@ -96,8 +97,6 @@ def run_shared(seed: int, trace: Callable[[str], None] | None = None) -> History
 
 
 # Seeded bugs
-
-Bug = Callable[[], Patches]
 
 
 def a_row_is_made_by_the_wrong_arm() -> Patches:
@@ -183,46 +182,12 @@ BUGS = (
     the_rebuild_knows_one_generation,
     another_percentage_is_no_new_activation,
 )
-WITHIN = 400
-"""Histories in which each must be seen."""
 
 
 def find(bug: Bug) -> tuple[int, History] | None:
     """The first history that sees a bug: after how many, and what it saw."""
-    with stand_ins():
-        for seed in range(1, WITHIN + 1):
-            with patched(bug()):
-                history = run_shared(seed)
-            if history.violation is not None:
-                return seed, history
-    return None
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--histories", type=int, default=1000)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--trace", action="store_true", help="print what happens")
-    parser.add_argument("--bugs", action="store_true", help="say which seeded bug is seen when, instead")
-    asked = parser.parse_args()
-    if asked.bugs:
-        found = {bug.__name__: find(bug) for bug in BUGS}
-        for name, seen in found.items():
-            said = (
-                f"not seen in {WITHIN}" if seen is None else f"{seen[1].invariant} after {seen[0]}: {seen[1].violation}"
-            )
-            print(name, said)
-        return int(None in found.values())
-    failed = 0
-    with stand_ins():
-        for seed in range(asked.seed, asked.seed + asked.histories):
-            history = run_shared(seed, print if asked.trace else None)
-            if history.violation is not None:
-                failed += 1
-                print(f"seed {seed}: {history.violation}")
-    print(f"{asked.histories} histories, {failed} violations")
-    return int(failed > 0)
+    return special.find(run_shared, bug)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(special.main(__doc__, run_shared, BUGS))
