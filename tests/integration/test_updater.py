@@ -131,7 +131,7 @@ async def test_a_bad_generation_is_refused_and_the_old_one_stays(stage: Stage) -
         await wait_until(lambda: updater.swap.refusals > 0 or updater.swap.generation_id == "g2", "a decision")
         await stage.send(plays(4, 40))
         await stage.drained(40)
-        assert updater.ready
+        await wait_until(lambda: updater.ready, "it goes on serving")
 
 
 async def test_poison_is_dead_lettered_and_passed(stage: Stage) -> None:
