@@ -23,6 +23,7 @@ from embeddings.current import Current
 from embeddings.files import GenerationsFolder
 from embeddings.roots import FOREIGN, open_root, read_table
 from homepage.tiles import Tile, Tiles
+from runtime.again import Again
 
 REFRESH_S = 2.0
 """How often `CURRENT` is looked at: one small read."""
@@ -86,8 +87,8 @@ class LiveCatalogue:
         self._root = generations_path
         self._catalogue = Catalogue()
         self._seen: Current | None = None
-        self._without = 0  # looks at `CURRENT` since what goes with each title could not be read; 0: it could
-        self._rows_of_lists: tuple[str, ...] = ()  # the generation's titles, then
+        self._lists: Again[str] = Again(COMPANIONS_AGAIN)  # the generation whose lists of what goes with what are bad
+        self._rows_of_lists: tuple[str, ...] = ()  # its titles, then
         # By the feed, and kept though the generation agrees: a rollback puts an older one in force. Bounded by the catalogue.
         self._told: dict[str, CatalogueItem] = {}
         self.tiles = Tiles(self.get)
@@ -147,7 +148,8 @@ class LiveCatalogue:
                 unreadable = error
         items = await asyncio.to_thread(load_catalogue, f"{root}/{generation_id}")
         companions = await asyncio.to_thread(_companions_or_none, f"{root}/{generation_id}", tuple(items))
-        self._without, self._rows_of_lists = (1, tuple(items)) if companions is None else (0, ())
+        self._lists.has_failed(generation_id if companions is None else None)
+        self._rows_of_lists = tuple(items) if companions is None else ()
         items = {**more, **items}
         self._catalogue = Catalogue(items, generation_id, activation, companions or Companions())
         self._told = {item_id: _shared(item, items) for item_id, item in self._told.items()}
@@ -160,16 +162,16 @@ class LiveCatalogue:
 
     async def _companions_again(self) -> bool:
         """Once in a while, where they could not be read: storage may have been away for a moment, and the generation is one of a day."""
-        if not self._without:
+        failing = self._lists.failing
+        if failing is None or not self._lists.is_due(failing):
             return False
-        self._without += 1
-        if self._without % COMPANIONS_AGAIN:
-            return False
-        folder = f"{self._root.rstrip('/')}/{self._catalogue.generation_id}"
+        folder = f"{self._root.rstrip('/')}/{failing}"
         companions = await asyncio.to_thread(_companions_or_none, folder, self._rows_of_lists)
         if companions is None:
+            self._lists.has_failed(failing)
             return False
-        self._catalogue, self._without, self._rows_of_lists = replace(self._catalogue, companions=companions), 0, ()
+        self._lists.has_failed(None)
+        self._catalogue, self._rows_of_lists = replace(self._catalogue, companions=companions), ()
         return True
 
     async def run(self) -> None:

@@ -41,6 +41,7 @@ from contracts.errors import (
 from embeddings.added import Added, equal
 from embeddings.current import Current
 from embeddings.files import GenerationsFolder
+from runtime.again import Again
 from runtime.kafka import (
     AIOKafkaConsumer,
     ConsumerRecord,
@@ -139,9 +140,8 @@ class Aggregator:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="trends")
         self._base: Base | None = None
         self._loaded: Current | None = None  # what `_base` is of, if trends can be added to it
-        self._refused: Current | None = None
+        self._refused: Again[Current] = Again(REFUSED_AGAIN_LOOKS)
         self._told = ""  # why it was
-        self._looks_refused = 0
         self._stopping = asyncio.Event()
 
     def stop(self) -> None:
@@ -182,23 +182,16 @@ class Aggregator:
                 return None
             if self.for_candidate and current.share is None:
                 self._base = self._loaded = None
-            elif current != self._loaded and not self._is_refused(current):
+            elif current != self._loaded and self._refused.is_due(current):
                 generation_id = current.generations[self.for_candidate]
                 self._base = load_base(self._settings, current, generation_id, self._codec.encode_row)
                 self._loaded = current
         except GenerationError as error:  # the updaters refuse it too, and serve the one before
             if str(error) != self._told:
                 log.error("generation_refused", error=str(error))
-            self._refused, self._told = current, str(error)
+            self._refused.has_failed(current)
+            self._told = str(error)
         return self._base
-
-    def _is_refused(self, current: Current) -> bool:
-        if current != self._refused:
-            return False
-        self._looks_refused += 1
-        if self._looks_refused % REFUSED_AGAIN_LOOKS == 0:
-            self._refused = None
-        return self._refused is not None
 
     async def _count_for(self, base: Base) -> None:
         """Until another generation is in force, the lease is another's, partitions were added, or `stop`."""
@@ -220,7 +213,7 @@ class Aggregator:
     async def is_over(self, base: Base) -> bool:
         """Whether something else is to be done than counting for this generation."""
         current = await self._off_loop(self._folder.current_or_none)
-        is_another = current is not None and current != base.current and not self._is_refused(current)
+        is_another = current is not None and current != base.current and self._refused.is_due(current)
         if is_another and await self._holding(self._load) is not base:
             return True  # and not a bad one, beside which what is counted goes on
         return self._stopping.is_set() or not await self._store.trends.hold(self._instance, LEASE_MS)

@@ -19,6 +19,7 @@ from embeddings.compiled import is_compiled
 from embeddings.current import Current
 from embeddings.files import GenerationsFolder, load_generation
 from embeddings.generation import Generation
+from runtime.again import Again
 from trends.follow import Follower
 from viewers.arms import Arms
 from viewers.rewrite import Rewriters
@@ -84,9 +85,8 @@ class Swap:
         self._limits = limits
         self._executor = executor
         self._instance = instance
-        self._refused: int | None = None
+        self._refused: Again[int] = Again(REFUSED_AGAIN_POLLS)  # an activation; 0: CURRENT itself
         self._refused_share: Share | None = None  # whose candidate was what was bad
-        self._polls_refused = 0
         self._in_force = Serving(Rewriter(None, 0, encode_row, limits))
         self._candidate: tuple[Share, Serving] | None = None
         self._keeper = Rewriter(None, 0, encode_row, limits, keeps_rows=True)
@@ -154,7 +154,8 @@ class Swap:
         is_new = current.activation > self.rewriter.activation
         again = self.candidate_refused is not None and current.activation == self.rewriter.activation
         may_keep_rows = is_new and not (patient and self.generation_id)
-        if not (is_new or again) or self._is_refused(current.activation, may_keep_rows):
+        at_once = may_keep_rows and self._refused.failing == current.activation and self._refused_share is not None
+        if not (is_new or again) or not (at_once or self._refused.is_due(current.activation)):
             return False
         return await self._load(current, may_keep_rows)
 
@@ -253,18 +254,11 @@ class Swap:
             log.info("compiling", what="the kernels of this version, once a machine", takes="less than a minute")
         await self._off_loop(rewriter.prepare)
 
-    def _is_refused(self, activation: int, may_keep_rows: bool) -> bool:
-        """Whether it was refused a moment ago, and nothing could be done but to refuse it again."""
-        if activation != self._refused or (may_keep_rows and self._refused_share is not None):
-            return False
-        self._polls_refused += 1
-        return self._polls_refused % REFUSED_AGAIN_POLLS != 0
-
     def _refuse(self, activation: int, error: GenerationError, share: Share | None = None) -> None:
         """`share`: it is the candidate that is bad."""
-        if activation == self._refused:
+        self._refused_share = share
+        if not self._refused.has_failed(activation):
             return
-        self._refused, self._refused_share = activation, share
         self.refusals += 1
         remedy = "nearline generations rollback" if share is None else _mend(share)
         log.error("generation_refused", error=str(error), in_force=self.generation_id, remedy=remedy)

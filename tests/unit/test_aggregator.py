@@ -79,7 +79,7 @@ async def test_a_generation_that_knows_no_trends_is_not_loaded_again(tmp_path: P
     assert made._loaded is not None
     shutil.rmtree(tmp_path / "g1")
     assert made._load() is None
-    assert made._refused is None
+    assert made._refused.failing is None
 
 
 async def test_the_candidates_counts_are_of_its_generation_and_default_rows_are_none_of_its_business(
