@@ -199,9 +199,7 @@ def _fold(
             break
     if n > 0:
         t.weights[i] = evidence * evidence / (evidence * evidence + HALF_EVIDENCE * HALF_EVIDENCE)
-        foldin.fold(
-            model.Y, model.YP, model.P, model.leverage, model.A0, t.rows[i], t.c[i], n, t.L[i], t.fold, t.X[i]
-        )
+        foldin.fold(model.Y, model.YP, model.P, model.leverage, model.A0, t.rows[i], t.c[i], n, t.L[i], t.fold, t.X[i])
 
 
 @jit
