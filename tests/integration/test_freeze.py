@@ -50,7 +50,9 @@ async def test_rows_stand_still_while_plays_are_kept_and_follow_them_when_they_a
             new = await stage.store.read_viewer(viewer)
             assert new.state and (new.activation, new.row, new.vector) == (0, b"", b"")
         await stage.assert_accounted()
-        await wait_until(lambda: updater.ready, "ready: the second updater may still be joining, and a batch was done again")
+        await wait_until(
+            lambda: updater.ready, "ready: the second updater may still be joining, and a batch was done again"
+        )
         watch = Watch(updater)
         watch.look()
         async with httpx.AsyncClient(
