@@ -179,4 +179,4 @@ class _Learner:
         p = self._p
         items = np.concatenate([p[AS_PLAY].x, p[AS_NEXT].x, p[BIAS].x], axis=1) * self._met[:, None]
         w, v = (p[i].x.reshape(POOLS, -1, FACTORS) for i in (W, V))
-        return SequenceNet(np.ascontiguousarray(items, np.float32), make_network(w, v, p[W1].x, p[B1].x[0], p[W2].x))
+        return SequenceNet(np.ascontiguousarray(items, np.float32), make_network(w, v, p[W1].x.T, p[B1].x[0], p[W2].x))

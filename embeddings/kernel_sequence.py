@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embeddings.compiled import entry, frozen, jit, jit_sums
-from embeddings.sequence import BINS, COLUMNS, FACTORS, GAPS_S, HIDDEN, PLACES, POOLS, SequenceNet
+from embeddings.sequence import COLUMNS, FACTORS, GAPS_S, HIDDEN, PLACES, POOLS, ROWS, SequenceNet
 
 Array = NDArray[Any]
 
@@ -22,11 +22,13 @@ _TINY = np.float32(1e-8)
 class Net(NamedTuple):
     """A sequence model as the kernel reads it; of no items where there is none."""
 
-    items: Array  # (n_items, COLUMNS) float32
+    as_play: Array  # (n_items, FACTORS) float32
+    as_next: Array  # (n_items, FACTORS) float32
+    bias: Array  # (n_items,) float32
     known: Array  # (n_items,) bool
     places: Array  # (POOLS, PLACES, FACTORS) float32
     gaps: Array  # (POOLS, BINS, FACTORS) float32
-    W1: Array  # (POOLS · FACTORS, HIDDEN) float32
+    W1: Array  # (HIDDEN, POOLS · FACTORS) float32: transposed
     b1: Array  # (HIDDEN,) float32
     W2: Array  # (HIDDEN, FACTORS) float32
 
@@ -34,32 +36,31 @@ class Net(NamedTuple):
 class Look(NamedTuple):
     """Scratch of one viewer."""
 
+    plays: Array  # (PLACES, POOLS · FACTORS) float32: what the sums are made of
     pooled: Array  # (POOLS · FACTORS,) float64
-    hidden: Array  # (HIDDEN,) float64: the middle layer before what is negative is dropped
+    hidden: Array  # (HIDDEN,) float64: the middle layer
     u: Array  # (FACTORS,) float64
-    on: Array  # (HIDDEN,) float64, the next too: scratch of `play_parts`
-    q: Array  # (POOLS · FACTORS,) float64
+    q: Array  # (POOLS · FACTORS,) float32: scratch of `play_parts`
     parts: Array  # (PLACES,) float64
 
 
 def make_net(sequence: SequenceNet | None) -> Net:
     if sequence is None:
-        sizes = (
-            (0, COLUMNS),
-            (POOLS, PLACES, FACTORS),
-            (POOLS, BINS, FACTORS),
-            (POOLS * FACTORS, HIDDEN),
-            (HIDDEN,),
-            (HIDDEN, FACTORS),
-        )
-        items, *network = (frozen(np.zeros(size, np.float32)) for size in sizes)
-        return Net(items, frozen(np.zeros(0, np.bool_)), *network)
-    of = (sequence.items, sequence.known, sequence.places, sequence.gaps, sequence.W1, sequence.b1, sequence.W2)
-    return Net(*map(frozen, of))
+        sequence = SequenceNet(np.zeros((0, COLUMNS), np.float32), np.zeros((ROWS, FACTORS), np.float32))
+    s = sequence
+    return Net(*map(frozen, (s.as_play, s.as_next, s.bias, s.known, s.places, s.gaps, s.W1_T, s.b1, s.W2)))
 
 
 def make_look() -> Look:
-    return Look(*map(np.empty, (POOLS * FACTORS, HIDDEN, FACTORS, HIDDEN, POOLS * FACTORS, PLACES)))
+    wide = POOLS * FACTORS
+    return Look(
+        np.empty((PLACES, wide), np.float32),
+        np.empty(wide),
+        np.empty(HIDDEN),
+        np.empty(FACTORS),
+        np.empty(wide, np.float32),
+        np.empty(PLACES),
+    )
 
 
 @jit
@@ -71,32 +72,35 @@ def gap_bin(age_ms: int) -> int:
     return found
 
 
-@jit
+@jit_sums
 def look_back(net: Net, rows: Array, ages_ms: Array, n: int, look: Look) -> None:
     """`viewer_vector` of the n ≤ PLACES newest liked plays into `look.u`."""
     pooled, hidden, u, scale = look.pooled, look.hidden, look.u, 1 / math.sqrt(POOLS)
     for d in range(POOLS * FACTORS):
         pooled[d] = 0.0
     for p in range(n):
-        e, b = net.items[rows[p]], gap_bin(ages_ms[p])
+        e, b = net.as_play[rows[p]], gap_bin(ages_ms[p])
         for m in range(POOLS):
-            w, v, U = net.places[m, p], net.gaps[m, b], pooled[m * FACTORS : (m + 1) * FACTORS]
+            w, v = net.places[m, p], net.gaps[m, b]
+            part, U = look.plays[p, m * FACTORS : (m + 1) * FACTORS], pooled[m * FACTORS : (m + 1) * FACTORS]
             for d in range(FACTORS):
-                U[d] += float(w[d]) * float(v[d]) * float(e[d])
+                part[d] = w[d] * v[d] * e[d]
+                U[d] += part[d]
     for h in range(HIDDEN):
-        hidden[h] = net.b1[h]
-    for d in range(POOLS * FACTORS):
-        x, W = pooled[d], net.W1[d]
-        for h in range(HIDDEN):
-            hidden[h] += x * W[h]
+        W, total = net.W1[h], 0.0
+        for d in range(POOLS * FACTORS):
+            total += W[d] * pooled[d]
+        hidden[h] = max(total + net.b1[h], 0.0)
     for d in range(FACTORS):
-        u[d] = 0.0
+        total = 0.0
         for m in range(POOLS):
-            u[d] += pooled[m * FACTORS + d] * scale
+            total += pooled[m * FACTORS + d]
+        u[d] = total * scale
     for h in range(HIDDEN):
-        x, W2 = max(hidden[h], 0.0), net.W2[h]
-        for d in range(FACTORS):
-            u[d] += x * W2[d]
+        if hidden[h] > 0:
+            x, W2 = hidden[h], net.W2[h]
+            for d in range(FACTORS):
+                u[d] += x * W2[d]
 
 
 @jit_sums
@@ -104,10 +108,10 @@ def score_next(net: Net, u: Array, rows: Array, count: int, out: Array) -> None:
     """`scores` of the first `count` rows into `out`, float64."""
     total, n_known = 0.0, 0
     for i in range(count):
-        y, score = net.items[rows[i]], 0.0
+        y, score = net.as_next[rows[i]], 0.0
         for d in range(FACTORS):
-            score += y[FACTORS + d] * u[d]
-        score += y[2 * FACTORS]
+            score += y[d] * u[d]
+        score += net.bias[rows[i]]
         out[i] = score
         total += score if net.known[rows[i]] else 0.0
         n_known += net.known[rows[i]]
@@ -117,27 +121,24 @@ def score_next(net: Net, u: Array, rows: Array, count: int, out: Array) -> None:
 
 
 @jit_sums
-def play_parts(net: Net, rows: Array, ages_ms: Array, n: int, row: int, look: Look) -> None:
-    """What each of the n plays adds to the score of one title, into `look.parts`; after `look_back` of the same plays."""
-    o, q, on = net.items[row, FACTORS : 2 * FACTORS], look.q, look.on
-    known, scale = net.known[row], 1 / math.sqrt(POOLS)
-    for h in range(HIDDEN):
-        W2, total = net.W2[h], 0.0
-        for d in range(FACTORS):
-            total += W2[d] * o[d]
-        on[h] = total if look.hidden[h] > 0 else 0.0
+def play_parts(net: Net, n: int, row: int, look: Look) -> None:
+    """What each of the n plays that `look_back` saw adds to the score of one title, into `look.parts`. In float32: nothing is ranked by
+    it."""
+    o, q, scale = net.as_next[row], look.q, np.float32(1 / math.sqrt(POOLS))
     for d in range(POOLS * FACTORS):
-        W, total = net.W1[d], 0.0
-        for h in range(HIDDEN):
-            total += W[h] * on[h]
-        q[d] = total + scale * o[d % FACTORS]
-    for p in range(n):
-        e, b, total = net.items[rows[p]], gap_bin(ages_ms[p]), 0.0
-        for m in range(POOLS):
-            w, v, of_pool = net.places[m, p], net.gaps[m, b], q[m * FACTORS : (m + 1) * FACTORS]
+        q[d] = scale * o[d % FACTORS]
+    for h in range(HIDDEN):
+        if look.hidden[h] > 0:
+            W1, W2, on = net.W1[h], net.W2[h], np.float32(0)
             for d in range(FACTORS):
-                total += float(w[d]) * float(v[d]) * float(e[d]) * of_pool[d]
-        look.parts[p] = total if known else 0.0
+                on += W2[d] * o[d]
+            for d in range(POOLS * FACTORS):
+                q[d] += on * W1[d]
+    for p in range(n):
+        part, total = look.plays[p], np.float32(0)
+        for d in range(POOLS * FACTORS):
+            total += part[d] * q[d]
+        look.parts[p] = total if net.known[row] else 0.0
 
 
 # Training: B plays at once, their histories as (B, PLACES) items and bins of gaps; `nothing` where a history has ended

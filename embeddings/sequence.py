@@ -46,20 +46,25 @@ class SequenceNet:
     items: F32
     network: F32
 
+    as_play: F32 = field(init=False, repr=False)  # (n_items, FACTORS): e
+    as_next: F32 = field(init=False, repr=False)  # (n_items, FACTORS): o
+    bias: F32 = field(init=False, repr=False)  # (n_items,): b
     known: NDArray[np.bool_] = field(init=False, repr=False)  # (n_items,)
     places: F32 = field(init=False, repr=False)  # (POOLS, PLACES, FACTORS): w
     gaps: F32 = field(init=False, repr=False)  # (POOLS, BINS, FACTORS): v
-    W1: F32 = field(init=False, repr=False)  # (POOLS · FACTORS, HIDDEN)
+    W1_T: F32 = field(init=False, repr=False)  # (HIDDEN, POOLS · FACTORS)
     b1: F32 = field(init=False, repr=False)  # (HIDDEN,)
     W2: F32 = field(init=False, repr=False)  # (HIDDEN, FACTORS)
 
     def __post_init__(self) -> None:
-        w, v, W1, b1, W2 = np.split(self.network, np.cumsum(_PARTS)[:-1])
+        w, v, W1_T, b1, W2 = np.split(self.network, np.cumsum(_PARTS)[:-1])
         set_ = object.__setattr__
+        for name, columns in (("as_play", slice(0, FACTORS)), ("as_next", slice(FACTORS, 2 * FACTORS)), ("bias", -1)):
+            set_(self, name, np.ascontiguousarray(self.items[:, columns]))  # together they lie as rows are read
         set_(self, "known", self.items.any(axis=1))
         set_(self, "places", w.reshape(POOLS, PLACES, FACTORS))
         set_(self, "gaps", v.reshape(POOLS, BINS, FACTORS))
-        set_(self, "W1", np.ascontiguousarray(W1.reshape(HIDDEN, POOLS * FACTORS).T))
+        set_(self, "W1_T", W1_T.reshape(HIDDEN, POOLS * FACTORS))
         set_(self, "b1", b1.reshape(HIDDEN))
         set_(self, "W2", W2)
 
@@ -71,9 +76,9 @@ class SequenceNet:
         return SequenceNet(items, self.network)
 
 
-def make_network(w: F32, v: F32, W1: F32, b1: F32, W2: F32) -> F32:
+def make_network(w: F32, v: F32, W1_T: F32, b1: F32, W2: F32) -> F32:
     """`SequenceNet.network` of its parts, in their shapes there."""
-    return np.concatenate([part.reshape(-1, FACTORS) for part in (w, v, W1.T, b1, W2)]).astype(np.float32)
+    return np.concatenate([part.reshape(-1, FACTORS) for part in (w, v, W1_T, b1, W2)]).astype(np.float32)
 
 
 def viewer_vector(sequence: SequenceNet, rows: I64, ages_ms: I64) -> F64:
@@ -85,23 +90,23 @@ def viewer_vector(sequence: SequenceNet, rows: I64, ages_ms: I64) -> F64:
 
 def _plays(sequence: SequenceNet, rows: I64, ages_ms: I64) -> F64:
     """(n, POOLS, FACTORS): what the sums are made of."""
-    bins, E = np.searchsorted(GAPS_MS, ages_ms, side="right"), sequence.items[rows, :FACTORS].astype(np.float64)
+    bins, E = np.searchsorted(GAPS_MS, ages_ms, side="right"), sequence.as_play[rows].astype(np.float64)
     pools = zip(sequence.places, sequence.gaps, strict=True)
     return np.stack([w[: len(rows)].astype(np.float64) * v[bins] * E for w, v in pools], axis=1)
 
 
 def _middle(sequence: SequenceNet, U: F64) -> F64:
     """(HIDDEN,): the middle layer before what is negative is dropped."""
-    result: F64 = U.reshape(-1) @ sequence.W1.astype(np.float64) + sequence.b1
+    result: F64 = sequence.W1_T.astype(np.float64) @ U.reshape(-1) + sequence.b1
     return result
 
 
 def play_parts(sequence: SequenceNet, rows: I64, ages_ms: I64, row: int) -> F64:
     """(n,): what each play adds to o · u of one title, with the units of the middle layer on or off as all plays together set them."""
     parts = _plays(sequence, rows, ages_ms)
-    o = sequence.items[row, FACTORS : 2 * FACTORS].astype(np.float64)
+    o = sequence.as_next[row].astype(np.float64)
     on = np.where(_middle(sequence, parts.sum(axis=0)) > 0, sequence.W2.astype(np.float64) @ o, 0)  # (HIDDEN,)
-    q = (sequence.W1.astype(np.float64) @ on).reshape(POOLS, FACTORS) + o / np.sqrt(POOLS)
+    q = (on @ sequence.W1_T.astype(np.float64)).reshape(POOLS, FACTORS) + o / np.sqrt(POOLS)
     result: F64 = (parts * q).sum(axis=(1, 2))
     return result
 
@@ -109,7 +114,7 @@ def play_parts(sequence: SequenceNet, rows: I64, ages_ms: I64, row: int) -> F64:
 def scores(sequence: SequenceNet, u: F64, rows: I64) -> F64:
     """(m,) scores above their mean; 0 for what is not known."""
     known = sequence.known[rows]
-    found = sequence.items[rows, FACTORS : 2 * FACTORS].astype(np.float64) @ u + sequence.items[rows, -1]
+    found = sequence.as_next[rows].astype(np.float64) @ u + sequence.bias[rows]
     mean = float(found[known].sum()) / max(1, int(known.sum()))
     result: F64 = np.where(known, found - mean, 0.0)
     return result

@@ -346,8 +346,7 @@ def follow(rows: Array, n: int, with_reasons: int, plays: int, r: Ranker, e: Ent
 
 @jit
 def go_on(
-    rows: Array, ages_ms: Array, places: Array, looked: int, n: int, with_reasons: int, r: Ranker, e: Entries, look: Look,
-    contributions: Array,
+    places: Array, looked: int, n: int, with_reasons: int, r: Ranker, e: Entries, look: Look, contributions: Array
 ) -> None:  # fmt: skip
     """What each play of the history adds to the score of the first entries by the sequence model, for those that come from it; otherwise as
     `follow`. `places`: which of the n folded items each of the `looked` plays is."""
@@ -355,7 +354,7 @@ def go_on(
         if e.sources[entry] == SEQUENCE:
             for i in range(n):
                 contributions[entry, i] = 0
-            play_parts(r.sequence, rows, ages_ms, looked, e.rows[entry], look)
+            play_parts(r.sequence, looked, e.rows[entry], look)
             for play in range(looked):
                 contributions[entry, places[play]] = e.weights[BY_SEQUENCE] * look.parts[play]
 

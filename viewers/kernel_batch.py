@@ -187,7 +187,7 @@ def _fold(
     count = signals.collect(data, s, catalogue, model.strengths, g)
     n, evidence = signals.confidences(s, g, count, model.decay, t.rows[i], t.c[i])
     t.n_looked[i] = 0
-    if len(model.ranker.sequence.items):
+    if len(model.ranker.sequence.bias):
         t.n_looked[i] = signals.look_back(s, g, count, t.looked[i], t.ages_ms[i], t.look_places[i])
     if s.n[state.REGISTERS] > 0 and model.rules.shares[placing.PREFERENCE] > 0:
         preference = model.rules.shares[placing.PREFERENCE]
@@ -269,6 +269,6 @@ def _rank(
         if plays:
             ranking.follow(rows, n, with_reasons, plays, ranker, e, t.C)
         if looked:
-            ranking.go_on(t.looked[i], t.ages_ms[i], t.look_places[i], looked, n, with_reasons, ranker, e, t.look, t.C)
+            ranking.go_on(t.look_places[i], looked, n, with_reasons, ranker, e, t.look, t.C)
         ranking.take_reasons(t.C, rows, n, weight, with_reasons, e)
     return kept
