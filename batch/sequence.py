@@ -5,24 +5,29 @@
     Adam in steps of `AT_ONCE` plays, the rate falling to nothing; rows of titles that a step does not meet stay
 
 Parts are dropped at random, or a few thousand plays would be learnt by heart. Memory: the log, the parameters with Adam's two memories,
-and one step; plays beyond the newest `MOST_PLAYS` are not learnt from. The constants were chosen on the share of plays before the one that
-docs/evaluation.md reports. The same log gives the same model on the same machine.
+some 2 kB a title, and one step; plays beyond the newest `MOST_PLAYS` are not learnt from. The constants were chosen on the share of plays
+before the one that docs/evaluation.md reports. The same log gives the same model on the same machine.
 """
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 
 import numpy as np
+import structlog
 from numpy.random import Generator
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from batch.play_log import PlayLog
+from contracts.errors import GenerationError
 from embeddings import kernel_sequence as kernel
 from embeddings.compiled import one_at_a_time
 from embeddings.generation import F32, I64
 from embeddings.sequence import BINS, FACTORS, HIDDEN, PLACES, POOLS, SequenceNet, make_network
+
+log_ = structlog.get_logger()
 
 FEWEST = 1_000
 """Plays with a play before them: with fewer nothing is learnt."""
@@ -54,18 +59,44 @@ def train_sequence(log: PlayLog, epochs: int) -> SequenceNet | None:
     if len(plays) < FEWEST or epochs < 1:
         return None
     rng = np.random.default_rng(SEED)
+    began_s = time.monotonic()
+    _compile()
     learner = _Learner(log, liked, plays, rng)
     at_once = min(AT_ONCE, len(plays))
     steps = epochs * (len(plays) // at_once)
     done = 0
-    with one_at_a_time(), threadpool_limits(1, "blas"):
+    with threadpool_limits(1, "blas"):
         for _ in range(epochs):
             shuffled = rng.permutation(plays)
             for begin in range(0, len(plays) - at_once + 1, at_once):
                 done += 1
                 rate = RATE * min(1, done / WARM_UP) * max(LEAST_RATE, 1 - done / steps)
                 learner.learn(np.sort(shuffled[begin : begin + at_once]), rate)
-    return learner.sequence()
+    found = learner.sequence()
+    if not (np.isfinite(found.items).all() and np.isfinite(found.network).all()):
+        raise GenerationError("training the sequence model gave NaN or infinity; please report this")
+    log_.info(
+        "sequence_trained",
+        plays=len(plays),
+        titles=int(found.known.sum()),
+        seconds=round(time.monotonic() - began_s, 1),
+    )
+    return found
+
+
+def _compile() -> None:
+    """Now, by no plays at all, while no other process does."""
+    H, G, one = np.zeros((0, PLACES), np.int32), np.zeros((0, PLACES), np.uint8), np.float32(0)
+    rows, at, U = np.zeros(0, np.int64), np.zeros(0, np.int32), np.zeros((0, POOLS * FACTORS), np.float32)
+    E, w, v = (np.zeros((n, m, FACTORS), np.float32) for n, m in ((1, 0), (POOLS, PLACES), (POOLS, BINS)))
+    touched = np.zeros(0, np.uint8)
+    with one_at_a_time():
+        kernel.histories(rows, rows, at, rows, touched.view(np.bool_), 0, H, G)
+        kernel.pool(H, G, H.astype(np.float32), 0, E[0], w, v, U)
+        kernel.pool_back(H, G, H.astype(np.float32), 0, E[0], w, v, U, E[0], w, v, touched)
+        for titles in (rows, at):
+            kernel.add_rows(titles, U[:, 0].copy(), E[0], E[0], touched)
+        kernel.descend(E[0], E[0], E[0], E[0], touched, one, 1, one)
 
 
 @dataclass(eq=False, slots=True)

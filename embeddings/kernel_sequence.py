@@ -84,8 +84,9 @@ def look_back(net: Net, rows: Array, ages_ms: Array, n: int, look: Look) -> None
             w, v = net.places[m, p], net.gaps[m, b]
             part, U = look.plays[p, m * FACTORS : (m + 1) * FACTORS], pooled[m * FACTORS : (m + 1) * FACTORS]
             for d in range(FACTORS):
-                part[d] = w[d] * v[d] * e[d]
-                U[d] += part[d]
+                x = np.float64(w[d]) * np.float64(v[d]) * np.float64(e[d])
+                part[d] = x
+                U[d] += x
     for h in range(HIDDEN):
         W, total = net.W1[h], 0.0
         for d in range(POOLS * FACTORS):
