@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embeddings.compiled import entry, frozen, jit, jit_sums
+from embeddings.kernel_topk import score_rows
 from embeddings.sequence import COLUMNS, FACTORS, GAPS_S, HIDDEN, PLACES, POOLS, ROWS, SequenceNet
 
 Array = NDArray[Any]
@@ -104,18 +105,16 @@ def look_back(net: Net, rows: Array, ages_ms: Array, n: int, look: Look) -> None
                 u[d] += x * W2[d]
 
 
-@jit_sums
+@jit
 def score_next(net: Net, u: Array, rows: Array, count: int, out: Array) -> None:
     """`scores` of the first `count` rows into `out`, float64."""
+    score_rows(net.as_next, u, rows, np.int64(0), count, out)
     total, n_known = 0.0, 0
     for i in range(count):
-        y, score = net.as_next[rows[i]], 0.0
-        for d in range(FACTORS):
-            score += y[d] * u[d]
-        score += net.bias[rows[i]]
-        out[i] = score
-        total += score if net.known[rows[i]] else 0.0
-        n_known += net.known[rows[i]]
+        known = net.known[rows[i]]
+        out[i] += net.bias[rows[i]]
+        total += out[i] if known else 0.0
+        n_known += known
     mean = total / max(1, n_known)
     for i in range(count):
         out[i] = out[i] - mean if net.known[rows[i]] else 0.0
