@@ -91,7 +91,7 @@ def _compile() -> None:
     E, w, v = (np.zeros((n, m, FACTORS), np.float32) for n, m in ((1, 0), (POOLS, PLACES), (POOLS, BINS)))
     touched = np.zeros(0, np.uint8)
     with one_at_a_time():
-        kernel.histories(rows, rows, at, rows, touched.view(np.bool_), 0, H, G)
+        kernel.histories(rows, rows, at, rows, touched.view(np.bool_), touched.view(np.bool_), 0, H, G)
         kernel.pool(H, G, H.astype(np.float32), 0, E[0], w, v, U)
         kernel.pool_back(H, G, H.astype(np.float32), 0, E[0], w, v, U, E[0], w, v, touched)
         for titles in (rows, at):
@@ -154,7 +154,7 @@ class _Learner:
         """One step. `plays`: (B,) ascending."""
         log, p, count = self._log, self._p, len(plays)
         H, G = np.empty((count, PLACES), np.int32), np.empty((count, PLACES), np.uint8)
-        kernel.histories(plays, log.previous, log.item, log.time_ms, self._liked, self._n, H, G)
+        kernel.histories(plays, log.previous, log.item, log.time_ms, self._liked, log.is_first, self._n, H, G)
         kept, of_units = self._left((count, PLACES), DROPPED_PLAYS), self._left((count, FACTORS), DROPPED_UNITS)
         w, v = (p[i].x.reshape(POOLS, -1, FACTORS) for i in (W, V))
         U = np.empty((count, POOLS * FACTORS), np.float32)
@@ -188,7 +188,9 @@ class _Learner:
         against = np.unique(draws.clip(0, self._n - 1))
         titles = p[AS_NEXT].x[against]
         S = u @ titles.T + (p[BIAS].x[against, 0] - self._log_drawn[against])  # (B, drawn)
-        S[against[None] == played[:, None]] = -1e9
+        at = np.searchsorted(against, played).clip(0, len(against) - 1)
+        drawn = np.flatnonzero(against[at] == played)
+        S[drawn, at[drawn]] = -1e9  # what was played is not its own rival
         own = np.einsum("bk,bk->b", u, p[AS_NEXT].x[played]) + p[BIAS].x[played, 0] - self._log_drawn[played]
         greatest = np.maximum(S.max(axis=1), own)
         S -= greatest[:, None]

@@ -146,17 +146,20 @@ def play_parts(net: Net, n: int, row: int, look: Look) -> None:
 
 @entry
 def histories(
-    plays: Array, previous: Array, item: Array, time_ms: Array, liked: Array, nothing: int, H: Array, G: Array
-) -> None:
-    """The newest liked titles before each of the plays, each once, newest first, into H (int32) and G (uint8)."""
+    plays: Array, previous: Array, item: Array, time_ms: Array, liked: Array, is_first: Array, nothing: int, H: Array, G: Array
+) -> None:  # fmt: skip
+    """The newest liked titles before each of the plays, each once, newest first, into H (int32) and G (uint8). The others are a
+    `PlayLog`'s."""
     for b in range(len(plays)):
-        found, at, newest_ms = 0, previous[plays[b]], 0
+        found, at, newest_ms, repeated = 0, previous[plays[b]], 0, False
         for _ in range(4 * PLACES):  # who repeats a few titles for ever is looked back on no longer
             if at < 0 or found == PLACES:
                 break
             new = liked[at]
-            for p in range(found):
-                new &= H[b, p] != item[at]
+            if repeated:
+                for p in range(found):
+                    new &= H[b, p] != item[at]
+            repeated |= not is_first[at]
             if new:
                 newest_ms = time_ms[at] if found == 0 else newest_ms
                 H[b, found], G[b, found] = item[at], gap_bin(newest_ms - time_ms[at])

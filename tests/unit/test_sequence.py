@@ -190,7 +190,7 @@ def test_histories_hold_each_liked_title_once_newest_first_with_their_gaps() -> 
     )
     liked = np.array([True, True, True, False, True, True])
     H, G = np.full((2, PLACES), 99, np.int32), np.full((2, PLACES), 99, np.uint8)
-    kernel.histories(np.array([4, 5]), log.previous, log.item, log.time_ms, liked, -1, H, G)
+    kernel.histories(np.array([4, 5]), log.previous, log.item, log.time_ms, liked, log.is_first, -1, H, G)
     assert (H[0, :3].tolist(), G[0, :3].tolist()) == ([0, 1, -1], [0, GAPS_S.index(86_400) + 1, 0])
     assert (H[1] == -1).all()
 
