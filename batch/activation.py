@@ -23,6 +23,7 @@ from contracts.manifest import Manifest
 from contracts.shares import Share
 from embeddings.current import Current
 from embeddings.files import GenerationsFolder, load_generation, load_items
+from embeddings.generation import Generation
 from runtime.progress import ProgressReporter, make_progress
 from runtime.settings import Settings
 from viewers.arms import Arms
@@ -92,6 +93,7 @@ class Activator:
         self._now_ms = now_ms
         self._deadline_s = updaters_deadline_s
         self._folder = GenerationsFolder(settings.generations_path)
+        self._candidate: Generation | None = None  # loaded to see that it loads, kept for the rebuild that follows
 
     async def activate(self, generation_id: str | None, *, again: bool, ends_share: bool = False) -> Current:
         """Move CURRENT, announce it, and wait for the live updaters. Errors: `GenerationError` if it does not load.
@@ -115,12 +117,18 @@ class Activator:
         if current.share is None:
             return False
         try:
-            load_generation(self._settings.generations_path, current.share.generation_id)
+            self._candidate = load_generation(self._settings.generations_path, current.share.generation_id)
         except GenerationError as error:
             remedy = "the share ends, everybody sees what is in force; publish it again and begin a new one"
             log.error("candidate_refused", error=str(error), remedy=remedy)
             return True
         return False
+
+    def _load(self, generation_id: str) -> Generation:
+        """What was just loaded serves. Errors: `GenerationError`."""
+        if self._candidate is not None and self._candidate.generation_id == generation_id:
+            return self._candidate
+        return load_generation(self._settings.generations_path, generation_id)
 
     async def share(self, share: Share) -> Current:
         """The same for a share of the viewers. Errors: `GenerationError`."""
@@ -146,6 +154,7 @@ class Activator:
         """Rebuild everybody, each by their arm. Errors: those of `batch.rebuild.Rebuild`, `GenerationError`."""
         settings = self._settings
         rewriters = await asyncio.to_thread(self._rewriters, current)
+        self._candidate = None
         items = await asyncio.to_thread(load_items, settings.generations_path, current.generation_id)
         with self._progress.step("rebuild every row") as step:
             rebuild = Rebuild(
@@ -163,8 +172,7 @@ class Activator:
         settings = self._settings
         encode_row, limits = Codec.load(settings.registry_path).encode_row, Limits(**settings.state.model_dump())
         in_force, *candidate = [
-            Rewriter(load_generation(settings.generations_path, one), current.activation, encode_row, limits)
-            for one in current.generations
+            Rewriter(self._load(one), current.activation, encode_row, limits) for one in current.generations
         ]
         return in_force if current.share is None else Arms(in_force, candidate[0], current.share)
 

@@ -9,20 +9,21 @@ from these viewers' rows. A candidate that cannot be read costs these titles alo
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import structlog
-from pyarrow import ArrowException, fs
 
 from contracts.catalogue import CatalogueItem
 from contracts.errors import GenerationError
 from embeddings.companions import COMPANIONS, Companions, parse_companions
-from embeddings.roots import FOREIGN, read_table
+from embeddings.current import Current
+from embeddings.files import GenerationsFolder
+from embeddings.roots import FOREIGN, open_root, read_table
 from homepage.tiles import Tile, Tiles
+from runtime.again import Again
 
 REFRESH_S = 2.0
 """How often `CURRENT` is looked at: one small read."""
@@ -85,9 +86,9 @@ class LiveCatalogue:
     def __init__(self, generations_path: str) -> None:
         self._root = generations_path
         self._catalogue = Catalogue()
-        self._seen = Named("", 0)
-        self._without = 0  # looks at `CURRENT` since what goes with each title could not be read; 0: it could
-        self._rows_of_lists: tuple[str, ...] = ()  # the generation's titles, then
+        self._seen: Current | None = None
+        self._lists: Again[str] = Again(COMPANIONS_AGAIN)  # the generation whose lists of what goes with what are bad
+        self._rows_of_lists: tuple[str, ...] = ()  # its titles, then
         # By the feed, and kept though the generation agrees: a rollback puts an older one in force. Bounded by the catalogue.
         self._told: dict[str, CatalogueItem] = {}
         self.tiles = Tiles(self.get)
@@ -129,25 +130,26 @@ class LiveCatalogue:
 
         Raises `GenerationError` if there is one that cannot be read; the old one then stays. It is also raised where only the candidate
         is bad, after what is in force was loaded."""
-        current = await asyncio.to_thread(read_current, self._root)
+        current = await asyncio.to_thread(lambda: GenerationsFolder(self._root).read_current())
         if current is None:
             return False
         if current == self._seen:
             return await self._companions_again()
-        generation_id, activation, candidate = current
+        generation_id, activation = current.generation_id, current.activation
         root = self._root.rstrip("/")
         more: Mapping[str, CatalogueItem] = {}
         unreadable: GenerationError | None = None
-        if candidate is not None:
+        if current.share is not None:
             try:
-                more = await asyncio.to_thread(load_catalogue, f"{root}/{candidate}")
+                more = await asyncio.to_thread(load_catalogue, f"{root}/{current.share.generation_id}")
             except GenerationError as error:
                 if (generation_id, activation) == (self.generation_id, self.activation):  # loaded without it before
                     raise
                 unreadable = error
         items = await asyncio.to_thread(load_catalogue, f"{root}/{generation_id}")
         companions = await asyncio.to_thread(_companions_or_none, f"{root}/{generation_id}", tuple(items))
-        self._without, self._rows_of_lists = (1, tuple(items)) if companions is None else (0, ())
+        self._lists.has_failed(generation_id if companions is None else None)
+        self._rows_of_lists = tuple(items) if companions is None else ()
         items = {**more, **items}
         self._catalogue = Catalogue(items, generation_id, activation, companions or Companions())
         self._told = {item_id: _shared(item, items) for item_id, item in self._told.items()}
@@ -160,16 +162,16 @@ class LiveCatalogue:
 
     async def _companions_again(self) -> bool:
         """Once in a while, where they could not be read: storage may have been away for a moment, and the generation is one of a day."""
-        if not self._without:
+        failing = self._lists.failing
+        if failing is None or not self._lists.is_due(failing):
             return False
-        self._without += 1
-        if self._without % COMPANIONS_AGAIN:
-            return False
-        folder = f"{self._root.rstrip('/')}/{self._catalogue.generation_id}"
+        folder = f"{self._root.rstrip('/')}/{failing}"
         companions = await asyncio.to_thread(_companions_or_none, folder, self._rows_of_lists)
         if companions is None:
+            self._lists.has_failed(failing)
             return False
-        self._catalogue, self._without, self._rows_of_lists = replace(self._catalogue, companions=companions), 0, ()
+        self._lists.has_failed(None)
+        self._catalogue, self._rows_of_lists = replace(self._catalogue, companions=companions), ()
         return True
 
     async def run(self) -> None:
@@ -192,40 +194,15 @@ def _shared(item: CatalogueItem, items: Mapping[str, CatalogueItem]) -> Catalogu
     return known if known is not None and known == item else item
 
 
-class Named(NamedTuple):
-    """What `CURRENT` names. `candidate`: the generation that a share of the viewers sees; None: nobody sees another."""
-
-    generation_id: str
-    activation: int
-    candidate: str | None = None
-
-
-def read_current(generations_path: str) -> Named | None:
-    """None before the first generation.
-
-    Raises `GenerationError` if it is unreadable."""
-    try:
-        system, root = _open(generations_path)
-        with system.open_input_stream(f"{root}/CURRENT") as stream:
-            content = json.loads(stream.read())
-        share = content.get("share")
-        candidate = None if share is None else str(share["generation_id"])
-        return Named(str(content["generation_id"]), int(content["activation"]), candidate)
-    except FileNotFoundError:
-        return None
-    except (OSError, ArrowException, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise GenerationError(f"{generations_path}/CURRENT: unreadable ({error}); activate a generation") from error
-
-
 def load_catalogue(generation_dir: Path | str) -> dict[str, CatalogueItem]:
     """Item id → title, from the generation's `items.parquet`. Columns that are absent take their defaults.
 
     Raises `GenerationError` naming the file and what is wrong."""
     path = f"{generation_dir}/items.parquet"
     try:
-        system, root = _open(str(generation_dir))
+        root = open_root(generation_dir)
         # A plain read, not a dataset: the folder names of a path are no columns.
-        with system.open_input_file(f"{root}/items.parquet") as file:
+        with root.system.open_input_file(f"{root.path}/items.parquet") as file:
             columns: dict[str, list[Any]] = read_table(file).to_pydict()
     except FOREIGN as error:
         raise GenerationError(f"{path}: unreadable ({error}); activate another generation") from error
@@ -257,9 +234,7 @@ def load_companions(generation_dir: Path | str, item_ids: Sequence[str]) -> Comp
     Errors: `GenerationError` naming the file and what is wrong."""
     path = f"{generation_dir}/{COMPANIONS}"
     try:
-        system, root = _open(str(generation_dir))
-        with system.open_input_stream(f"{root}/{COMPANIONS}") as stream:
-            data = bytes(stream.read())
+        data = open_root(generation_dir).read(COMPANIONS)
     except FileNotFoundError:
         return Companions()
     except FOREIGN as error:
@@ -274,11 +249,3 @@ def _companions_or_none(folder: str, item_ids: Sequence[str]) -> Companions | No
     except GenerationError as error:
         log.error("rows_below_the_first_not_served", problem=str(error))
         return None
-
-
-def _open(path: str) -> tuple[fs.FileSystem, str]:
-    """File system and path within it, of a local path or a URL."""
-    if "://" in path:
-        system, root = fs.FileSystem.from_uri(path)
-        return system, root
-    return fs.LocalFileSystem(), path.rstrip("/")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import importlib
 import importlib.metadata
 import json
@@ -25,8 +26,8 @@ from typing import Any
 import redis.asyncio as redis
 from redis.exceptions import RedisError
 
-from contracts.errors import RegistryUnavailable, SettingsError
-from contracts.manifest import GENERATION_ID
+from contracts.errors import GenerationError, RegistryUnavailable, SettingsError
+from contracts.manifest import GENERATION_ID, from_json
 from runtime.doctor_kafka import check_kafka
 from runtime.findings import DEPENDENCIES, PROBE_DEADLINE_S, Finding, exit_code, render
 from runtime.redis_errors import explain, explain_timeout
@@ -66,7 +67,7 @@ async def diagnose(settings: Settings) -> list[Finding]:
         *kafka,
         *store,
         *await asyncio.to_thread(check_registry, settings),
-        *check_generations(settings.generations_path),
+        *await asyncio.to_thread(check_generations, settings.generations_path),
         check_folder("lake", settings.lake_path, "NEARLINE_LAKE_PATH"),
         check_port("home page", settings.homepage.host, settings.homepage.port, "NEARLINE_HOMEPAGE__PORT"),
         check_port("health", settings.health.host, settings.health.port, "NEARLINE_HEALTH__PORT"),
@@ -275,7 +276,7 @@ def check_folder(name: str, path: str, setting: str) -> Finding:
 
 
 def check_generations(path: str) -> list[Finding]:
-    """The folder, and whether `CURRENT` names a generation that was written to its end (its manifest comes last)."""
+    """The folder, and whether `CURRENT` names a generation that is whole: every file as the manifest, which was written last, says."""
     findings = [check_folder("generations", path, "NEARLINE_GENERATIONS_PATH")]
     if "://" in path:
         return findings
@@ -326,12 +327,43 @@ def _in_force(path: str) -> tuple[int, str]:
 
 
 def _check_generation(name: str, path: str, text: str, generation_id: str) -> Finding:
-    """Whether it was written to its end."""
-    if GENERATION_ID.fullmatch(generation_id) and (Path(path) / generation_id / "manifest.json").is_file():
-        return Finding(name, True, generation_id)
+    """Whether it was written to its end, and is as it was written."""
     back = "generations share --stop" if name == "candidate" else "generations rollback"
-    remedy = f"its folder is missing or has no manifest.json: restore it, or go back: ./run nearline {back}"
-    return Finding(name, False, f"CURRENT says {text.strip()[:80]}", remedy)
+    folder = Path(path) / generation_id
+    if not GENERATION_ID.fullmatch(generation_id) or not (folder / "manifest.json").is_file():
+        remedy = f"its folder is missing or has no manifest.json: restore it, or go back: ./run nearline {back}"
+        return Finding(name, False, f"CURRENT says {text.strip()[:80]}", remedy)
+    wrong = _damage(folder)
+    if wrong is None:
+        return Finding(name, True, generation_id)
+    if name != "candidate":
+        return Finding(
+            name, False, f"{generation_id}: {wrong}", f"restore its files, or go back: ./run nearline {back}"
+        )
+    again = _in_force(path)[1]
+    remedy = (
+        f"its viewers' rows stand still where an updater cannot load it: restore its files and then ./run nearline {again}, "
+        f"or go back: ./run nearline {back}"
+    )
+    return Finding(name, False, f"{generation_id}: {wrong}", remedy)
+
+
+def _damage(folder: Path) -> str | None:
+    """The first file that is not what the manifest says; None if all are."""
+    try:
+        manifest = from_json((folder / "manifest.json").read_bytes(), "manifest.json")
+        for name, entry in manifest.files.items():
+            with (folder / name).open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                if size != entry.size_bytes:
+                    return f"{name} has {size} bytes, its manifest says {entry.size_bytes}"
+                if hashlib.file_digest(file, "sha256").hexdigest() != entry.sha256:
+                    return f"{name} is corrupt: its sha256 is not the manifest's"
+    except GenerationError as error:
+        return str(error)
+    except OSError as error:
+        return f"{Path(error.filename or folder).name}: {error.strerror}"
+    return None
 
 
 def check_port(name: str, host: str, port: int, setting: str) -> Finding:

@@ -32,6 +32,7 @@ from runtime.kafka import AIOKafkaProducer, make_producer
 from runtime.logs import configure_logs
 from runtime.settings import Settings, load_settings
 from runtime.tasks import cancel_all
+from sandbox.browsing import Browsing, pages_of
 from sandbox.children import FolderLock, find_free_port, port_is_free
 from sandbox.demo_environment import shell_path, write_environment
 from sandbox.live_backend import open_backend
@@ -206,7 +207,9 @@ class _Demo:
         producer = await make_producer(settings)
         async with httpx.AsyncClient(timeout=3) as client, contextlib.AsyncExitStack() as stack:
             try:
-                viewers = asyncio.create_task(self._watchers(producer, codec, settings, world))
+                pages = pages_of(client, homepage.url, world.viewers)
+                browsing = Browsing(pages, world.draws, world.catalogue, seed=self.options.seed)
+                viewers = asyncio.create_task(self._watchers(producer, codec, settings, world, browsing))
                 titles = asyncio.create_task(self._releases(producer, codec, settings, world))
                 supervisor = Supervisor(updater, self.progress.say)
                 supervising = asyncio.create_task(supervisor.run())
@@ -269,13 +272,16 @@ class _Demo:
     def _count(self, events: int) -> None:
         self.sent += events
 
-    async def _watchers(self, producer: AIOKafkaProducer, codec: Codec, settings: Settings, world: World) -> None:
+    async def _watchers(
+        self, producer: AIOKafkaProducer, codec: Codec, settings: Settings, world: World, browsing: Browsing
+    ) -> None:
         """The simulated audience: send each event when its time has come, many under way at once."""
         stamper, started_s = Stamper(), time.monotonic()
         for due_s, event in world.live(self.options.rate):
             wait_s = started_s + due_s - time.monotonic()
             if wait_s > 0:
                 await asyncio.sleep(wait_s)
+            event = await browsing.happens(event, late_s=-wait_s)
             await send_event(producer, codec, settings, stamper.stamp(event, int(time.time() * 1000)))
             self._count(1)
 

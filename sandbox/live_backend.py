@@ -38,6 +38,7 @@ from sandbox.live_sources import NightSnapshot, UpdaterProbe, UpdaterUnavailable
 from sandbox.livepage import (
     Explanation,
     NotFound,
+    Place,
     PlayKind,
     PlayOutcome,
     RecentPlay,
@@ -145,7 +146,7 @@ class StoreBackend:
         last_night = await self._row_view(who, before)
         return ViewerView(_summary(who), live, last_night, self._recent(stored))
 
-    async def play(self, viewer: str, item_id: str, kind: PlayKind) -> PlayOutcome:
+    async def play(self, viewer: str, item_id: str, kind: PlayKind, place: Place | None = None) -> PlayOutcome:
         """Send one event that tells the whole play, wait for the row that has it, and ask the updater where the time went.
 
         One event, not a start and an end, so that exactly one rewrite answers it.
@@ -164,6 +165,8 @@ class StoreBackend:
             play_started_at_ms=event_ms,
             watched_ms=int(duration_ms * SKIPPED_SHARE) if kind == "skip" else duration_ms,
             duration_ms=duration_ms,
+            row_id=None if place is None or kind == "private" else place.row_id,
+            row_position=None if place is None or kind == "private" else place.position,
         )
         await self._send(event)
         acknowledged_ms = self._now_ms()

@@ -48,6 +48,7 @@ class RowsBelow:
                 one.heading,
                 None if one.about is None else tile(one.about.item_id),
                 tuple(tile(one.row.items[place]) for place in one.selection.places),
+                one.row.row_id,
             )
             for one in chosen
         )

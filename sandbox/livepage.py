@@ -5,7 +5,7 @@ Everything that is not HTTP lies behind `LiveBackend`; `sandbox/live_backend.py`
 
     GET  /api/viewers?q=ana            [ViewerSummary]
     GET  /api/viewer/{viewer}          ViewerView
-    POST /api/play                     {viewer, item_id, kind: play | skip | private} → PlayOutcome
+    POST /api/play                     {viewer, item_id, kind: play | skip | private, row_id?, row_position?} → PlayOutcome
     GET  /api/explain/{viewer}/{item}  Explanation
     POST /api/action                   {action: kill | poison | burst | generation} → ActionView; only from this page itself
     GET  /report                       the newest nightly report, as the night wrote it
@@ -45,6 +45,7 @@ STATS_PERIOD_S = 1.0
 ACTIONS_PERIOD_S = 0.2
 MAX_BODY_BYTES = 4096
 MAX_QUERY_CHARACTERS = 80
+MAX_POSITION = 999
 
 PlayKind = Literal["play", "skip", "private"]
 PLAY_KINDS: tuple[PlayKind, ...] = ("play", "skip", "private")
@@ -72,6 +73,15 @@ class Strip:
     heading: str
     about: Tile | None
     tiles: tuple[Tile, ...]
+    row_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where on the page a play was begun: the row, and the position in it, from 0."""
+
+    row_id: str
+    position: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,8 +214,8 @@ class LiveBackend(Protocol):
     async def viewer_view(self, viewer: str) -> ViewerView:
         """The viewer with both rows and recent plays."""
 
-    async def play(self, viewer: str, item_id: str, kind: PlayKind) -> PlayOutcome:
-        """Send the play's events and wait for the row that answers them."""
+    async def play(self, viewer: str, item_id: str, kind: PlayKind, place: Place | None = None) -> PlayOutcome:
+        """Send the play's events and wait for the row that answers them. `place`: None if it came from no row."""
 
     async def explain(self, viewer: str, item_id: str) -> Explanation:
         """Why the item is in the viewer's row."""
@@ -286,7 +296,10 @@ def make_app(backend: LiveBackend, find_report: Callable[[], Path] = no_report) 
                 return _error(400, f"{name}: not an id")
         if kind not in PLAY_KINDS:
             return _error(400, f"kind: one of {', '.join(PLAY_KINDS)}")
-        return _answer(await backend.play(fields["viewer"], fields["item_id"], cast(PlayKind, kind)))
+        place = _place(fields)
+        if isinstance(place, str):
+            return _error(400, place)
+        return _answer(await backend.play(fields["viewer"], fields["item_id"], cast(PlayKind, kind), place))
 
     async def action(request: Request) -> Response:
         if not is_same_origin(request):
@@ -386,6 +399,18 @@ async def _read_fields(request: Request) -> dict[str, Any] | str:
     except ValueError:
         return f"the body must be JSON of at most {MAX_BODY_BYTES} bytes"
     return fields if isinstance(fields, dict) else "the body must be an object"
+
+
+def _place(fields: Mapping[str, Any]) -> Place | str | None:
+    """The row that the play came from, None if it came from none, or what is wrong."""
+    row_id, position = fields.get("row_id"), fields.get("row_position")
+    if row_id is None and position is None:
+        return None
+    if not isinstance(row_id, str) or not valid_id(row_id):
+        return "row_id: not an id"
+    if type(position) is not int or not 0 <= position <= MAX_POSITION:
+        return f"row_position: a number from 0 to {MAX_POSITION}"
+    return Place(row_id, position)
 
 
 def _plain(value: Any) -> Any:

@@ -122,6 +122,22 @@ class World:
             now_ms=self.now_ms,
         )
 
+    def draws(self, viewer: str, item_id: str) -> float:
+        """How much a title of the catalogue draws a viewer, 0 to 1: how near it lies to what they like most, and what nobody can infer."""
+        number, item = self._numbers[viewer], self._places[item_id]
+        chances = np.diff(self._audience.taste_cdf[number], prepend=np.float32(0))
+        near = float(chances[self._library.cell[item]] / chances.max())
+        liking = float(personal_liking(np.array([number]), np.array([item]), self.seed)[0])
+        return near * liking if liking >= DISLIKED_BELOW else 0.0
+
+    @cached_property
+    def _numbers(self) -> Mapping[str, int]:
+        return {viewer.viewer: number for number, viewer in enumerate(self.viewers)}
+
+    @cached_property
+    def _places(self) -> Mapping[str, int]:
+        return {item.item_id: number for number, item in enumerate(self.catalogue)}
+
     def new_titles(self) -> Iterator[tuple[float, CatalogueItem]]:
         """Endless (seconds since the start, title): releases during the evening. `live` plays them from then on."""
         return ((seconds, item) for seconds, _, item in self._new_titles())

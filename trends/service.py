@@ -18,7 +18,8 @@ from runtime.http import serve
 from runtime.schemas import Schemas
 from runtime.settings import Settings
 from runtime.tasks import stop_on_signals
-from trends.aggregator import Aggregator, wall_ms
+from trends.aggregator import Aggregator
+from trends.process import wall_ms
 from viewers.redis_store import open_store
 
 log = structlog.get_logger()

@@ -73,6 +73,11 @@ class Metrics:
         self.share = Gauge(
             "nearline_share_percent", "viewers in a hundred who see a candidate; 0: everybody sees one", registry=r
         )
+        self.candidate_refused = Gauge(
+            "nearline_candidate_refused",
+            "1: the candidate does not load here; its viewers' rows stand still",
+            registry=r,
+        )
         self.batches = Counter("nearline_batches_total", "micro-batches finished", registry=r)
         self.retries = Counter("nearline_retries_total", "batches done again", ["cause"], registry=r)
         self.swaps = Gauge("nearline_generation_swaps_total", "generations taken up since start", registry=r)

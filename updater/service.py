@@ -114,6 +114,7 @@ class Watch:
         metrics.swaps.set(swap.swaps)
         metrics.frozen.set(swap.freeze is not None)
         metrics.share.set(0.0 if swap.share is None else swap.share.percent)
+        metrics.candidate_refused.set(swap.candidate_refused is not None)
         metrics.refusals.set(swap.refusals)
         metrics.generation_age.set(max(0.0, updater.now_ms() / 1000 - swap.created_at_s) if swap.created_at_s else 0.0)
         metrics.trends_live.set(not swap.lacks_trends)
@@ -201,6 +202,7 @@ class Watch:
             "generation_id": updater.swap.generation_id,
             "activation": updater.swap.rewriter.activation,
             "share": None if updater.swap.share is None else asdict(updater.swap.share),
+            "candidate_refused": updater.swap.candidate_refused,
             "trends_snapshot": updater.swap.rewriter.trends_snapshot,
             "trends_age_s": self._trends_age_s,
             "partitions": sorted(progress),
@@ -221,6 +223,7 @@ def make_app(updater: Updater, watch: Watch) -> Starlette:
             "partitions": sorted(updater.checkpoint.progress) if updater.checkpoint else [],
             "generation_id": updater.swap.generation_id or None,
             "share": None if updater.swap.share is None else asdict(updater.swap.share),
+            "candidate_refused": updater.swap.candidate_refused,  # why its viewers' rows stand still
             "frozen": None if updater.swap.freeze is None else asdict(updater.swap.freeze),  # by a person, on purpose
             "unaccounted": watch.unaccounted,  # wrong, and no reason to serve nobody
             "failing_for_s": None

@@ -19,6 +19,7 @@ from embeddings.compiled import is_compiled
 from embeddings.current import Current
 from embeddings.files import GenerationsFolder, load_generation
 from embeddings.generation import Generation
+from runtime.again import Again
 from trends.follow import Follower
 from viewers.arms import Arms
 from viewers.rewrite import Rewriters
@@ -84,13 +85,14 @@ class Swap:
         self._limits = limits
         self._executor = executor
         self._instance = instance
-        self._refused: int | None = None
-        self._polls_refused = 0
+        self._refused: Again[int] = Again(REFUSED_AGAIN_POLLS)  # an activation; 0: CURRENT itself
+        self._refused_share: Share | None = None  # whose candidate was what was bad
         self._in_force = Serving(Rewriter(None, 0, encode_row, limits))
         self._candidate: tuple[Share, Serving] | None = None
         self._keeper = Rewriter(None, 0, encode_row, limits, keeps_rows=True)
         self.freeze: Freeze | None = None
         self.created_at_s = 0.0  # when the generation in force was made, UTC seconds
+        self.candidate_refused: str | None = None  # why the rows of the candidate's viewers are kept as they are
         self.swaps = 0
         self.refusals = 0
 
@@ -133,11 +135,13 @@ class Swap:
     def _all(self) -> Sequence[Serving]:
         return (self._in_force,) if self._candidate is None else (self._in_force, self._candidate[1])
 
-    async def check(self) -> bool:
+    async def check(self, *, patient: bool = False) -> bool:
         """Load what CURRENT names if its activation is newer. True if swapped.
 
-        A bad generation is refused, told once per activation and tried again now and then, and what was in force stays; so it does where
-        only the candidate is bad.
+        A bad generation is refused, told once per activation and tried again now and then, and what was in force stays. So it does where
+        only the candidate is bad, as long as that serves: while `patient`. Who cannot go on without this activation, as nothing serves yet
+        or viewers of it were met, takes it up all the same: whoever the generation in force is for is served by it, and the candidate's
+        viewers keep the rows that they have, whatever they play, until it loads or the share ends.
         """
         try:
             current = await self._off_loop(self._folder.read_current)
@@ -146,15 +150,34 @@ class Swap:
             return False
         if current is None:  # a first day begins: the first batch should not wait either
             await self._prepare(self.rewriter)
-        if current is None or current.activation <= self.rewriter.activation or self._is_refused(current.activation):
             return False
+        is_new = current.activation > self.rewriter.activation
+        again = self.candidate_refused is not None and current.activation == self.rewriter.activation
+        may_keep_rows = is_new and not (patient and self.generation_id)
+        at_once = may_keep_rows and self._refused.failing == current.activation and self._refused_share is not None
+        if not (is_new or again) or not (at_once or self._refused.is_due(current.activation)):
+            return False
+        return await self._load(current, may_keep_rows)
+
+    async def _load(self, current: Current, may_keep_rows: bool) -> bool:
+        """Have this serve, if need be without its candidate; True unless it is refused."""
         started = time.monotonic()
         try:
-            rewriters = [await self._rewriter_of(one, current) for one in current.generations]
+            rewriters = [await self._rewriter_of(current.generation_id, current)]
             self.created_at_s = await self._off_loop(self._folder.created_at_s, current.generation_id)
         except GenerationError as error:
             self._refuse(current.activation, error)
             return False
+        kept: str | None = None
+        if current.share is not None:
+            try:
+                rewriters.append(await self._rewriter_of(current.share.generation_id, current))
+            except GenerationError as error:
+                self._refuse(current.activation, error, current.share)
+                if not may_keep_rows:
+                    return False
+                kept = str(error)
+                rewriters.append(Rewriter(None, current.activation, self._encode_row, self._limits, keeps_rows=True))
         for rewriter in rewriters:
             await self._prepare(rewriter)
         self._take_up(current, rewriters)
@@ -166,7 +189,20 @@ class Swap:
             load_s=round(time.monotonic() - started, 3),
             **({} if current.share is None else {"share": asdict(current.share)}),
         )
+        self._tell_of_candidate(current, kept)
         return True
+
+    def _tell_of_candidate(self, current: Current, kept: str | None) -> None:
+        """Once a change: its viewers' rows are kept (why), or follow their plays again."""
+        before, self.candidate_refused = self.candidate_refused, kept
+        if current.share is None or (before is None and kept is None):
+            return
+        share = asdict(current.share)
+        if kept is not None:
+            log.warning("candidate_rows_kept", share=share, error=kept, remedy=_mend(current.share))
+        else:
+            remedy = f"who played meanwhile and does not again is behind until: {_again(current.share)}"
+            log.warning("candidate_rows_follow_again", share=share, remedy=remedy)
 
     async def _rewriter_of(self, generation_id: str, current: Current) -> Rewriter:
         """Of a generation that serves already, or that is loaded now. Errors: `GenerationError`."""
@@ -218,20 +254,14 @@ class Swap:
             log.info("compiling", what="the kernels of this version, once a machine", takes="less than a minute")
         await self._off_loop(rewriter.prepare)
 
-    def _is_refused(self, activation: int) -> bool:
-        if activation != self._refused:
-            return False
-        self._polls_refused += 1
-        return self._polls_refused % REFUSED_AGAIN_POLLS != 0
-
-    def _refuse(self, activation: int, error: GenerationError) -> None:
-        if activation == self._refused:
+    def _refuse(self, activation: int, error: GenerationError, share: Share | None = None) -> None:
+        """`share`: it is the candidate that is bad."""
+        self._refused_share = share
+        if not self._refused.has_failed(activation):
             return
-        self._refused = activation
         self.refusals += 1
-        log.error(
-            "generation_refused", error=str(error), in_force=self.generation_id, remedy="nearline generations rollback"
-        )
+        remedy = "nearline generations rollback" if share is None else _mend(share)
+        log.error("generation_refused", error=str(error), in_force=self.generation_id, remedy=remedy)
 
     async def _off_loop(self, action: Callable[..., T], *arguments: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, action, *arguments)
@@ -240,7 +270,7 @@ class Swap:
         """Check and report for ever; ends by cancellation."""
         for poll in itertools.count():
             try:
-                await self.check()
+                await self.check(patient=True)
                 await self.look_at_freeze(store)
                 await store.announce_activation(self.rewriter.activation)  # a store that fell back may have forgotten
                 await store.report_updater(self._instance, self.rewriter.activation, int(now_ms()))
@@ -250,6 +280,15 @@ class Swap:
             except NearlineError as error:
                 log.warning("generation_watch_failed", error=str(error))
             await asyncio.sleep(POLL_S)
+
+
+def _again(share: Share) -> str:
+    """The verb that rebuilds everybody, and changes nothing else."""
+    return f"nearline generations share --percent {share.percent:g}"
+
+
+def _mend(share: Share) -> str:
+    return f"mend the candidate's files, then {_again(share)}; or nearline generations share --stop"
 
 
 async def forget_crashed(store: Store, now_ms: int) -> None:

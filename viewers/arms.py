@@ -8,7 +8,9 @@ from viewers.rewriter import Rewriter
 
 class Arms:
     """`viewers.rewrite.Rewriters` of two generations under one activation: who is rewritten by which follows from the viewer's id alone,
-    so that a row of this activation needs no other look to be known as of the right one."""
+    so that a row of this activation needs no other look to be known as of the right one.
+
+    A candidate that `keeps_rows` does not load here: its viewers' states are merged, and their rows stay as they are stored."""
 
     keeps_rows = False
 

@@ -21,6 +21,7 @@ from contracts.digests import id_digest
 from contracts.errors import FreezeChanged, StaleActivation, StoreUnavailable
 from contracts.shares import Share
 from viewers import packing
+from viewers.arms import Arms
 from viewers.kernel import (
     Rewritten,
     Todo,
@@ -133,6 +134,7 @@ async def rewrite_viewers(
     loop = asyncio.get_running_loop()
     results: list[RewriteResult | None] = [None] * len(jobs)
     pending = list(range(len(jobs)))
+    held = _held(rewriter)
     stored = await store.read_viewers([job.viewer for job in jobs])
     if turn is not None and (supposed := await turn.to_compute()):
         stored = [supposed.get(job.viewer, one) for job, one in zip(jobs, stored, strict=True)]
@@ -146,11 +148,12 @@ async def rewrite_viewers(
             if rewritten is None:
                 results[i] = RewriteResult(Outcome.NOOP)
                 continue
+            stays = rewriter.keeps_rows or (held is not None and bool(stored[i].token) and held.holds(jobs[i].viewer))
             write = ViewerWrite(
                 jobs[i].viewer,
                 stored[i].token,
                 draw_token(),
-                stored[i].activation if rewriter.keeps_rows else rewriter.activation,
+                stored[i].activation if stays else rewriter.activation,
                 rewritten.state_bytes,
                 rewritten.vector_bytes,
                 rewritten.row_bytes,
@@ -163,7 +166,10 @@ async def rewrite_viewers(
         pending = []
         if not writes:
             break
-        answers = await store.write_viewers([write for _, write, _ in writes])
+        tried = [write for _, write, _ in writes]
+        if held is not None:
+            tried = await _with_held_rows(store, held, tried, [stored[i] for i, _, _ in writes])
+        answers = await store.write_viewers(tried)
         timing = Timing(computed_at_ms, rewritten_at_ms, now_ms())
         for (i, _, row_id), answer in zip(writes, answers, strict=True):
             match answer:
@@ -193,6 +199,28 @@ def _kept(before: bytes, after: bytes) -> Rows:
     return Rows.EMPTY if packing.erased_through_s(after) > packing.erased_through_s(before) else Rows.KEEP
 
 
+def _held(rewriter: Rewriters) -> Share | None:
+    """Whose arm does not load here; None: nobody's. Another process may know it, and no other arm's row will do."""
+    return rewriter.share if isinstance(rewriter, Arms) and rewriter.candidate.keeps_rows else None
+
+
+async def _with_held_rows(
+    store: Store, share: Share, writes: Sequence[ViewerWrite], before: Sequence[StoredViewer]
+) -> list[ViewerWrite]:
+    """The same writes, those of the share's viewers, whose arm does not load here, with row and vector as they are stored, read when
+    nothing of the batch before is under way any more; and the compare-and-set holds only if nobody wrote since. Who was erased has none."""
+    held = [
+        number
+        for number, (write, one) in enumerate(zip(writes, before, strict=True))
+        if one.token and share.holds(write.viewer) and _kept(one.state, write.state) is Rows.KEEP
+    ]
+    found = await asyncio.gather(*(store.read_viewer(writes[number].viewer) for number in held))
+    same = list(writes)
+    for number, one in zip(held, found, strict=True):
+        same[number] = writes[number]._replace(vector=one.vector, row=one.row)
+    return same
+
+
 async def _take_turn(
     turn: Turn, jobs: Sequence[RewriteJob], stored: Sequence[StoredViewer], writes: Sequence[ViewerWrite]
 ) -> None:
@@ -211,11 +239,12 @@ def _compute(
     of_arm: dict[Rewriter, list[int]] = {}
     batch = []
     for number, (job, stored) in enumerate(todo):
+        arm = rewriter.arm(job.viewer)
         behind = not rewriter.keeps_rows and stored.activation != rewriter.activation
         if behind and stored.activation > rewriter.activation:
             raise StaleActivation(stored.activation)
-        batch.append(Todo(stored.state, job.parts, behind, job.event_time_ms))
-        of_arm.setdefault(rewriter.arm(job.viewer), []).append(number)
+        batch.append(Todo(stored.state, job.parts, behind and not arm.keeps_rows, job.event_time_ms))
+        of_arm.setdefault(arm, []).append(number)
     done: list[Rewritten | None] = [None] * len(batch)
     try:
         for arm, numbers in of_arm.items():  # the kernel knows one generation a call

@@ -90,7 +90,7 @@ def metrics() -> Mapping[str, list[Family]]:
     """Process → every metric family that it exports."""
     from batch.schedule import NightMetrics
     from homepage.service import Metrics as HomeMetrics
-    from trends.aggregator import Figures
+    from trends.process import Figures
     from trends.service import Metrics as TrendMetrics
     from updater.metrics import Metrics as UpdaterMetrics
 

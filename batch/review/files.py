@@ -7,18 +7,20 @@ They tell what five viewers watched, under a keyed digest of each. Who is erased
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from batch.lake import Lake, write_atomically
+from batch.outcome import Outcome, compare_arms
 from batch.report import NightlyReport
 from batch.review.make import Judged, Review, make_review
 from batch.review.page import render_page
 from contracts.codec import Codec
 from contracts.errors import DataError, UserError
-from embeddings.files import load_generation
+from contracts.shares import Share
+from embeddings.files import GenerationsFolder, load_generation
 from runtime.settings import Settings
 from viewers.state import Limits
 
@@ -37,15 +39,35 @@ def review_night(settings: Settings, lake: Lake, judged: Judged, report: Nightly
         raise DataError("nothing was published, and nothing was held back: there is nothing to report on")
     codec = Codec.load(settings.registry_path)
     review = make_review(lake, codec, Limits(**settings.state.model_dump()), judged, new, now_ms)
-    return write_review(lake, report, review, now_ms)
+    current = GenerationsFolder(settings.generations_path).current_or_none()
+    shared = None if current is None or current.share is None else look_at_share(lake, current.share)
+    return write_review(lake, report, review, now_ms, shared)
 
 
-def write_review(lake: Lake, report: NightlyReport, review: Review, now_ms: int) -> Path:
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """The share of the viewers that sees a candidate, and what has come of it so far; None: nothing can be said yet, and why."""
+
+    share: Share
+    outcome: Outcome | None
+    why_not: str = ""
+
+
+def look_at_share(lake: Lake, share: Share) -> Shared:
+    """Errors: `DataError`."""
+    try:
+        return Shared(share, compare_arms(lake, share.generation_id))
+    except UserError as error:
+        return Shared(share, None, str(error))
+
+
+def write_review(lake: Lake, report: NightlyReport, review: Review, now_ms: int, shared: Shared | None = None) -> Path:
     """Write a night's report; returns the page. The oldest beyond `KEPT` go. Errors: `OSError`."""
     when = datetime.fromtimestamp(now_ms / 1000, UTC)
     name = report.generation_id or f"held-back-{when:%Y%m%dT%H%M%SZ}"
     night = {**asdict(report), "headline": report.headline(), "written_at_ms": now_ms}
     content = {"name": name, "ledger_lines": lake.ledger.lines, "night": night, "review": asdict(review)}
+    content["share"] = None if shared is None else asdict(shared)
     folder = lake.path / FOLDER
     _write(folder, name, json.loads(json.dumps(content)))
     for old in sorted(folder.glob("*.json"), key=_written_ms)[:-KEPT]:

@@ -20,6 +20,11 @@ VERDICTS = {
 }
 GATE_ARMS = {"candidate": "candidate", "in_force": "in force", "popularity": "popularity"}
 BANDS = ("head: top 1 %", "middle: to 10 %", "tail: the rest")
+SHARE_MEASURES = {
+    "hit_rate": "hits a row",
+    "plays_per_viewer": "plays a viewer",
+    "viewers_with_a_play": "viewers with a play",
+}
 NO_ASKS = "Nobody watched something new that a generation did not know: nothing to ask."
 
 
@@ -29,6 +34,7 @@ def render_page(content: Mapping[str, Any]) -> str:
     sections = [
         _decision(night),
         _gate(review),
+        _share(content.get("share")),  # a program from before shares wrote none
         _segments(review),
         _hours(review),
         _drift(review),
@@ -80,6 +86,39 @@ def _gate(review: Mapping[str, Any]) -> str:
         plots.intervals(rows, "NDCG at 10 of the arms of the gate"),
         _table(header, lines),
     )
+
+
+def _share(shared: Mapping[str, Any] | None) -> str:
+    """Nothing where everybody sees one generation."""
+    if shared is None:
+        return ""
+    share, outcome = shared["share"], shared["outcome"]
+    whom = f"{share['percent']:g} % of the viewers see <b>{escape(share['generation_id'])}</b>."
+    if outcome is None:
+        return _section("The share’s outcome so far", f"{whom} Nothing can be said yet: {escape(shared['why_not'])}.")
+    header = ("arm", "viewers", "rows shown", "plays from them", *SHARE_MEASURES.values())
+    lines = [
+        (
+            name,
+            *(f"{arm[count]:,}" for count in ("viewers", "rows", "plays")),
+            *map(_interval, _measures(arm["measures"])),
+        )
+        for name, arm in outcome["arms"].items()
+    ]
+    differs = (_interval(one, signed=True) for one in _measures(outcome["difference"]))
+    rows = [(name, number, arm["measures"]["hit_rate"]) for number, (name, arm) in enumerate(outcome["arms"].items())]
+    against = ", ".join(map(escape, outcome["arms"]["others"]["generations"]))
+    return _section(
+        "The share’s outcome so far",
+        f"{whom} The others’ rows are of {against}. What both were shown from {_time(outcome['from_ms'])} to {_time(outcome['to_ms'])}, "
+        "and the plays that came from it, with the 95 % interval over viewers. Rows that led to a play:",
+        plots.intervals(rows, "Hit rate of the rows of both arms"),
+        _table(header, [*lines, ("difference", "", "", "", *differs)]),
+    )
+
+
+def _measures(of: Mapping[str, Sequence[float]]) -> list[Sequence[float]]:
+    return [of[name] for name in SHARE_MEASURES]
 
 
 def _segments(review: Mapping[str, Any]) -> str:

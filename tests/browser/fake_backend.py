@@ -14,6 +14,7 @@ from sandbox.livepage import (
     Explanation,
     NotFound,
     Part,
+    Place,
     PlayKind,
     PlayOutcome,
     RecentPlay,
@@ -57,6 +58,7 @@ class FakeBackend:
         self.watchers: dict[str, list[asyncio.Queue[RowView]]] = defaultdict(list)
         self.away = False
         self.sent: list[tuple[str, str, PlayKind]] = []
+        self.places: list[Place | None] = []
         self.trials = {name: ActionView(name) for name in ACTIONS}
 
     def tile(self, item_id: str, source: str = "", score: float = 0.0) -> Tile:
@@ -84,10 +86,10 @@ class FakeBackend:
         best = sorted(scores, key=lambda item: (-scores[item], item))[:ROW_LENGTH]
         number = next(self.numbers)
         tiles = tuple(self.tile(item, "als" if scores[item] else "popular", scores[item]) for item in best)
-        below = self.below(viewer, seen | {tile.item_id for tile in tiles[:12]})
+        below = self.below(viewer, seen | {tile.item_id for tile in tiles[:12]}, f"row-{number}")
         return RowView(viewer, f"row-{number}", "2026-09-21T0300", 4, NOW_MS + number, tiles, below=below)
 
-    def below(self, viewer: str, out: set[str]) -> tuple[Strip, ...]:
+    def below(self, viewer: str, out: set[str], row_id: str) -> tuple[Strip, ...]:
         """What has most topics in common with the newest title that was watched to its end."""
         about = next((item for item, ending in reversed(self.plays[viewer]) if ending == "complete"), None)
         if about is None:
@@ -98,7 +100,8 @@ class FakeBackend:
             key=lambda i: (-len(topics & set(self.items[i].topics)), i),
         )
         heading = f"Because you watched {self.items[about].title}"
-        return (Strip("because", heading, self.tile(about), tuple(self.tile(item) for item in near[:20])),)
+        tiles = tuple(self.tile(item) for item in near[:20])
+        return (Strip("because", heading, self.tile(about), tiles, f"{row_id}-because"),)
 
     async def search_viewers(self, q: str) -> list[ViewerSummary]:
         wanted = q.casefold()
@@ -119,9 +122,10 @@ class FakeBackend:
         if item_id is not None and item_id not in self.items:
             raise NotFound(f"no title {item_id} in the catalogue")
 
-    async def play(self, viewer: str, item_id: str, kind: PlayKind) -> PlayOutcome:
+    async def play(self, viewer: str, item_id: str, kind: PlayKind, place: Place | None = None) -> PlayOutcome:
         self.check(viewer, item_id)
         self.sent.append((viewer, item_id, kind))
+        self.places.append(place)
         if kind == "private":
             return PlayOutcome(kind, item_id, None, (), None, message="A private play: counted, and then forgotten.")
         self.plays[viewer].append((item_id, "complete" if kind == "play" else "skip"))

@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, Page, Request, ViewportSize, expect, sy
 
 from runtime.http import serve
 from sandbox.action_views import ActionName
-from sandbox.livepage import make_app
+from sandbox.livepage import Place, make_app
 from tests.browser.fake_backend import FINE, PARTS, WRONG, FakeBackend
 
 FLAGS = [
@@ -264,6 +264,11 @@ def test_a_play_turns_the_strip_below_to_what_was_watched(open_page, served: Ser
     assert played.item_id not in strip(page)
     assert not set(strip(page)) & set(titles(page))
     assert (opened.viewer, played.item_id, "play") in served.backend.sent
+    assert served.backend.places[-1] == Place(before.row_id, 1)
+    third, row_id = titles(page)[2], served.backend.rows[opened.viewer].row_id
+    page.locator(f".tile:not(.leaving)[data-item={third}] .tile-play").click()
+    expect(page.locator(f".tile:not(.leaving)[data-item={third}]")).to_have_count(0)
+    assert served.backend.places[-1] == Place(row_id, 2)
 
 
 def test_the_strip_is_played_from_the_keyboard_and_the_focus_stays_in_it(open_page, served: Served) -> None:

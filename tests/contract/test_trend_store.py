@@ -12,8 +12,8 @@ from contracts.errors import StoreChanged, StoreUnavailable
 from contracts.keys import Keys
 from runtime.settings import TrendsSettings
 from sandbox.servers import ValkeyServer
-from trends.aggregator import FETCH_RECORDS, MOST_CHANGED
 from trends.checkpoints import RING
+from trends.counting import FETCH_RECORDS, MOST_CHANGED
 from viewers.redis_store import RedisStore
 from viewers.redis_trends import FIELDS_AT_ONCE, ROWS_AT_ONCE, VECTORS_AT_ONCE
 from viewers.store import Freeze, Store, ViewerWrite

@@ -393,6 +393,29 @@ async def test_the_catalogue_follows_current_and_a_broken_generation_leaves_the_
     assert live.activation == 2
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"generation_id": "../g2", "activation": 2},
+        {"generation_id": "g2", "activation": "2"},
+        {"generation_id": "g2", "activation": 2, "share": {"generation_id": "g1", "percent": 100}},
+        {"generation_id": "g2", "activation": 2, "share": {"generation_id": "g1"}},
+    ],
+)
+async def test_what_the_updaters_do_not_read_in_current_the_home_page_does_not_either(
+    tmp_path: Path, said: dict[str, object]
+) -> None:
+    live = LiveCatalogue(str(tmp_path / "generations"))
+    write_generation(tmp_path / "generations", "g2", 2, {"a": "Two"})
+    write_generation(tmp_path, "g2", 2, {"a": "Elsewhere"})
+    write_generation(tmp_path / "generations", "g1", 1, {"a": "One"})
+    assert await live.refresh()
+    (tmp_path / "generations" / "CURRENT").write_text(json.dumps(said))
+    with pytest.raises(GenerationError, match="CURRENT: unreadable"):
+        await live.refresh()
+    assert (live.generation_id, live.activation) == ("g1", 1)
+
+
 async def test_titles_that_only_the_candidate_has_are_known_while_a_share_sees_it(tmp_path: Path) -> None:
     live = LiveCatalogue(str(tmp_path))
     write_generation(tmp_path, "g2", 1, {"a": "Uno", "b": "Two"})

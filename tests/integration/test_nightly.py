@@ -26,6 +26,7 @@ from contracts.manifest import Decision
 from contracts.shares import Share
 from embeddings.current import Current
 from embeddings.files import GenerationsFolder, load_generation, load_users
+from embeddings.generation import Generation
 from runtime.kafka import make_producer
 from runtime.progress import SilentProgress
 from runtime.settings import Settings, StoreSettings
@@ -293,7 +294,7 @@ async def test_a_night_that_only_publishes_leaves_what_is_in_force_until_it_is_a
 
 
 async def test_a_night_during_a_share_leaves_the_candidate_its_viewers_and_never_puts_it_in_force(
-    settings: Settings,
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = MemoryStore()
     await send(settings, history())
@@ -306,7 +307,16 @@ async def test_a_night_during_a_share_leaves_the_candidate_its_viewers_and_never
     folder = GenerationsFolder(settings.generations_path)
     assert folder.read_current() == Current(first.generation_id, 2, None, Share(made.generation_id, 40.0))
     await send(settings, [play_event("v00", 22, 2 * 10**5)])
-    third = await run(settings, store, skip_evaluation=True)
+    loaded: list[str] = []
+
+    def load(root: str, generation_id: str) -> Generation:
+        loaded.append(generation_id)
+        return load_generation(root, generation_id)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("batch.activation.load_generation", load)
+        third = await run(settings, store, skip_evaluation=True)
+    assert loaded == [made.generation_id, third.generation_id]  # to see that it loads, and by which it is rebuilt: once
     current = folder.read_current()
     assert current == Current(third.generation_id, 3, first.generation_id, Share(made.generation_id, 40.0))
     rows = {viewer: CODEC.decode_row(one.row) for viewer, one in store.server.viewers.items() if one.row}

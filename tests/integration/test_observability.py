@@ -255,10 +255,12 @@ async def test_a_prometheus_that_scrapes_them_answers_every_question_and_raises_
 
     await until(scraped, "every target is up", tmp_path)
     for n in range(30):
-        await running.client.get(f"http://127.0.0.1:{running.ports['homepage']}/v1/home/v{n:02}")
+        page = f"http://127.0.0.1:{running.ports['homepage']}/v1/home/v{n:02}"
+        await running.client.get(page, params={"rows": "because"})
 
     async def seen() -> bool:
-        return bool(await ask('sum(rate(nearline_homepage_requests_total{outcome="own"}[1m])) > 0'))
+        own = await ask('sum(rate(nearline_homepage_requests_total{outcome="own"}[1m])) > 0')
+        return bool(own and await ask("sum(rate(nearline_homepage_further_rows_total[1m])) >= 0"))
 
     await until(seen, "the pages are counted", tmp_path)
     for (_, title, _), (expression, legend) in QUERIES.items():

@@ -103,6 +103,10 @@ class Generations:
     def load(self, generation_id: str) -> Any:
         return SimpleNamespace(generation_id=generation_id, tables=None)
 
+    def load_here(self, generation_id: str) -> Any:
+        """The same, where updaters load it from. Errors: `GenerationError`."""
+        return self.load(generation_id)
+
 
 class SimFolder:
     """`embeddings.files.GenerationsFolder` over `Generations`."""
@@ -187,7 +191,7 @@ def stand_ins() -> Iterator[None]:
         (updater.consumer, "time", SimpleNamespace(time=_now_s, monotonic=_now_s)),
         (updater.swap, "time", SimpleNamespace(time=_now_s, monotonic=_now_s)),
         (updater.swap, "GenerationsFolder", SimFolder),
-        (updater.swap, "load_generation", lambda generations, generation_id: generations.load(generation_id)),
+        (updater.swap, "load_generation", lambda generations, generation_id: generations.load_here(generation_id)),
         (updater.swap, "Rewriter", SimRewriter),
         *((module, "log", LOG) for module in (updater.consumer, updater.checkpoint, updater.swap)),
         (batch.rebuild, "BATCH", 2),

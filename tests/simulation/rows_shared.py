@@ -130,11 +130,11 @@ def the_candidate_is_taken_up_a_poll_after_its_activation() -> Patches:
     shipped = Swap.check
     late: dict[int, Any] = {}
 
-    async def check(self: Swap) -> bool:
+    async def check(self: Swap, *, patient: bool = False) -> bool:
         if id(self) in late:
             self._candidate = late.pop(id(self))
         before = self._candidate
-        swapped = await shipped(self)
+        swapped = await shipped(self, patient=patient)
         if swapped and self._candidate is not None:
             late[id(self)], self._candidate = self._candidate, None if before is None else self._candidate
         return swapped

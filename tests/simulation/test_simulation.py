@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
-from tests.simulation import rows_frozen, rows_shared
+from tests.simulation import rows_frozen, rows_held, rows_shared
 from tests.simulation.actors import stand_ins
 from tests.simulation.bugs import BUGS, FIRST_SEEN, find
 from tests.simulation.model_kafka import Faults
@@ -75,6 +75,19 @@ def test_histories_in_which_a_share_sees_a_candidate_hold_every_invariant() -> N
 @pytest.mark.parametrize("bug", rows_shared.BUGS)
 def test_a_seeded_bug_of_the_share_is_seen(bug: rows_shared.Bug) -> None:
     assert rows_shared.find(bug) is not None
+
+
+def test_histories_in_which_the_candidate_is_damaged_and_mended_hold_every_invariant() -> None:
+    with stand_ins():
+        for seed in range(1, HISTORIES + 1):
+            history = rows_held.run_held(seed)
+            again = f"python -m tests.simulation.rows_held --seed {seed} --histories 1 --trace"
+            assert history.violation is None, again
+
+
+@pytest.mark.parametrize("bug", rows_held.BUGS)
+def test_a_seeded_bug_of_a_damaged_candidate_is_seen(bug: rows_held.Bug) -> None:
+    assert rows_held.find(bug) is not None
 
 
 @pytest.mark.parametrize(

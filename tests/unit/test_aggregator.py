@@ -19,9 +19,12 @@ from runtime.kafka import TopicPartition
 from runtime.settings import Settings
 from tests.unit.test_trends import erasure, report
 from tests.worlds import T0, make_generation, make_tables, wait_until, write_generation_folder
-from trends.aggregator import LEASE_MS, Aggregator, Counting
+from trends.aggregator import Aggregator
 from trends.checkpoints import counts_of
 from trends.counters import Counts, Report, share_erasures
+from trends.counting import Counting
+from trends.process import LEASE_MS
+from trends.publishing import Publisher
 from viewers.memory_store import MemoryServer, MemoryStore
 
 CODEC = Codec.load()
@@ -36,9 +39,9 @@ async def test_what_takes_longer_than_the_lease_does_not_lose_it(tmp_path: Path)
     """The default rows of a large catalogue and many territories do."""
     server, held, done = MemoryServer(), 0, threading.Event()
     made = aggregator(tmp_path, server)
-    trends = made._store.trends
+    trends = made.process.store.trends
     assert await trends.hold("a", LEASE_MS)
-    working = asyncio.create_task(made._holding(done.wait, 60))
+    working = asyncio.create_task(made.process.holding(done.wait, 60))
     for _ in range(3):
         server.trends.now_ms += LEASE_MS - 1
         before = server.trends.owner
@@ -55,18 +58,18 @@ async def test_a_lease_that_ran_out_is_taken_again_unless_another_has_it(tmp_pat
     write_generation_folder(tmp_path, make_generation().with_tables(replace(make_tables(200), at_ms=T0)))
     GenerationsFolder(str(tmp_path)).activate("g1", floor=0)
     made = aggregator(tmp_path, server)
-    trends = made._store.trends
+    trends = made.process.store.trends
     assert await trends.hold("a", LEASE_MS)
     base = made._load()
     assert base is not None
     server.trends.now_ms += LEASE_MS
-    await Counting(made, base, None)._publish()  # type: ignore[arg-type] # nothing is read
+    await Publisher(made.process, base, {}).publish()
     pointer = await trends.read_pointer("g1")
     assert pointer is not None
     server.trends.now_ms += LEASE_MS
     assert await trends.hold("b", LEASE_MS)
     with pytest.raises(StoreChanged, match="another"):
-        await Counting(made, base, None)._publish()  # type: ignore[arg-type]
+        await Publisher(made.process, base, {}).publish()
     assert await trends.read_pointer("g1") == pointer
 
 
@@ -79,7 +82,7 @@ async def test_a_generation_that_knows_no_trends_is_not_loaded_again(tmp_path: P
     assert made._loaded is not None
     shutil.rmtree(tmp_path / "g1")
     assert made._load() is None
-    assert made._refused is None
+    assert made._refused.failing is None
 
 
 async def test_the_candidates_counts_are_of_its_generation_and_default_rows_are_none_of_its_business(
@@ -99,13 +102,14 @@ async def test_the_candidates_counts_are_of_its_generation_and_default_rows_are_
     viewers = [f"v{i}" for i in range(50)]
     ours = [{viewer for viewer in viewers if base and base.newcomers._is_ours(viewer)} for base in bases]
     assert ours[1] == {viewer for viewer in viewers if share.holds(viewer)} and ours[0] == {*viewers} - ours[1]
-    assert await one._store.trends.hold("a", LEASE_MS)
-    await one._store.announce_activation(2)
+    assert await one.process.store.trends.hold("a", LEASE_MS)
+    await one.process.store.announce_activation(2)
     for made, base in zip((other, one), reversed(bases), strict=True):
-        counting = Counting(made, base, None)  # type: ignore[arg-type] # nothing is read
-        await counting._publish()
-        await counting._write_default_rows()
-        rows = {CODEC.decode_row(row).generation_id for row in (await made._store.read_default_rows()).values()}
+        assert base is not None
+        publisher = Publisher(made.process, base, {})
+        await publisher.publish()
+        await publisher.write_default_rows()
+        rows = {CODEC.decode_row(row).generation_id for row in (await made.process.store.read_default_rows()).values()}
         assert rows == (set() if made is other else {"g1"})
     folder.activate("g1", floor=0, ends_share=True)
     assert other._load() is None and await other.is_over(bases[1])  # type: ignore[arg-type]
@@ -122,7 +126,7 @@ async def test_beside_a_bad_generation_the_one_before_is_counted_on_and_a_mended
     folder, server = GenerationsFolder(str(tmp_path)), MemoryServer()
     folder.activate("g1", floor=0)
     made = aggregator(tmp_path, server)
-    assert await made._store.trends.hold("a", LEASE_MS)
+    assert await made.process.store.trends.hold("a", LEASE_MS)
     base = made._load()
     assert base is not None
     folder.activate("g2", floor=0)
@@ -156,16 +160,16 @@ class Log:
 @pytest.fixture
 async def counting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Counting:
     """Two partitions of which nothing was read, one generation in force after another."""
-    monkeypatch.setattr("trends.aggregator.report_of", lambda record, _: record.report)
+    monkeypatch.setattr("trends.counting.report_of", lambda record, _: record.report)
     for name in ("g0", "g1"):
         made = make_generation(generation_id=name).with_tables(replace(make_tables(200), at_ms=T0))
         write_generation_folder(tmp_path, made)
         GenerationsFolder(str(tmp_path)).activate(name, floor=0)
     of = aggregator(tmp_path, MemoryServer())
-    assert await of._store.trends.hold("a", LEASE_MS)
+    assert await of.process.store.trends.hold("a", LEASE_MS)
     base = of._load()
     assert base is not None
-    new = Counting(of, base, Log())  # type: ignore[arg-type]
+    new = Counting(of.process, base, Log())  # type: ignore[arg-type]
     new._counts, new._stored = {0: Counts(0), 1: Counts(0)}, {0: None, 1: None}
     return new
 
@@ -174,7 +178,7 @@ async def fans(counting: Counting, generation_id: str = "g1") -> dict[int, list[
     """Partition → who watched a new title, as the store has it."""
     found = {}
     for partition in counting._counts:
-        next_offset, fields = await counting._of._store.trends.read_checkpoint(generation_id, partition)
+        next_offset, fields = await counting._process.store.trends.read_checkpoint(generation_id, partition)
         assert next_offset is not None
         counts = counts_of(next_offset, fields, "here")
         found[partition] = sorted(fan for title in counts.new.values() for fan in title.fans)
@@ -184,7 +188,7 @@ async def fans(counting: Counting, generation_id: str = "g1") -> dict[int, list[
 async def test_who_watched_what_is_kept_for_both_arms_of_a_share(counting: Counting) -> None:
     """Both are counted for, and an erasure is looked for in both."""
     current = replace(counting._base.current, share=Share("g0", 5))
-    beside = Counting(counting._of, replace(counting._base, generation_id="g0", current=current), Log())  # type: ignore[arg-type]
+    beside = Counting(counting._process, replace(counting._base, generation_id="g0", current=current), Log())  # type: ignore[arg-type]
     beside._counts, beside._stored = {0: Counts(0), 1: Counts(0)}, {0: None, 1: None}
     beside._consumer.read(beside, 1, report("ana", "new-1", 60))  # type: ignore[attr-defined]
     await beside._checkpoint()
@@ -217,7 +221,7 @@ async def test_an_erasure_that_is_read_before_the_plays_of_another_log_reaches_t
     assert await fans(counting) == {0: ["ben"], 1: []}
     assert counting._counts[0].new["new-1"].sums[0] == 2
     again = {partition: Counts(0) for partition in (0, 1)}  # another process: what was erased is in the checkpoint
-    again[1] = counts_of(1, (await counting._of._store.trends.read_checkpoint("g1", 1))[1], "here")
+    again[1] = counts_of(1, (await counting._process.store.trends.read_checkpoint("g1", 1))[1], "here")
     share_erasures(again.values())
     counting._counts = again
     log.read(counting, 0, report("ana", "new-1", 60), report("ana", "new-1", 150))  # type: ignore[arg-type]
@@ -228,7 +232,7 @@ async def test_an_erasure_that_is_read_before_the_plays_of_another_log_reaches_t
 
 async def test_who_watched_what_is_forgotten_with_the_generation_that_it_was_counted_for(counting: Counting) -> None:
     """Erasures are looked for in the counts of the generation in force alone. The sums stay, for a rollback."""
-    before = Counting(counting._of, replace(counting._base, generation_id="g0"), Log())  # type: ignore[arg-type]
+    before = Counting(counting._process, replace(counting._base, generation_id="g0"), Log())  # type: ignore[arg-type]
     before._counts, before._stored = {0: Counts(0), 1: Counts(0)}, {0: None, 1: None}
     before._consumer.read(before, 1, report("ana", "new-1", 60), report("ben", 3, 70))  # type: ignore[attr-defined,arg-type]
     await before._checkpoint()
@@ -236,6 +240,6 @@ async def test_who_watched_what_is_forgotten_with_the_generation_that_it_was_cou
     for _ in range(2):
         await counting._forget_who_watched_before()
         assert await fans(counting, "g0") == {0: [], 1: []}
-    next_offset, fields = await counting._of._store.trends.read_checkpoint("g0", 1)
+    next_offset, fields = await counting._process.store.trends.read_checkpoint("g0", 1)
     assert (next_offset, counts_of(2, fields, "here").counted) == (2, 2)
     assert not any(b"ana" in value for value in fields.values())

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 import batch.schedule_service
 import homepage.service
@@ -190,7 +191,7 @@ def test_the_settings_file_of_the_cluster_is_one(monkeypatch: pytest.MonkeyPatch
     assert updater_pod["terminationGracePeriodSeconds"] * 1000 > kafka.rebalance_timeout_ms
 
 
-@pytest.mark.parametrize("name", ["nearline-updater", "nearline-trends", "nearline-homepage", "nearline-nightly"])
+@pytest.mark.parametrize("name", sorted(pod_specs()))
 def test_every_pod_is_restricted_and_told_only_what_is_a_setting(name: str) -> None:
     spec = pod_specs()[name]
     (container,) = spec["containers"]
@@ -238,6 +239,21 @@ def test_the_kustomizations_name_every_manifest() -> None:
             listed.add(path)
     assert {path for path in KUBERNETES.rglob("*.yaml") if path.name != "kustomization.yaml"} <= listed
     assert {one["kind"] for one in manifests()} >= {"Deployment", "CronJob", "PodDisruptionBudget", "ScaledObject"}
+
+
+def test_a_shadow_is_the_same_image_and_a_person_names_its_generation_in_one_place() -> None:
+    base, beside = (
+        yaml.safe_load((KUBERNETES / name / "kustomization.yaml").read_text()) for name in ("base", "with-shadow")
+    )
+    assert (base["images"], base["namespace"]) == (beside["images"], beside["namespace"])
+    (patch,) = beside["patches"]
+    workload = find(patch["target"]["kind"], patch["target"]["name"])
+    (change,) = yaml.safe_load(patch["patch"])
+    (container,) = workload["spec"]["template"]["spec"]["containers"]
+    assert change == {"op": "replace", "path": "/spec/template/spec/containers/0/args/1", "value": container["args"][1]}
+    done = CliRunner().invoke(nearline.app, [*container["args"], "--help"])
+    assert done.exit_code == 0 and "GENERATION" in done.stdout.upper()
+    assert workload["spec"]["replicas"] == 1, "without a group each would look at the same viewers"
 
 
 # The schedule

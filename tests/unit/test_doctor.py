@@ -12,6 +12,7 @@ from runtime.doctor import StoreFacts, _in_force, check_folder, check_generation
 from runtime.doctor_kafka import MIN_RETENTION_MS, TopicFacts, judge_broker, judge_dead_letters, judge_topic
 from runtime.findings import Finding, exit_code, render
 from sandbox.topics import DEAD_LETTERS
+from tests.worlds import make_generation, write_generation_folder
 
 GOOD_INFO = {
     "redis_version": "7.2.4",
@@ -171,8 +172,26 @@ def test_a_generation_in_force_must_be_complete(tmp_path):
     assert check_generations(str(tmp_path))[1].ok is False
     (tmp_path / "20250101-a").mkdir()
     assert check_generations(str(tmp_path))[1].ok is False
-    (tmp_path / "20250101-a" / "manifest.json").write_text("{}")
+    write_generation_folder(tmp_path, make_generation(generation_id="20250101-a"))
     assert check_generations(str(tmp_path))[1] == Finding("generation in force", True, "20250101-a")
+
+
+@pytest.mark.parametrize(
+    ("damage", "found"),
+    [
+        (lambda file: file.write_bytes(file.read_bytes()[:-1]), "bytes, its manifest says"),
+        (lambda file: file.write_bytes(bytes([file.read_bytes()[0] ^ 1]) + file.read_bytes()[1:]), "is corrupt"),
+        (lambda file: file.unlink(), "No such file"),
+        (lambda file: (file.parent / "manifest.json").write_text("{}"), "manifest.json: field format"),
+    ],
+)
+def test_a_generation_that_is_not_as_it_was_written_is_told_with_what_is_wrong(tmp_path, damage, found) -> None:
+    write_generation_folder(tmp_path, make_generation(generation_id="g1"))
+    (tmp_path / "CURRENT").write_text(json.dumps({"generation_id": "g1", "activation": 1}))
+    assert check_generations(str(tmp_path))[1].ok is True
+    damage(tmp_path / "g1" / "items.parquet")
+    told = check_generations(str(tmp_path))[1]
+    assert told.ok is False and found in told.found and "generations rollback" in told.remedy
 
 
 def test_during_a_share_the_candidate_must_be_complete_too(tmp_path):
@@ -183,15 +202,17 @@ def test_during_a_share_the_candidate_must_be_complete_too(tmp_path):
         "share": {"generation_id": "g2", "percent": 5},
     }
     for name in ("g1", "longer-name"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "manifest.json").write_text("{}")
+        write_generation_folder(tmp_path, make_generation(generation_id=name))
     (tmp_path / "CURRENT").write_text(json.dumps(current))
     in_force, candidate = check_generations(str(tmp_path))[1:]
     assert in_force == Finding("generation in force", True, "g1")
     assert (candidate.name, candidate.ok) == ("candidate", False) and "share --stop" in candidate.remedy
-    (tmp_path / "g2").mkdir()
-    (tmp_path / "g2" / "manifest.json").write_text("{}")
+    write_generation_folder(tmp_path, make_generation(generation_id="g2"))
     assert check_generations(str(tmp_path))[2] == Finding("candidate", True, "g2")
+    (tmp_path / "g2" / "item_factors.npy").unlink()
+    candidate = check_generations(str(tmp_path))[2]
+    assert candidate.ok is False and "rows stand still" in candidate.remedy
+    assert "generations share --percent 5" in candidate.remedy and "share --stop" in candidate.remedy
 
 
 def test_a_folder_that_does_not_exist_yet_is_fine_where_it_can_be_made(tmp_path):

@@ -20,7 +20,7 @@ from sandbox.action_views import ActionView
 from sandbox.audience import Viewer
 from sandbox.live_backend import StoreBackend, Versions
 from sandbox.live_sources import NightSnapshot, UpdaterProbe, UpdaterUnavailable
-from sandbox.livepage import NotFound
+from sandbox.livepage import NotFound, Place
 from tests.worlds import make_generation
 from updater.metrics import RowTiming
 from viewers.memory_store import MemoryStore
@@ -111,6 +111,14 @@ async def test_a_play_is_answered_by_the_row_that_has_it(bench: Bench) -> None:
     assert outcome.total_ms == pytest.approx(timing.written_at_ms - event.event_time_ms)
     assert [part.name for part in outcome.parts] == ["produced", "fetched", "state read", "computed, written"]
     assert [(play.tile.item_id, play.ending) for play in outcome.recent] == [("tt0000007", "complete")]
+
+
+async def test_a_play_says_which_row_and_position_it_came_from_and_a_private_one_does_not(bench: Bench) -> None:
+    for kind in ("play", "skip", "private"):
+        await bench.backend.play("ana-0000", "tt0000007", kind, Place("row-1-because", 3))
+    await bench.backend.play("ana-0000", "tt0000008", "play")
+    said = [(event.row_id, event.row_position) for event in bench.sent]
+    assert said == [("row-1-because", 3), ("row-1-because", 3), (None, None), (None, None)]
 
 
 async def test_a_skip_is_sent_as_a_short_play(bench: Bench) -> None:

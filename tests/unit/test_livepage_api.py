@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from runtime.http import serve
-from sandbox.livepage import make_app, no_report
+from sandbox.livepage import Place, make_app, no_report
 from tests.browser.fake_backend import FakeBackend
 
 DEADLINE_S = 10.0
@@ -75,9 +75,17 @@ async def test_a_play_answers_with_its_parts_and_the_new_row(client: httpx.Async
     outcome = answer.json()
     assert sum(part["ms"] for part in outcome["parts"]) == pytest.approx(outcome["total_ms"])
     assert outcome["row"]["row_id"] == backend.rows[viewer].row_id
-    assert backend.sent == [(viewer, item, "play")]
+    assert (backend.sent, backend.places) == ([(viewer, item, "play")], [None])
     view = (await client.get(f"/api/viewer/{viewer}")).json()
     assert view["live"]["row_id"] == outcome["row"]["row_id"] != view["last_night"]["row_id"]
+
+
+async def test_a_play_from_a_row_is_sent_with_its_place(client: httpx.AsyncClient, backend: FakeBackend) -> None:
+    viewer = next(iter(backend.summaries))
+    row = backend.rows[viewer]
+    body = {"viewer": viewer, "item_id": row.tiles[4].item_id, "row_id": row.row_id, "row_position": 4}
+    assert (await client.post("/api/play", json=body)).status_code == 200
+    assert backend.places == [Place(row.row_id, 4)]
 
 
 @pytest.mark.parametrize(
@@ -88,6 +96,10 @@ async def test_a_play_answers_with_its_parts_and_the_new_row(client: httpx.Async
         (b'{"viewer": "a b", "item_id": "x"}', "viewer"),
         (b'{"viewer": "a", "item_id": {}}', "item_id"),
         (b'{"viewer": "a", "item_id": "x", "kind": "erase"}', "kind"),
+        (b'{"viewer": "a", "item_id": "x", "row_id": "a b", "row_position": 0}', "row_id"),
+        (b'{"viewer": "a", "item_id": "x", "row_position": 0}', "row_id"),
+        (b'{"viewer": "a", "item_id": "x", "row_id": "r", "row_position": -1}', "row_position"),
+        (b'{"viewer": "a", "item_id": "x", "row_id": "r", "row_position": true}', "row_position"),
         (b'{"viewer": "' + b"a" * 5000 + b'"}', "4096"),
     ],
 )

@@ -15,14 +15,17 @@ from batch.report import NightlyReport
 from batch.review import plots
 from batch.review.audience import read_audience
 from batch.review.figures import LIFT, LIVE, NIGHTLY, align, cosine, popularity_bands
-from batch.review.files import KEPT, find_page, read_content, scrub_reports, write_review
+from batch.review.files import KEPT, find_page, look_at_share, read_content, scrub_reports, write_review
 from batch.review.make import Judged, Review, gate_figures, make_review
+from batch.review.page import render_page
 from contracts.codec import Codec
 from contracts.errors import UserError
 from contracts.events import Kind, PlaybackEvent
 from contracts.manifest import Decision
+from contracts.shares import Share
 from embeddings.generation import FoldInParameters, Generation
 from tests.unit.test_interactions import put, say
+from tests.unit.test_outcome import World as Told
 from tests.worlds import T0, play_event
 from viewers.state import EMPTY, Limits, merge, state_of
 
@@ -126,6 +129,37 @@ def test_without_anything_to_ask_there_is_still_a_page(tmp_path: Path) -> None:
     assert (review.asks, review.drift, review.shown) == (0, None, ())
     page = write_review(lake, NightlyReport("unchecked", "too few", generation_id="first"), review, NEW_MS)
     assert "nothing to ask" in page.read_text()
+
+
+def test_a_night_during_a_share_tells_what_has_come_of_it(tmp_path: Path, lake: Lake) -> None:
+    told = Told(tmp_path / "told")
+    for viewer, generation_id in (("ana", "g2"), ("ben", "g1"), ("cid", "g1"), ("dan", "g1")):
+        told.show(viewer, "r1", generation_id)
+    told.play("ana", "r1")
+    told.play("ben", "r1")
+    told.compare()
+    share = Share("g2", 5)
+    report = NightlyReport("passed", "", generation_id="new")
+    page = write_review(lake, report, review_of(lake), NEW_MS, look_at_share(told.lake, share))
+    text = " ".join(_text(page).split())
+    assert "5 % of the viewers see g2 . The others’ rows are of g1." in text
+    assert "candidate 1 1 1 1.000 (1.000 to 1.000)" in text and "others 3 3 1 0.333" in text
+    assert "difference +0.667" in text and "ana" not in page.read_text()
+    assert read_content(page)["share"]["outcome"]["arms"]["others"]["plays"] == 1
+
+    nothing = write_review(lake, report, review_of(lake), NEW_MS, look_at_share(lake, share))
+    assert "Nothing can be said yet: the lake has no row of g2" in " ".join(_text(nothing).split())
+    alone = write_review(lake, report, review_of(lake), NEW_MS)
+    assert "The share" not in _text(alone)
+    content = read_content(alone)
+    del content["share"]  # as older programs wrote it
+    assert render_page(content) == alone.read_text()
+
+
+def _text(page: Path) -> str:
+    reader = Reader()
+    reader.feed(page.read_text())
+    return " ".join(reader.text)
 
 
 class Reader(HTMLParser):

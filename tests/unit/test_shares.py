@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
 from hypothesis import given
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from batch.rebuild import Rebuild
 from contracts.codec import Codec
+from contracts.errors import StaleActivation
 from contracts.shares import Share, in_share
 from tests.worlds import T0, make_generation, play_event
 from viewers.arms import Arms
@@ -18,6 +20,7 @@ from viewers.packing import unpack
 from viewers.rewrite import Outcome, RewriteJob, Rewriters, rewrite_viewers
 from viewers.rewriter import Rewriter
 from viewers.state import Limits, state_of
+from viewers.store import ViewerWrite, WriteResult
 
 CODEC, LIMITS = Codec.load(), Limits()
 GENERATIONS = {name: make_generation(40, 4, seed=seed, generation_id=name) for seed, name in enumerate(("g1", "g2"), 1)}
@@ -118,3 +121,45 @@ async def test_a_rebuild_brings_everybody_to_their_arm_when_a_share_begins_chang
         assert (default.generation_id, default.activation) == ("g1", activation), (
             "nobody's own row is of what is in force"
         )
+
+
+class Overtaken(MemoryStore):
+    """Somebody else writes first, once, after rows and states were read."""
+
+    meanwhile: Callable[[], Awaitable[object]] | None = None
+
+    async def write_viewers(self, writes: Sequence[ViewerWrite]) -> list[WriteResult]:
+        first, self.meanwhile = self.meanwhile, None
+        if first is not None:
+            await first()
+        return await super().write_viewers(writes)
+
+
+async def test_a_row_that_is_kept_is_the_one_that_whoever_has_the_candidate_wrote_last() -> None:
+    """Never an older one than theirs, and never one of the other arm; nobody's plays are lost between the two."""
+    store = Overtaken()
+    await store.connect()
+    other = MemoryStore(store.server)
+    await other.connect()
+    await write(other, 1, arms(1))
+    without = Arms(rewriter("g1", 1), Rewriter(None, 1, CODEC.encode_row, LIMITS, keeps_rows=True), HALF)
+    store.meanwhile = lambda: write(other, 20, arms(1))
+    await write(store, 9, without)
+    assert [len(unpack(stored.state).plays) for stored in store.server.viewers.values()] == [3] * len(VIEWERS)
+    for viewer, stored in store.server.viewers.items():
+        row = CODEC.decode_row(stored.row)
+        expected = ("g2", T0 + 20) if HALF.holds(viewer) else ("g1", T0 + 9)
+        assert (row.generation_id, row.computed_at_ms, stored.activation) == (*expected, 1)
+    await write(other, 30, arms(1))
+    assert_of_their_arm(store, 1, HALF)
+
+
+async def test_whoever_cannot_load_the_candidate_is_refused_where_a_newer_activation_was_met() -> None:
+    store = MemoryStore()
+    await store.connect()
+    await write(store, 1, arms(2))
+    without = Arms(rewriter("g1", 1), Rewriter(None, 1, CODEC.encode_row, LIMITS, keeps_rows=True), HALF)
+    before = dict(store.server.viewers)
+    with pytest.raises(StaleActivation):
+        await write(store, 9, without)
+    assert store.server.viewers == before

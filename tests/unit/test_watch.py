@@ -54,6 +54,7 @@ class Stream:
             trends=SimpleNamespace(in_force=None, seen_at_ms=0, refused=0),
             freeze=None,
             share=None,
+            candidate_refused=None,
         )
         self.updater: Any = SimpleNamespace(
             settings=Settings(kafka={"stall_timeout_s": stall_timeout_s}),

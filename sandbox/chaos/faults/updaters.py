@@ -11,7 +11,7 @@ from sandbox.chaos.behind import watched
 from sandbox.chaos.crew import Slot
 from sandbox.chaos.waiting import wait_until
 from sandbox.chaos.wired import POINTS, TRENDS_POINTS
-from trends.aggregator import LEASE_MS
+from trends.process import LEASE_MS
 
 ANY_MOMENT = "any moment"
 MOMENTS = (*POINTS, ANY_MOMENT)

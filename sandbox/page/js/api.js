@@ -19,7 +19,8 @@ export const readViewer = (viewer) => ask(`/api/viewer/${part(viewer)}`);
 export const explain = (viewer, item) => ask(`/api/explain/${part(viewer)}/${part(item)}`);
 const send = (path, fields) =>
   ask(path, { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(fields) });
-export const play = (viewer, item, kind) => send("/api/play", { viewer, item_id: item, kind });
+// `place`: the row that the tile was in, and its position there, from 0.
+export const play = (viewer, item, kind, place) => send("/api/play", { viewer, item_id: item, kind, ...place });
 export const act = (action) => send("/api/action", { action });
 
 // Stats once a second, the row and the buttons' doings whenever they change. Returns a function that closes the stream.

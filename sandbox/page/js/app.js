@@ -14,8 +14,8 @@ import { closeOutside, showWhy } from "./why.js";
 const ENDINGS = { complete: "watched", stop: "stopped", skip: "skipped", start: "started" };
 const state = { view: null, stop: () => {}, busy: false };
 
-const row = new Row(byId("tiles"), { onPlay: (tile) => press(tile, mode()), onSkip: (tile) => press(tile, "skip"), onWhy: why });
-const below = new Below(byId("below"), { onPlay: (tile) => press(tile, mode()) });
+const row = new Row(byId("tiles"), { onPlay: (tile) => press(tile, mode(), state.view.live), onSkip: (tile) => press(tile, "skip", state.view.live), onWhy: why });
+const below = new Below(byId("below"), { onPlay: (tile, name) => press(tile, mode(), state.view.live.below.find((each) => each.row === name)) });
 const stopwatch = new Stopwatch(byId("stopwatch"), byId("stopwatch-ms"), byId("stopwatch-legs"), byId("stopwatch-note"));
 const instruments = new Instruments(byId("gauges"), byId("ledger"), byId("provenance"));
 const trials = new Trials(byId("breaking"), byId("trials"), { press: api.act, onSay: (text) => say(text) });
@@ -87,7 +87,13 @@ function ladder() {
   byId("reel").replaceChildren(...(plays.length ? plays : [element("li", { className: "nothing", text: "Nothing yet tonight." })]));
 }
 
-async function press(tile, kind) {
+// What a player reports with a play: the row that it came from, as it is now, and the position there.
+function placeOf(tile, { row_id, tiles }) {
+  const position = tiles.findIndex((each) => each.item_id === tile.item_id);
+  return position < 0 ? {} : { row_id, row_position: position };
+}
+
+async function press(tile, kind, from) {
   if (state.busy) return;
   const { viewer } = state.view.viewer;
   state.busy = true;
@@ -96,7 +102,7 @@ async function press(tile, kind) {
   stopwatch.start(tile.title);
   try {
     const before = state.view.live;
-    const outcome = await api.play(viewer, tile.item_id, kind);
+    const outcome = await api.play(viewer, tile.item_id, kind, placeOf(tile, from));
     if (state.view.viewer.viewer !== viewer) return;
     state.view.recent = outcome.recent.length ? outcome.recent : state.view.recent;
     const old = new Map(before.tiles.map((each, index) => [each.item_id, index]));

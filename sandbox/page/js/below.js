@@ -36,7 +36,7 @@ export class Below {
     const fresh = before?.heading !== row.heading;
     const node = fresh ? this.#section(row) : before.node;
     const kept = new Map([...node.querySelectorAll("li")].map((item) => [item.dataset.item, item]));
-    node.querySelector("ol").replaceChildren(...row.tiles.map((tile) => kept.get(tile.item_id) ?? this.#tile(tile)));
+    node.querySelector("ol").replaceChildren(...row.tiles.map((tile) => kept.get(tile.item_id) ?? this.#tile(tile, row.row)));
     return { heading: row.heading, node };
   }
 
@@ -49,9 +49,9 @@ export class Below {
       element("header", { className: "section-head" }, heading), element("ol", { className: "strip-tiles" }));
   }
 
-  #tile(tile) {
+  #tile(tile, name) {
     const play = element("button", { className: "strip-play", type: "button", "aria-label": `Play ${tile.title}` }, poster(tile));
-    play.addEventListener("click", () => this.onPlay(tile));
+    play.addEventListener("click", () => this.onPlay(tile, name));
     return element("li", { "data-item": tile.item_id, title: `${tile.title}\n${tile.topics.map(words).join(" · ")}` }, play);
   }
 }
