@@ -5,10 +5,11 @@
     tables:  counted up to here, and for chunk 2 up to here, …
 
 For each play: the viewer's state just before it, a generation that knows only what was played before its chunk (factors from before
-T1, tables and popularity from before the chunk), the candidates and their features as `ranking.rows` makes them, and which of them
-was watched. Nothing of a play's own time or later is in what its features are made of. A chunk is as long as the time between two
-nights, where there are not too many, so that trends are as old as they are when they serve. The factors may be somewhat older than they
-will be.
+T1, and so the sequence model; tables and popularity from before the chunk), the candidates and their features as `ranking.rows` makes
+them, and which of them was watched. Nothing of a play's own time or later is in what its features are made of. A chunk is as long as
+the time between two nights, where there are not too many, so that trends are as old as they are when they serve. The factors may be
+somewhat older than they will be. The sequence model (`batch/sequence.py`) is published as old as it is here: so its score means the same
+where it serves, and trained on up to the last play it hit no more.
 
     P(j watched) = exp(β·φ_j) / Σ_i exp(β·φ_i)        β = W ctx        W = argmax Σ log P − l2 ‖W‖²,   φ standardized for the fit
 
@@ -29,8 +30,10 @@ from threadpoolctl import threadpool_limits
 
 from batch.evaluate import make_generation
 from batch.play_log import PlayLog
+from batch.sequence import train_sequence
 from batch.tables import DAY_MS, Counts
 from embeddings.generation import F32, F64, I64, FoldInParameters, Generation
+from embeddings.sequence import SequenceNet
 from embeddings.tables import BASE, CONTEXTS, FEATURES
 from ranking.rows import RankingInput, rank_candidates
 
@@ -77,10 +80,12 @@ class Samples:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Trained:
-    """`weights`: (features,) float64, None: not better than the blend, or too little to learn from. `metrics`: for the manifest."""
+    """`weights`: (features,) float64, None: not better than the blend, or too little to learn from. `metrics`: for the manifest.
+    `sequence`: of the log's items, or of the first of them."""
 
     weights: F64 | None
     metrics: Mapping[str, float]
+    sequence: SequenceNet | None = None
 
 
 def train_ranker(
@@ -91,12 +96,19 @@ def train_ranker(
     plays: int,
     max_plays: int,
     period_ms: int = DAY_MS,
+    sequence_epochs: int = 0,
+    sequence: SequenceNet | None = None,
 ) -> Trained:
-    """Train on `plays` of the newest of the log. `max_plays`: kept in a state. `period_ms`: between two nights."""
+    """Train on `plays` of the newest of the log. `max_plays`: kept in a state. `period_ms`: between two nights. `sequence`: a model trained
+    on older plays, None: it is trained now, in `sequence_epochs`."""
     begin = max(len(log) - SPREAD * plays, round(len(log) * (1 - SHARE)))
     if len(log) - begin < FEWEST:
         return Trained(None, {})
-    samples = gather_samples(log, begin, past_factors, parameters, max_plays=max_plays, period_ms=period_ms, most=plays)
+    if sequence is None:
+        sequence = train_sequence(log.first(begin), sequence_epochs)
+    samples = gather_samples(
+        log, begin, past_factors, parameters, max_plays=max_plays, period_ms=period_ms, most=plays, sequence=sequence
+    )
     held = len(samples.sizes) - round(len(samples.sizes) * HELD_OUT)
     first, last = samples.part(0, held), samples.part(held, len(samples.sizes))
     if (first.target >= 0).sum() < FEWEST:
@@ -104,7 +116,7 @@ def train_ranker(
     learnt = fit(first)
     mine, blended = ndcg(last, learnt), ndcg(last, blend_weights())
     metrics = {"ranker_plays": float(len(samples.sizes)), "ranker_ndcg@10": mine, "blend_ndcg@10": blended}
-    return Trained(fit(samples, learnt) if mine >= blended else None, metrics)
+    return Trained(fit(samples, learnt) if mine >= blended else None, metrics, sequence)
 
 
 def blend_weights() -> F64:
@@ -122,6 +134,7 @@ def gather_samples(
     max_plays: int,
     period_ms: int,
     most: int | None = None,
+    sequence: SequenceNet | None = None,
 ) -> Samples:
     """Candidates and features for the liked plays from `begin` on of what the viewer had not watched before. `most`: of more plays so many
     are drawn, the same ones each time; None: all."""
@@ -139,7 +152,7 @@ def gather_samples(
     starts = chunk_starts(log.time_ms, begin, period_ms)
     for start, stop in zip(starts, [*starts[1:], len(log)], strict=True):
         counts.advance(start)
-        generation = _generation(log, counts, factors, start, parameters)
+        generation = _generation(log, counts, factors, start, parameters, sequence)
         wanted = np.arange(start, stop)
         wanted = wanted[log.is_first[wanted] & (log.strength[wanted] > 0) & drawn[wanted - begin]]
         for part in np.split(wanted, range(AT_ONCE, len(wanted), AT_ONCE)):
@@ -168,10 +181,17 @@ def chunk_starts(time_ms: I64, begin: int, period_ms: int) -> list[int]:
     return (begin + np.flatnonzero(np.diff(number, prepend=-1))).tolist()
 
 
-def _generation(log: PlayLog, counts: Counts, factors: F32, known: int, parameters: FoldInParameters) -> Generation:
+def _generation(
+    log: PlayLog,
+    counts: Counts,
+    factors: F32,
+    known: int,
+    parameters: FoldInParameters,
+    sequence: SequenceNet | None,
+) -> Generation:
     """What a night after the first `known` plays would have published, but for the factors' age."""
     n = log.n_items(known)
-    tables = counts.tables(int(log.time_ms[known]), np.zeros(len(FEATURES)), n_rows=n)
+    tables = counts.tables(int(log.time_ms[known]), np.zeros(len(FEATURES)), n_rows=n, sequence=sequence)
     ids, Y = list(log.item_ids[:n]), np.ascontiguousarray(factors[:n])
     return make_generation("training", ids, Y, log.popularity(known), parameters, tables)
 
@@ -186,9 +206,12 @@ def state_before(log: PlayLog, play: int, max_plays: int) -> RankingInput:
     rows = np.array(earlier, dtype=np.int64)
     rows = rows[np.lexsort((-log.digest[rows], -log.time_ms[rows]))]
     strength: dict[int, float] = {}
+    newest: dict[int, int] = {}
     kept = rows[:max_plays]
-    for item, value in zip(log.item[kept].tolist(), log.strength[kept].tolist(), strict=True):
+    columns = (log.item[kept].tolist(), log.strength[kept].tolist(), log.time_ms[kept].tolist())
+    for item, value, time_ms in zip(*columns, strict=True):
         known = strength.get(item)
+        newest.setdefault(item, time_ms)
         if known is None or (abs(value), value) > (abs(known), known):
             strength[item] = value
     ids = log.item_ids
@@ -199,6 +222,7 @@ def state_before(log: PlayLog, play: int, max_plays: int) -> RankingInput:
         frozenset(ids[item] for item in log.item[rows].tolist()),
         np.zeros(0, dtype=np.int64),
         newest_ms=int(log.time_ms[rows[0]]) if len(rows) else None,
+        times_ms=list(newest.values()),
     )
 
 

@@ -15,16 +15,19 @@ from batch.tables import Counts
 from batch.train import fold_in_parameters, train_item_factors
 from contracts.errors import DataError
 from embeddings.generation import F32, F64
+from embeddings.sequence import SequenceNet
 from embeddings.tables import Tables
 from runtime.settings import Settings
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Ranking:
-    """`log`: the plays that were learnt from. `weights`: of the ranker; None: rows blend taste and popularity."""
+    """`log`: the plays that were learnt from. `weights`: of the ranker; None: rows blend taste and popularity.
+    `sequence`: of the log's items."""
 
     log: PlayLog | None = None
     weights: F64 | None = None
+    sequence: SequenceNet | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
 
     def tables(self, item_ids: Sequence[str]) -> Tables | None:
@@ -35,7 +38,7 @@ class Ranking:
         counts = Counts(self.log)
         counts.advance(len(self.log))
         rows = np.array([row_of[item_id] for item_id in self.log.item_ids], np.int64)
-        return counts.tables(int(self.log.time_ms[-1]), self.weights, rows, len(item_ids))
+        return counts.tables(int(self.log.time_ms[-1]), self.weights, rows, len(item_ids), self.sequence)
 
 
 NO_RANKING = Ranking()
@@ -54,8 +57,13 @@ def train_ranking(lake: Lake, settings: Settings) -> Ranking:
 
     try:
         trained = train_ranker(
-            log, past_factors, fold_in_parameters(train), plays=train.ranker_plays, max_plays=settings.state.max_plays
+            log,
+            past_factors,
+            fold_in_parameters(train),
+            plays=train.ranker_plays,
+            max_plays=settings.state.max_plays,
+            sequence_epochs=train.sequence_epochs,
         )
     except DataError:  # nothing was liked before the newest plays
         return NO_RANKING
-    return Ranking(log, trained.weights, trained.metrics)
+    return Ranking(log, trained.weights, trained.sequence, trained.metrics)

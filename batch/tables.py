@@ -19,6 +19,7 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from batch.play_log import PlayLog
+from embeddings.sequence import SequenceNet
 from embeddings.tables import F32, F64, HALF_LIVES_DAYS, I64, STEPS, Cowatch, Tables
 
 DAY_MS = 86_400_000
@@ -79,9 +80,16 @@ class Counts:
             before, after, weight = (np.concatenate(column) for column in zip(*of_step, strict=True))
             self._pairs[step] = self._pairs[step] + csr_matrix((weight, (before, after)), shape=(n, n))
 
-    def tables(self, at_ms: int, weights: F64, rows: I64 | None = None, n_rows: int | None = None) -> Tables:
+    def tables(
+        self,
+        at_ms: int,
+        weights: F64,
+        rows: I64 | None = None,
+        n_rows: int | None = None,
+        sequence: SequenceNet | None = None,
+    ) -> Tables:
         """The tables at a time not before the last play. `rows`: (n_items,) row of each item in the generation, which has `n_rows`;
-        None: of the first `n_rows` items each its own number."""
+        None: of the first `n_rows` items each its own number. `sequence`: of the log's items, or of the first of them."""
         days = (at_ms - self._at_ms) / DAY_MS
         faded = np.exp2(-np.minimum(max(0.0, days) / np.array(HALF_LIVES_DAYS), 1000))
         n = len(self._log.item_ids)
@@ -90,7 +98,8 @@ class Counts:
         there = np.flatnonzero(rows < n_rows)
         trending: F32 = np.zeros((n_rows, len(HALF_LIVES_DAYS)), np.float32)
         trending[rows[there]] = self._trending[there] * faded
-        return Tables(trending, self._cowatch(rows, n_rows), weights, at_ms)
+        placed = None if sequence is None else sequence.of_rows(rows, n_rows)
+        return Tables(trending, self._cowatch(rows, n_rows), weights, at_ms, placed)
 
     def _cowatch(self, rows: I64, n_rows: int) -> Cowatch:
         pairs = self._pairs[0]

@@ -22,15 +22,15 @@ ENTRIES_WITH_REASONS = 10
 
 class Reason(NamedTuple):
     """A play that an entry comes from, or a preference that was told (`topic:drama`). `contribution`: what it adds to the score, by taste;
-    in an entry of `cowatch` by being followed."""
+    in an entry of `cowatch` by being followed, in one of `sequence` by its place among the newest plays."""
 
     item_id: str
     contribution: float
 
 
 class Entry(NamedTuple):
-    """One tile. `source` names what speaks for it most: `als`, `popular`, `cowatch`, `trending`; or the rule that put it there:
-    `again`, `explore`. The window is the item's availability."""
+    """One tile. `source` names what speaks for it most: `als`, `popular`, `cowatch`, `trending`, `sequence`; or the rule that
+    put it there: `again`, `explore`. The window is the item's availability."""
 
     item_id: str
     score: float

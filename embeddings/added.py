@@ -115,11 +115,14 @@ def extended(generation: Generation, added: Added) -> Generation:
 
 
 def _longer(tables: Tables, more: int) -> Tables:
-    """For so many more items: nothing follows them, nothing is known of their trend."""
-    c = tables.cowatch
+    """For so many more items: nothing follows them, nothing is known of their trend, and no sequence."""
+    c, sequence = tables.cowatch, tables.sequence
     starts = np.concatenate([c.starts, np.full(more, c.starts[-1])])
     trending = np.concatenate([tables.trending, np.zeros((more, len(HALF_LIVES_DAYS)), np.float32)])
-    return replace(tables, trending=trending, cowatch=replace(c, starts=starts))
+    if sequence is not None:
+        n = len(sequence.items)
+        sequence = sequence.of_rows(np.arange(n), n + more)
+    return replace(tables, trending=trending, cowatch=replace(c, starts=starts), sequence=sequence)
 
 
 def _check(generation: Generation, added: Added, rows: I64) -> None:

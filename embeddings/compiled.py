@@ -41,6 +41,7 @@ KERNELS = (
     "embeddings/compiled*.py",
     "embeddings/generation.py",
     "embeddings/kernel_*.py",
+    "embeddings/sequence.py",
     "embeddings/tables.py",
     "ranking/*.py",
     "viewers/kernel*.py",

@@ -6,6 +6,7 @@
     <root>/<id>/user_factors.npy      (n_users, k) float32: our own fold-in of every viewer
     <root>/<id>/users.parquet         row → viewer
     <root>/<id>/trending.npy, cowatch.parquet, ranker.json   all three or none (`embeddings/table_files.py`)
+    <root>/<id>/sequence_items.npy, sequence.npy   beside these; both or none, as in an older program's (`embeddings/sequence.py`)
     <root>/<id>/companions.parquet    row → the titles that go with it; absent in an older program's (`embeddings/companions.py`)
     <root>/<id>/manifest.json         written last
 
@@ -43,7 +44,18 @@ from embeddings.companions import COMPANIONS, Lists, parse_companions
 from embeddings.current import Current, parse_current
 from embeddings.generation import F32, NEVER_MS, FoldInParameters, Generation
 from embeddings.roots import FOREIGN, Root, flush_folder, open_root, read_table, write_file
-from embeddings.table_files import COWATCH, RANKER, TABLE_FILES, TRENDING, parse_groups, parse_tables
+from embeddings.sequence import COLUMNS, FACTORS, ROWS, SequenceNet
+from embeddings.table_files import (
+    COWATCH,
+    RANKER,
+    SEQUENCE,
+    SEQUENCE_FILES,
+    SEQUENCE_ITEMS,
+    TABLE_FILES,
+    TRENDING,
+    parse_groups,
+    parse_tables,
+)
 from embeddings.tables import HALF_LIVES_DAYS, Tables
 
 ITEM_FACTORS, ITEMS, USER_FACTORS, USERS = "item_factors.npy", "items.parquet", "user_factors.npy", "users.parquet"
@@ -94,8 +106,12 @@ def load_manifest(root: str | Path | Root, generation_id: str) -> Manifest:
         raise GenerationError(
             f"{where}: field generation_id: says {manifest.generation_id}; the folder was renamed or copied"
         )
-    tables = [name for name in TABLE_FILES if name in manifest.files]
-    missing = [name for name in (*FILES, *(TABLE_FILES if tables else ())) if name not in manifest.files]
+    wanted = list(FILES)
+    if any(name in manifest.files for name in (*TABLE_FILES, *SEQUENCE_FILES)):
+        wanted += TABLE_FILES
+    if any(name in manifest.files for name in SEQUENCE_FILES):
+        wanted += SEQUENCE_FILES
+    missing = [name for name in wanted if name not in manifest.files]
     if missing:
         raise GenerationError(f"{where}: field files: {missing[0]} is not listed; publish the generation again")
     return manifest
@@ -126,7 +142,16 @@ def load_tables(opened: Root, manifest: Manifest, where: str) -> Tables | None:
     n, columns = manifest.n_items, len(HALF_LIVES_DAYS)
     trending = parse_factors(checked_bytes(opened, manifest, TRENDING), n, columns, where, TRENDING)
     cowatch, ranker = (checked_bytes(opened, manifest, name) for name in (COWATCH, RANKER))
-    return parse_tables(trending, cowatch, ranker, n, where)
+    return parse_tables(trending, cowatch, ranker, n, where, _load_sequence(opened, manifest, where))
+
+
+def _load_sequence(opened: Root, manifest: Manifest, where: str) -> SequenceNet | None:
+    if SEQUENCE not in manifest.files:
+        return None
+    shapes = {SEQUENCE_ITEMS: (manifest.n_items, COLUMNS), SEQUENCE: (ROWS, FACTORS)}
+    return SequenceNet(
+        *(parse_factors(checked_bytes(opened, manifest, name), *shape, where, name) for name, shape in shapes.items())
+    )
 
 
 def load_companions(opened: Root, manifest: Manifest, where: str) -> Lists | None:

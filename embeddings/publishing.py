@@ -39,7 +39,7 @@ from embeddings.files import (
 )
 from embeddings.generation import F32
 from embeddings.roots import FOREIGN, Root, flush_folder, open_root, write_file
-from embeddings.table_files import table_bytes
+from embeddings.table_files import npy_bytes, table_bytes
 from embeddings.tables import Tables
 
 
@@ -100,9 +100,9 @@ def write_generation(root: str | Path, manifest: Manifest, contents: Contents) -
 
 def _write_files(folder: Path, manifest: Manifest, contents: Contents) -> Manifest:
     content = {
-        ITEM_FACTORS: _npy_bytes(contents.item_factors),
+        ITEM_FACTORS: npy_bytes(contents.item_factors),
         ITEMS: _parquet_bytes(items_table(contents.items, contents.popularity)),
-        USER_FACTORS: _npy_bytes(contents.user_factors),
+        USER_FACTORS: npy_bytes(contents.user_factors),
         USERS: _parquet_bytes(_users_table(contents.users)),
         **({} if contents.tables is None else table_bytes(contents.tables)),
         **({} if contents.companions is None else {COMPANIONS: companion_bytes(contents.companions)}),
@@ -147,12 +147,6 @@ def items_table(items: Sequence[CatalogueItem], popularity: F32 | None = None) -
         return table
     column = pa.array(popularity.astype(np.float32), pa.float32())
     return table.set_column(table.schema.get_field_index("popularity"), ITEMS_SCHEMA.field("popularity"), column)
-
-
-def _npy_bytes(matrix: F32) -> bytes:
-    out = io.BytesIO()
-    np.lib.format.write_array(out, np.ascontiguousarray(matrix, dtype="<f4"), version=(1, 0), allow_pickle=False)
-    return out.getvalue()
 
 
 def _parquet_bytes(table: Any) -> bytes:
@@ -207,7 +201,7 @@ def remove_users(folder: GenerationsFolder, generation_id: str, erased: Callable
             factors[rows] = 0
             for row in rows:
                 users[row] = f"~erased~{row}"
-            content = {USER_FACTORS: _npy_bytes(factors), USERS: _parquet_bytes(_users_table(users))}
+            content = {USER_FACTORS: npy_bytes(factors), USERS: _parquet_bytes(_users_table(users))}
             files = {**manifest.files, **{name: _entry_of(data) for name, data in content.items()}}
             _replace_file(folder.root, f"{generation_id}/{MANIFEST}", to_json(replace(manifest, files=files)).encode())
             for name, new in content.items():

@@ -1,4 +1,5 @@
-"""The files of a generation's tables: `trending.npy`, `cowatch.parquet`, `ranker.json`. Bytes in, bytes out; all three or none.
+"""The files of a generation's tables: `trending.npy`, `cowatch.parquet`, `ranker.json`, all three or none; and beside them, where a
+sequence model was trained, `sequence_items.npy` and `sequence.npy`. Bytes in, bytes out.
 
 They are listed in the manifest with size and checksum as all others. A generation without them is one of an older program, or made
 from too few plays, and is served without them.
@@ -19,10 +20,13 @@ import pyarrow.parquet as pq
 from contracts.errors import GenerationError
 from embeddings.groups import Encoded, Groups, encode_groups
 from embeddings.roots import FOREIGN, read_table
-from embeddings.tables import FEATURES, RULE, STEPS, Cowatch, Tables, check_tables
+from embeddings.sequence import SequenceNet
+from embeddings.tables import F32, FEATURES, RULE, STEPS, Cowatch, Tables, check_tables
 
 TRENDING, COWATCH, RANKER = "trending.npy", "cowatch.parquet", "ranker.json"
 TABLE_FILES = (TRENDING, COWATCH, RANKER)
+SEQUENCE_ITEMS, SEQUENCE = "sequence_items.npy", "sequence.npy"
+SEQUENCE_FILES = (SEQUENCE_ITEMS, SEQUENCE)
 
 LIFTS = tuple("lift" if step == STEPS[0] else f"lift_{step}" for step in STEPS)
 _SCHEMA = pa.schema(
@@ -33,31 +37,40 @@ _SCHEMA = pa.schema(
     ]
 )
 _SCHEMA_1 = pa.schema([_SCHEMA.field(name) for name in ("items", "share", "lift")])
-RULE_1 = "softmax-1"
+RULE_1, RULE_2 = "softmax-1", "softmax-2"
 
 
 def table_bytes(tables: Tables) -> dict[str, bytes]:
     """What is written."""
-    trending, cowatch = io.BytesIO(), io.BytesIO()
-    values = np.ascontiguousarray(tables.trending, dtype="<f4")
-    np.lib.format.write_array(trending, values, version=(1, 0), allow_pickle=False)
+    cowatch = io.BytesIO()
     c = tables.cowatch
     starts = pa.array(c.starts.astype(np.int32), pa.int32())
     columns = [pa.ListArray.from_arrays(starts, pa.array(values)) for values in (c.items, c.share, *c.lift.T)]
     pq.write_table(pa.Table.from_arrays(columns, schema=_SCHEMA), cowatch, compression="zstd")
     weights = dict(zip(FEATURES, tables.weights.tolist(), strict=True))
     ranker = {"rule": RULE, "trends_at_ms": tables.at_ms, "weights": weights}
+    s = tables.sequence
     return {
-        TRENDING: trending.getvalue(),
+        TRENDING: npy_bytes(tables.trending),
         COWATCH: cowatch.getvalue(),
         RANKER: (json.dumps(ranker, indent=2) + "\n").encode(),
+        **({} if s is None else {SEQUENCE_ITEMS: npy_bytes(s.items), SEQUENCE: npy_bytes(s.network)}),
     }
 
 
-def parse_tables(trending: Any, cowatch: bytes, ranker: bytes, n_items: int, where: str) -> Tables:
-    """`trending`: (n_items, half-lives) float32, parsed as the factors are. Errors: `GenerationError`."""
+def npy_bytes(matrix: F32) -> bytes:
+    """As `.npy`, format 1.0."""
+    out = io.BytesIO()
+    np.lib.format.write_array(out, np.ascontiguousarray(matrix, dtype="<f4"), version=(1, 0), allow_pickle=False)
+    return out.getvalue()
+
+
+def parse_tables(
+    trending: Any, cowatch: bytes, ranker: bytes, n_items: int, where: str, sequence: SequenceNet | None = None
+) -> Tables:
+    """`trending`: (n_items, half-lives) float32, parsed as the factors are; so is what `sequence` is made of. Errors: `GenerationError`."""
     weights, at_ms = _parse_ranker(ranker, where)
-    tables = Tables(trending, _parse_cowatch(cowatch, n_items, where), weights, at_ms)
+    tables = Tables(trending, _parse_cowatch(cowatch, n_items, where), weights, at_ms, sequence)
     check_tables(tables, n_items, where)
     return tables
 
@@ -87,11 +100,13 @@ def _parse_ranker(data: bytes, where: str) -> tuple[Any, int]:
         content = json.loads(data)
         if not isinstance(content, Mapping) or content.keys() - {"trends_at_ms"} != {"rule", "weights"}:
             raise ValueError("rule and weights are wanted")
-        if content["rule"] not in (RULE, RULE_1):
+        if content["rule"] not in (RULE, RULE_1, RULE_2):
             raise ValueError(f"rule {str(content['rule'])[:40]!r}: this program ranks by {RULE}")
         weights = content["weights"]
         if content["rule"] == RULE_1:
             weights = _of_rule_1(weights)
+        elif content["rule"] == RULE_2:
+            weights = _of_rule_2(weights)
         if not isinstance(weights, Mapping) or weights.keys() != set(FEATURES):
             raise ValueError(f"weights of other features than those of {RULE}")
         return np.array([float(weights[name]) for name in FEATURES]), int(content.get("trends_at_ms", 0))
@@ -111,6 +126,14 @@ def _of_rule_1(weights: Any) -> dict[str, float]:
     found = dict.fromkeys(FEATURES, 0.0) | {new: float(weights[old]) for old, new in names.items()}
     by_evidence = float(weights["taste_by_evidence"])
     return found | {"taste": float(weights["taste"]) + by_evidence, "taste_if_new": -by_evidence}
+
+
+def _of_rule_2(weights: Any) -> dict[str, float]:
+    """The weights of softmax-2, which knew nothing of sequences. Errors: TypeError, ValueError."""
+    new = {name for name in FEATURES if name.startswith("sequence")}
+    if set(weights) != set(FEATURES) - new:
+        raise ValueError(f"weights of other features than those of {RULE_2}")
+    return dict.fromkeys(FEATURES, 0.0) | dict(weights)
 
 
 def parse_groups(items: Any) -> Groups:

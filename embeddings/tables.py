@@ -1,6 +1,6 @@
 """What a generation knows beside the embeddings: what is watched after what, what is watched lately, and how to weigh it all. Pure.
 
-All three are made from the lake's plays up to the cut-off and published with the generation, so that a row stays a function of the
+All of them are made from the lake's plays up to the cut-off and published with the generation, so that a row stays a function of the
 viewer's state, the generation and the time. A generation has all of them or none (an older one, or one made from too few plays:
 its rows are blended as `ranking/rows.py` says). A trends snapshot (`trends/`) replaces `trending` by fresher numbers, row by row.
 """
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contracts.errors import GenerationError
+from embeddings.sequence import SequenceNet, check_sequence
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -27,7 +28,7 @@ DAY, WEEK = 1, 3
 LEAST_TREND = 0.3
 """Plays (decayed) at which a trend begins to show: counts go through log(1 + n / this)."""
 
-RULE = "softmax-2"
+RULE = "softmax-3"
 """Names `FEATURES` and what `ranking/features.py` makes of them; another set of features is another rule."""
 
 STEPS = ("any", "next", "soon", "later")
@@ -37,7 +38,7 @@ SLOTS = ("last", "2nd", "3rd", "4th_6th", "7th_15th")
 
 BASE = (
     "taste", "popularity", "trend_12h", "trend_1d", "trend_3d", "trend_7d", "trend_30d",
-    *(f"follows_{slot}_{step}" for slot in SLOTS for step in STEPS), "follows_any",
+    *(f"follows_{slot}_{step}" for slot in SLOTS for step in STEPS), "follows_any", "sequence",
 )  # fmt: skip
 """What is known of a candidate."""
 
@@ -75,12 +76,14 @@ class Cowatch:
 @dataclass(frozen=True, eq=False, slots=True)
 class Tables:
     """`trending`: (n_items, half-lives) float32 ≥ 0, decayed plays. `weights`: (features,) float64, of the ranker. `at_ms`: the time that
-    `trending` is as of, at which its newest play started; 0: not known (an older program's), and nothing can be added to it."""
+    `trending` is as of, at which its newest play started; 0: not known (an older program's), and nothing can be added to it.
+    `sequence`: what is next by the order of plays; None: not learnt."""
 
     trending: F32
     cowatch: Cowatch
     weights: F64
     at_ms: int = 0
+    sequence: SequenceNet | None = None
 
     trends: F32 = field(init=False, repr=False)  # (n_items, half-lives), log-scaled: the features
     trending_orders: I64 = field(init=False, repr=False)  # (2, n_items): rows by falling trend of a day, of a week
@@ -113,3 +116,5 @@ def check_tables(tables: Tables, n_items: int, where: str) -> None:
     wrong = [text for text, holds in problems.items() if holds]
     if wrong:
         raise GenerationError(f"{where}: {wrong[0]}; publish the generation again")
+    if tables.sequence is not None:
+        check_sequence(tables.sequence, n_items, where)

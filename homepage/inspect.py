@@ -134,7 +134,7 @@ async def explain_viewer(settings: Settings, store: Store, codec: Codec, viewer:
                 "follows": [
                     {"item_id": r.item_id, "title": _title(catalogue, r.item_id), "contribution": r.contribution}
                     for r in entry.reasons
-                    if entry.source == "cowatch"
+                    if entry.source in ("cowatch", "sequence")
                 ],
                 "plays": parts,
                 "rule": _rule(generation.rules, entry.source, ranked.held_by[i]),

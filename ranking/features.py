@@ -9,15 +9,17 @@ Features of a candidate, in the order of `embeddings.tables.BASE`:
     follows_…            lift after each of the newest plays: of the last, the one before, …, sums over the 4th to 6th and the 7th to 15th;
                          each for what comes at any distance, next, soon, and later
     follows_any          log(1 + Σ_r 0.7^r · share_r / 0.001): how often it comes after any of them
+    sequence             what the sequence model says above the mean candidate (`embeddings/sequence.py`)
 
 Each is 0 where nothing is known, so that a group's part of the score (weights times features) says what that source adds to a title
 of which nothing is known. The weights are those of the moment: W ctx, where ctx (`context`) says how much is known of the viewer, how long
-ago the last play was, and how long the history is. The score is the sum of the four parts. Training uses these same functions
+ago the last play was, and how long the history is. The score is the sum of the five parts. Training uses these same functions
 (`batch/ranker.py`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +27,7 @@ from numpy.typing import NDArray
 
 from embeddings.foldin import FoldedViewer
 from embeddings.generation import F64, I64, Generation
+from embeddings.sequence import PLACES, play_parts, scores, viewer_vector
 from embeddings.tables import BASE, CONTEXTS, SLOTS, STEPS, Tables
 
 SLOT = (0, 1, 2, 3, 3, 3, 4, 4, 4, 4, 4, 4, 4, 4, 4)
@@ -45,15 +48,21 @@ AWAY_MS = 6 * 3_600_000
 LONG = 20
 """Signals at which a history is half long."""
 
-TASTE, POPULARITY, TREND, LIFT, ANY = 0, 1, 2, 7, 27
+TASTE, POPULARITY, TREND, LIFT, ANY, SEQUENCE = 0, 1, 2, 7, 27, 28
 """First feature of each kind."""
-PARTS = (slice(TASTE, POPULARITY), slice(POPULARITY, TREND), slice(LIFT, ANY + 1), slice(TREND, LIFT))
+PARTS = (
+    slice(TASTE, POPULARITY),
+    slice(POPULARITY, TREND),
+    slice(LIFT, SEQUENCE),
+    slice(TREND, LIFT),
+    slice(SEQUENCE, SEQUENCE + 1),
+)
 """Features of each source, in the order of `ranking.rows.SOURCES`."""
 
 POPULAR = 1
 """By index into `ranking.rows.SOURCES`."""
 
-assert len(BASE) == ANY + 1
+assert len(BASE) == SEQUENCE + 1
 assert len(SLOTS) * len(STEPS) == ANY - LIFT
 
 
@@ -68,6 +77,31 @@ class Following:
     items: I64
     share: F64
     lift: F64
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class History:
+    """A viewer's newest liked titles that the generation has, newest first, at most `PLACES`. `rows`: (n,). `ages_ms`: (n,) how much
+    older than the newest each is. `places`: (n,) which of the viewer's known signals each is."""
+
+    rows: I64
+    ages_ms: I64
+    places: I64
+
+
+_NONE: I64 = np.zeros(0, np.int64)
+NO_HISTORY = History(_NONE, _NONE, _NONE)
+
+
+def history(
+    generation: Generation, item_ids: Sequence[str], strengths: Sequence[float], times_ms: Sequence[int]
+) -> History:
+    """Of a viewer's signals, newest first. `times_ms`: when each was played last; empty: not known, as if all at once."""
+    index, times = generation.index, times_ms or [0] * len(item_ids)
+    known = [(index[item], s, t) for item, s, t in zip(item_ids, strengths, times, strict=True) if item in index]
+    liked = [(row, t, place) for place, (row, s, t) in enumerate(known) if s > 0][:PLACES]
+    rows, at_ms, places = np.array(liked, np.int64).reshape(-1, 3).T
+    return History(rows, at_ms[:1] - at_ms, places)
 
 
 def following(tables: Tables, folded: FoldedViewer) -> Following:
@@ -131,7 +165,9 @@ def weights_of(tables: Tables, ctx: F64) -> F64:
     return result
 
 
-def features(generation: Generation, tables: Tables, rows: I64, als: F64, follows: Following) -> F64:
+def features(
+    generation: Generation, tables: Tables, rows: I64, als: F64, follows: Following, history: History = NO_HISTORY
+) -> F64:
     """(m,) distinct ascending rows and their y·x → (m, features of `BASE`)."""
     result = np.zeros((len(rows), len(BASE)))
     result[:, TASTE] = als
@@ -144,6 +180,9 @@ def features(generation: Generation, tables: Tables, rows: I64, als: F64, follow
         result[:, LIFT + step : ANY : len(STEPS)] = lifts.reshape(len(rows), len(SLOTS))
     shares = np.bincount(at, FADED[follows.place[known]] * follows.share[known], minlength=len(rows))
     result[:, ANY] = np.log1p(shares / LEAST_SHARE)
+    if tables.sequence is not None and len(history.rows):
+        u = viewer_vector(tables.sequence, history.rows, history.ages_ms)
+        result[:, SEQUENCE] = scores(tables.sequence, u, rows)
     return result
 
 
@@ -185,6 +224,15 @@ def following_contributions(weights: F64, follows: Following, row: int, n_plays:
     result[place] = (of_lift * follows.lift[here]).sum(axis=1)
     if total > 0:
         result[place] += weights[ANY] * np.log1p(total / LEAST_SHARE) * faded / total
+    return result
+
+
+def sequence_contributions(weights: F64, tables: Tables, history: History, row: int) -> F64:
+    """What each play of the history adds to the score of a row by the sequence model. The units of its middle layer being on or off as they
+    are, it is linear in the plays; what is left of its part are the title's own bias, the units', and the mean of the candidates."""
+    if tables.sequence is None or not len(history.rows) or not tables.sequence.known[row]:
+        return np.zeros(len(history.rows))
+    result: F64 = weights[SEQUENCE] * play_parts(tables.sequence, history.rows, history.ages_ms, row)
     return result
 
 

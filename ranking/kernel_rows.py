@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from contracts.rows import ENTRIES_KEPT, ENTRIES_WITH_REASONS
 from embeddings.compiled import jit
 from embeddings.kernel_foldin import LANES
+from embeddings.kernel_sequence import Look, Net, play_parts
 from embeddings.kernel_topk import KEPT, reached
 from embeddings.tables import BASE, CONTEXTS, STEPS
 from ranking.features import (
@@ -36,11 +37,14 @@ from ranking.features import (
     TREND,
     TRENDING_TAKEN,
 )
+from ranking.features import SEQUENCE as BY_SEQUENCE
 
 Array = NDArray[Any]
 
-ALS, POPULAR, COWATCH, TRENDING, AGAIN, EXPLORE = 0, 1, 2, 3, 4, 5
+ALS, POPULAR, COWATCH, TRENDING, SEQUENCE, AGAIN, EXPLORE = 0, 1, 2, 3, 4, 5, 6
 """Sources, by index into `ranking.rows.SOURCES`."""
+ADDED_UP = 5
+"""The first ones, of which the ranker makes the score."""
 
 CANDIDATES = 76
 """Taken of each source: the entries kept, and some that other features may lift."""
@@ -73,6 +77,7 @@ class Ranker(NamedTuple):
     lift: Array  # (entries, steps) float32
     fading: Array  # (FOLLOWED,) float64
     slot: Array  # (FOLLOWED,) int64: place of a followed play → first feature of its lifts
+    sequence: Net
 
 
 def places() -> tuple[Array, Array]:
@@ -102,7 +107,8 @@ class Entries(NamedTuple):
     shares: Array  # (room,) float64: faded sums
     together: Array  # (ENTRIES_WITH_REASONS,) float64
     entry_of: Array  # (n_items,) int32: place among the entries whose reasons are looked for, −1 between viewers
-    parts: Array  # (room, sources) float64
+    sequence: Array  # (room,) float64: the sequence model's scores
+    parts: Array  # (room, sources that the ranker adds up) float64
     means: Array  # (sources,) float64
     reaching: Array  # (room,) int64: places, in no order
     best: Array  # the same, best first
@@ -118,8 +124,8 @@ def make_entries(allowed: NDArray[np.bool_], longest: int) -> Entries:
         np.empty(room + 1, np.int32), np.empty(room), np.empty(room), np.empty(room, np.int64),
         np.where(allowed, np.int32(FREE), np.int32(HIDDEN)).astype(np.int32),
         np.zeros(FOLLOWED, np.int64), np.empty(len(BASE)), np.zeros((n, 2)), np.empty(followers + 1, np.int32),
-        np.empty(room), np.empty(room), np.empty(ENTRIES_WITH_REASONS), np.full(n, -1, np.int32),
-        np.empty((room, 4)), np.empty(4), np.empty(room, np.int64), np.empty(room, np.int64),
+        np.empty(room), np.empty(room), np.empty(ENTRIES_WITH_REASONS), np.full(n, -1, np.int32), np.empty(room),
+        np.empty((room, ADDED_UP)), np.empty(ADDED_UP), np.empty(room, np.int64), np.empty(room, np.int64),
     )  # fmt: skip
 
 
@@ -235,10 +241,11 @@ def blend(count: int, weight: float, p: Popularity, e: Entries) -> None:
 
 
 @jit
-def rank_by_features(count: int, p: Popularity, r: Ranker, e: Entries) -> None:
-    """The score of every candidate as the ranker has it, and its parts by source, by `e.weights`."""
-    b, taste, popular, together, trending = e.weights, 0.0, 0.0, 0.0, 0.0
-    of_taste, of_popularity, of_any = b[TASTE], b[POPULARITY], b[ANY]
+def rank_by_features(count: int, p: Popularity, r: Ranker, looked: bool, e: Entries) -> None:
+    """The score of every candidate as the ranker has it, and its parts by source, by `e.weights`. `looked`: there is a history, and so
+    `e.sequence`."""
+    b, taste, popular, together, trending, next_ = e.weights, 0.0, 0.0, 0.0, 0.0, 0.0
+    of_taste, of_popularity, of_any, of_sequence = b[TASTE], b[POPULARITY], b[ANY], b[BY_SEQUENCE]
     t0, t1, t2, t3, t4 = b[TREND], b[TREND + 1], b[TREND + 2], b[TREND + 3], b[TREND + 4]
     for i in range(count):
         row, parts = e.candidates[i], e.parts[i]
@@ -247,14 +254,16 @@ def rank_by_features(count: int, p: Popularity, r: Ranker, e: Entries) -> None:
         parts[POPULAR] = of_popularity * p.score[row]
         parts[COWATCH] = lift + (of_any * math.log(1.0 + share / LEAST_SHARE) if share > 0 else 0.0)
         parts[TRENDING] = t0 * trends[0] + t1 * trends[1] + t2 * trends[2] + t3 * trends[3] + t4 * trends[4]
-        e.blended[i] = parts[0] + parts[1] + parts[2] + parts[3]
+        parts[SEQUENCE] = of_sequence * e.sequence[i] if looked else 0.0
+        e.blended[i] = parts[0] + parts[1] + parts[2] + parts[3] + parts[4]
         e.shares[i] = share
         taste += parts[ALS]
         popular += parts[POPULAR]
         together += parts[COWATCH]
         trending += parts[TRENDING]
+        next_ += parts[SEQUENCE]
     e.means[ALS], e.means[POPULAR] = taste / count, popular / count
-    e.means[COWATCH], e.means[TRENDING] = together / count, trending / count
+    e.means[COWATCH], e.means[TRENDING], e.means[SEQUENCE] = together / count, trending / count, next_ / count
 
 
 @jit
@@ -270,7 +279,7 @@ def weighted_lift(first: int, at: int, r: Ranker, e: Entries) -> float:
 def origin(i: int, e: Entries) -> int:
     """Which source lifts candidate i most above the mean candidate."""
     best, most = -1, 0.0
-    for source in range(4):
+    for source in range(ADDED_UP):
         lift = e.parts[i, source] - e.means[source]
         if e.parts[i, source] != 0 and (best < 0 or lift > most):
             best, most = source, lift
@@ -336,14 +345,29 @@ def follow(rows: Array, n: int, with_reasons: int, plays: int, r: Ranker, e: Ent
 
 
 @jit
+def go_on(
+    places: Array, looked: int, n: int, with_reasons: int, r: Ranker, e: Entries, look: Look, contributions: Array
+) -> None:  # fmt: skip
+    """What each play of the history adds to the score of the first entries by the sequence model, for those that come from it; otherwise as
+    `follow`. `places`: which of the n folded items each of the `looked` plays is."""
+    for entry in range(with_reasons):
+        if e.sources[entry] == SEQUENCE:
+            for i in range(n):
+                contributions[entry, i] = 0
+            play_parts(r.sequence, looked, e.rows[entry], look)
+            for play in range(looked):
+                contributions[entry, places[play]] = e.weights[BY_SEQUENCE] * look.parts[play]
+
+
+@jit
 def take_reasons(contributions: Array, rows: Array, n: int, weight: float, count: int, e: Entries) -> None:
     """The strongest positive contributions to each of the first `count` entries; of equal ones the newer signal's.
 
     `contributions`: (LANES, ≥ n) float64, by entry and folded item: to y·x, which counts `weight` times; to the score itself where the
-    entry comes from following. `rows`: (≥ n,) int32, the folded items.
+    entry comes from following or from the sequence. `rows`: (≥ n,) int32, the folded items.
     """
     for entry in range(count):
-        found, scale = 0, 1.0 if e.sources[entry] == COWATCH else weight
+        found, scale = 0, 1.0 if e.sources[entry] == COWATCH or e.sources[entry] == SEQUENCE else weight
         for i in range(n):
             value = contributions[entry, i] * scale
             if value <= 0 or (found == REASONS_PER_ENTRY and value <= e.reason_values[entry, found - 1]):

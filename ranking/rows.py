@@ -6,7 +6,8 @@ ten the popularity would only blur it. The ALS part is the sum of its plays' con
 
 A generation with tables (`embeddings/tables.py`) has more sources and a ranker: then the candidates are those of all sources, and the
 score is the sum of the parts that `ranking/features.py` names. The source of an entry is the one that lifts it most above the
-other candidates; its reasons are the plays that it follows where that is `cowatch`, else the plays' contributions to its taste.
+other candidates; its reasons are the plays that it follows where that is `cowatch`, what each play adds by the sequence model where it
+is `sequence`, else the plays' contributions to its taste.
 """
 
 from __future__ import annotations
@@ -39,9 +40,9 @@ REASONS_PER_ENTRY = 3
 CANDIDATES = ENTRIES_KEPT + MARGIN
 """Candidates taken of each source."""
 
-SOURCES = ("als", "popular", "cowatch", "trending", "again", "explore")
-"""The first four are what the ranker adds up; the last two come from rules (`ranking/rules.py`)."""
-COWATCH = 2
+SOURCES = ("als", "popular", "cowatch", "trending", "sequence", "again", "explore")
+"""The first five are what the ranker adds up; the last two come from rules (`ranking/rules.py`)."""
+COWATCH, SEQUENCE = 2, 4
 """By index into `SOURCES`."""
 
 
@@ -53,7 +54,8 @@ class RankingInput:
     `seen_item_ids`: not to be shown again. `seen_digests`: (s,) int64, the same for items known by digest only. `preferences`: what was
     told, subject and value in −1 … 1. `activations`: (n,) how often and how recently each of `item_ids` was played (`ranking/rules.py`);
     empty: not known. `newest_ms`: when the newest play that says something started, or when the event came that the row is made for if that
-    is later (of a film of two hours that ends now, the viewer is here); None: no play is kept.
+    is later (of a film of two hours that ends now, the viewer is here); None: no play is kept. `times_ms`: (n,) when each of
+    `item_ids` was played last, or rated where it never was; empty: not known.
     """
 
     item_ids: Sequence[str]
@@ -64,6 +66,7 @@ class RankingInput:
     preferences: Sequence[tuple[str, float]] = ()
     activations: Sequence[float] = ()
     newest_ms: int | None = None
+    times_ms: Sequence[int] = ()
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -151,8 +154,11 @@ def rank(
         chosen = _place(generation, viewer, folded, scored, allowed, showable, seed)
         reasons = _reasons(generation, folded, chosen.rows[:ENTRIES_WITH_REASONS], scored.weight)
         if tables is not None:
-            for place in np.flatnonzero(chosen.origin[:ENTRIES_WITH_REASONS] == COWATCH).tolist():
-                reasons[place] = _followed(generation, tables, weights, folded, found.follows, int(chosen.rows[place]))
+            for place, origin in enumerate(chosen.origin[:ENTRIES_WITH_REASONS].tolist()):
+                if origin in (COWATCH, SEQUENCE):
+                    reasons[place] = _followed(
+                        generation, tables, weights, folded, found, int(chosen.rows[place]), origin
+                    )
         ranked.append(_ranked(generation, folded, scored.weight, chosen, reasons))
     return ranked
 
@@ -329,6 +335,7 @@ class Candidates:
     als: F64
     features: F64
     follows: ranker.Following
+    history: ranker.History
     context: F64
 
 
@@ -363,7 +370,9 @@ def _candidates(
     als = scores(generation, folded.x, rows, padded_to=len(rows))
     away_ms = 0 if viewer.newest_ms is None else max(0, now_ms - viewer.newest_ms)
     context = ranker.context(w, len(viewer.item_ids), away_ms)
-    return Candidates(rows, als, ranker.features(generation, tables, rows, als, follows), follows, context)
+    history = ranker.history(generation, viewer.item_ids, viewer.strengths, viewer.times_ms)
+    values = ranker.features(generation, tables, rows, als, follows, history)
+    return Candidates(rows, als, values, follows, history, context)
 
 
 def _followed(
@@ -371,12 +380,16 @@ def _followed(
     tables: Tables,
     weights: F64,
     folded: FoldedViewer,
-    follows: ranker.Following,
+    found: Candidates,
     row: int,
+    origin: int,
 ) -> tuple[Reason, ...]:
-    """The plays that an entry follows, strongest first."""
-    plays = ranker.followed_plays(tables, folded)
-    values = ranker.following_contributions(weights, follows, row, len(plays))
+    """The plays that an entry follows or goes on from, strongest first."""
+    if origin == COWATCH:
+        plays = ranker.followed_plays(tables, folded)
+        values = ranker.following_contributions(weights, found.follows, row, len(plays))
+    else:
+        plays, values = found.history.rows, ranker.sequence_contributions(weights, tables, found.history, row)
     strongest = np.argsort(-values, kind="stable")[:REASONS_PER_ENTRY]
     return tuple(Reason(generation.item_ids[plays[i]], float(values[i])) for i in strongest if values[i] > 0)
 

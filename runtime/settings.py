@@ -266,6 +266,9 @@ class TrainSettings(Section):
         ge=0,
         description="plays that the ranker is trained on, of thrice as many newest; 0: no ranker, rows blend taste and popularity",
     )
+    sequence_epochs: int = Field(
+        4, ge=0, description="how often the sequence model goes through its plays in training; 0: no such model"
+    )
     holdout_share: float = Field(
         0.05, gt=0, lt=0.5, description="newest share of plays held out by time for the evaluation"
     )

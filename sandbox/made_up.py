@@ -15,6 +15,7 @@ from contracts.rules import CREATOR, TOPIC, Rules
 from embeddings.generation import NEVER_MS, FoldInParameters, Generation
 from embeddings.groups import make_groups
 from embeddings.publishing import Contents, write_generation
+from embeddings.sequence import COLUMNS, FACTORS, ROWS, SequenceNet
 from embeddings.tables import FEATURES, HALF_LIVES_DAYS, STEPS, Cowatch, Tables
 from viewers.state import item_digest
 
@@ -52,7 +53,7 @@ def make_generation(
 
 
 def make_tables(n_items: int, seed: int = 1, *, followers: int = 40) -> Tables:
-    """Random trends and lists of followers, up to so many an item, some empty; weights of either sign."""
+    """Random trends and lists of followers, up to so many an item, some empty; weights of either sign; a sequence model."""
     rng = np.random.default_rng(seed)
     sizes = np.minimum(rng.integers(0, followers + 1, n_items) * (rng.random(n_items) < 0.9), n_items)
     items = [rng.choice(n_items, size, replace=False) for size in sizes.tolist()]
@@ -64,7 +65,15 @@ def make_tables(n_items: int, seed: int = 1, *, followers: int = 40) -> Tables:
         lift.astype(np.float32),
     )
     trending = rng.pareto(1.2, size=(n_items, len(HALF_LIVES_DAYS))).astype(np.float32)
-    return Tables(trending, cowatch, rng.normal(0.1, 0.3, len(FEATURES)))
+    return Tables(trending, cowatch, rng.normal(0.1, 0.3, len(FEATURES)), sequence=make_sequence(n_items, seed))
+
+
+def make_sequence(n_items: int, seed: int = 1) -> SequenceNet:
+    """A random sequence model that does not know every ninth item."""
+    rng = np.random.default_rng(seed)
+    items = rng.normal(0, 0.3, (n_items, COLUMNS)).astype(np.float32)
+    items[::9] = 0
+    return SequenceNet(items, rng.normal(0.1, 0.2, (ROWS, FACTORS)).astype(np.float32))
 
 
 def make_rules(n_items: int) -> dict[str, Any]:

@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 
 from contracts.rows import ENTRIES_KEPT
 from embeddings import kernel_foldin as foldin
+from embeddings import kernel_sequence as sequence
 from embeddings import kernel_topk as topk
 from embeddings.compiled import as_bytes, frozen
 from embeddings.generation import NEVER_MS, Generation
+from embeddings.sequence import PLACES
 from embeddings.tables import CONTEXTS, HALF_LIVES_DAYS, Cowatch, Tables
 from ranking import kernel_rows as ranking
 from ranking import kernel_rules as placing
@@ -221,7 +223,7 @@ def _ranker(generation: Generation | None) -> ranking.Ranker:
     tables = None if generation is None else generation.tables
     if generation is None or tables is None:
         tables = Tables(np.zeros((0, len(HALF_LIVES_DAYS)), np.float32), Cowatch.empty(0), np.zeros(0))
-    c = tables.cowatch
+    c, (fading, slot) = tables.cowatch, ranking.places()
     return ranking.Ranker(
         frozen(tables.weights.reshape(len(CONTEXTS), -1) if len(tables.weights) else np.zeros((0, 0))),
         frozen(tables.trends),
@@ -230,7 +232,9 @@ def _ranker(generation: Generation | None) -> ranking.Ranker:
         frozen(c.items),
         frozen(c.share),
         frozen(c.lift),
-        *map(frozen, ranking.places()),
+        frozen(fading),
+        frozen(slot),
+        sequence.make_net(tables.sequence),
     )
 
 
@@ -275,6 +279,11 @@ class _Room:
             away_ms=np.zeros(tile, np.int64),
             excluded=np.empty((tile, found + limits.max_seen), np.int32),
             n_excluded=np.empty(tile, np.int64),
+            looked=np.empty((tile, PLACES), np.int32),
+            ages_ms=np.empty((tile, PLACES), np.int64),
+            look_places=np.empty((tile, PLACES), np.int64),
+            n_looked=np.zeros(tile, np.int64),
+            look=sequence.make_look(),
             again=np.empty((tile, AGAIN_KEPT), np.int32),
             n_again=np.zeros(tile, np.int64),
             activated=np.empty(found),

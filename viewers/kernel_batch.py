@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from contracts.rows import ENTRIES_KEPT, ENTRIES_WITH_REASONS
 from embeddings import kernel_foldin as foldin
+from embeddings import kernel_sequence as sequence
 from embeddings import kernel_topk as topk
 from embeddings.compiled import entry, jit
 from ranking import kernel_rows as ranking
@@ -67,6 +68,11 @@ class Tile(NamedTuple):
     away_ms: Array  # (T,) int64: since the newest play that says something began, or the event that the row is made for
     excluded: Array  # (T, E) int32
     n_excluded: Array  # (T,) int64
+    looked: Array  # (T, PLACES) int32: newest liked items, the next two alike
+    ages_ms: Array  # (T, PLACES) int64: how much older than the newest
+    look_places: Array  # (T, PLACES) int64: which of `rows`
+    n_looked: Array  # (T,) int64; 0: nothing is known, or no sequence model
+    look: sequence.Look
     again: Array  # (T, AGAIN_KEPT) int32: what may come back
     n_again: Array  # (T,) int64
     activated: Array  # (S,) float64, the next two: scratch
@@ -182,6 +188,9 @@ def _fold(
         return
     count = signals.collect(data, s, catalogue, model.strengths, g)
     n, evidence = signals.confidences(s, g, count, model.decay, t.rows[i], t.c[i])
+    t.n_looked[i] = 0
+    if len(model.ranker.sequence.bias):
+        t.n_looked[i] = signals.look_back(s, g, count, t.looked[i], t.ages_ms[i], t.look_places[i])
     if s.n[state.REGISTERS] > 0 and model.rules.shares[placing.PREFERENCE] > 0:
         preference = model.rules.shares[placing.PREFERENCE]
         n, evidence = signals.add_told(data, s, catalogue, model.decay, preference, n, evidence, t.rows[i], t.c[i])
@@ -229,8 +238,12 @@ def _rank(
         ranking.weigh(weight, t.signals[i], t.away_ms[i], ranker, e)
         count, plays = ranking.gather_further(rows, c, n, ranker, count, e)
     topk.score_rows(model.Y, t.x, e.candidates, taste, count, e.als)
+    looked = t.n_looked[i]
+    if looked:
+        sequence.look_back(ranker.sequence, t.looked[i], t.ages_ms[i], looked, t.look)
+        sequence.score_next(ranker.sequence, t.look.u, e.candidates, count, e.sequence)
     if len(ranker.weights):
-        ranking.rank_by_features(count, model.popularity, ranker, e)
+        ranking.rank_by_features(count, model.popularity, ranker, looked > 0, e)
         ranking.forget(rows, plays, ranker, e)
         weight = e.weights[TASTE]
     else:
@@ -252,12 +265,14 @@ def _rank(
         by_taste = np.int64(0)
         for place in range(with_reasons):  # for the others `follow` says why
             t.places[by_taste] = place
-            by_taste += e.sources[place] != ranking.COWATCH
+            by_taste += e.sources[place] != ranking.COWATCH and e.sources[place] != ranking.SEQUENCE
         if by_taste:
             foldin.contributions(
                 model.Y, model.YP, model.leverage, rows, c, n, t.L[i], e.rows, t.places, by_taste, t.fold, t.C
             )
         if plays:
             ranking.follow(rows, n, with_reasons, plays, ranker, e, t.C)
+        if looked:
+            ranking.go_on(t.look_places[i], looked, n, with_reasons, ranker, e, t.look, t.C)
         ranking.take_reasons(t.C, rows, n, weight, with_reasons, e)
     return kept

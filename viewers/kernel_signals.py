@@ -145,6 +145,23 @@ def confidences(s: Columns, g: Signals, count: int, decay: Decay, rows: Array, c
 
 
 @jit
+def look_back(s: Columns, g: Signals, count: int, rows: Array, ages_ms: Array, places: Array) -> int:
+    """The newest liked items that are known, as many as there is room for: rows, how much older than the newest each is, and which of the
+    known signals it is (`ranking.features.history`). How many."""
+    found, known, newest = 0, 0, np.int64(0)
+    for rank in range(count):
+        item = g.order[rank]
+        if s.rows[item] >= 0:
+            if g.strength[item] > 0 and found < len(rows):
+                if found == 0:
+                    newest = g.newest[item]
+                rows[found], ages_ms[found], places[found] = s.rows[item], newest - g.newest[item], known
+                found += 1
+            known += 1
+    return found
+
+
+@jit
 def add_told(
     data: Array, s: Columns, catalogue: Catalogue, decay: Decay, preference: float, n: int, evidence: float, rows: Array, c: Array
 ) -> Any:  # fmt: skip

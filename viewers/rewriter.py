@@ -291,4 +291,5 @@ def ranking_input(state: ViewerState, event_time_ms: int | None = None) -> Ranki
         preferences(state) if state.registers else (),
         activations(state, ids, activation(len(state.plays))),
         newest_ms,
+        [signal.newest_ms for signal in signals],
     )

@@ -73,11 +73,13 @@ def play_strengths(share: NDArray[np.uint8], flags: NDArray[np.uint8]) -> NDArra
 
 
 class ItemSignal(NamedTuple):
-    """A viewer's signal for one item. `rank`: how many distinct items with a signal are newer."""
+    """A viewer's signal for one item. `rank`: how many distinct items with a signal are newer. `newest_ms`: when it was last played, or
+    rated if it never was."""
 
     item_id: str
     strength: float
     rank: int
+    newest_ms: int
 
 
 def item_signals(state: ViewerState) -> list[ItemSignal]:
@@ -98,8 +100,9 @@ def item_signals(state: ViewerState) -> list[ItemSignal]:
     if state.registers:
         strength |= _register_strengths(state.registers, newest)
         order = sorted((item for item in strength if strength[item]), key=lambda item: -newest[item])
-        return [ItemSignal(item, strength[item], rank) for rank, item in enumerate(order)]
-    return [ItemSignal(item, strength[item], rank) for rank, item in enumerate(i for i, s in strength.items() if s)]
+    else:
+        order = [item for item in strength if strength[item]]
+    return [ItemSignal(item, strength[item], rank, newest[item]) for rank, item in enumerate(order)]
 
 
 _STRENGTH_ROWS: list[list[float]] = [[float(value) for value in row] for row in STRENGTH_TABLE]

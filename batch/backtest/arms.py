@@ -57,6 +57,13 @@ def without_cowatch(generation: Generation) -> Generation:
     return generation.with_tables(replace(generation.tables, cowatch=Cowatch.empty(generation.n_items)))
 
 
+def without_sequence(generation: Generation) -> Generation:
+    """Nothing is known of what is next."""
+    if generation.tables is None:
+        return generation
+    return generation.with_tables(replace(generation.tables, sequence=None))
+
+
 def without_trending(generation: Generation) -> Generation:
     """Nothing is watched more lately."""
     if generation.tables is None:
@@ -85,6 +92,7 @@ WITHOUT: dict[str, Change] = {
     "als": without_als,
     "cowatch": without_cowatch,
     "trending": without_trending,
+    "sequence": without_sequence,
     "ranker": without_ranker,
     "live": without_live,
     "new": without_new,

@@ -27,6 +27,7 @@ from batch.train import fold_in_parameters, train_item_factors
 from contracts.catalogue import CatalogueItem
 from embeddings.generation import F32, F64, Generation
 from embeddings.groups import make_groups
+from embeddings.sequence import SequenceNet
 from embeddings.tables import Tables
 from ranking.rows import fold
 from runtime.sections import RulesSettings
@@ -39,6 +40,8 @@ from viewers.state import COMPLETED, Limits, Play, ViewerState, merge
 VIEWERS_FOLDED = 500
 """Sampled for XᵀX."""
 GROWTH = 1.05
+SEQUENCE_GROWTH = 1.2
+"""Growth of the plays at which the sequence model is trained anew: one that did not know the newest of 20 plays hit as often."""
 WHOLE = 255
 """Watched share of a whole play, in 255ths."""
 
@@ -188,6 +191,8 @@ class NightlyRanking:
         self._period_ms = min((b.at_ms - a.at_ms for a, b in pairwise(nights)), default=DAY_MS)
         self._weights: F64 | None = None
         self._trained = 0  # on so many plays
+        self._sequence: SequenceNet | None = None
+        self._sequence_trained = 0
 
     @property
     def log(self) -> PlayLog:
@@ -203,21 +208,28 @@ class NightlyRanking:
             self._weights, self._trained = self._train_ranker(night.known), night.known
         if self._weights is None:
             return None
-        return self._counts.tables(night.at_ms, self._weights, n_rows=self._log.n_items(night.known))
+        n_rows = self._log.n_items(night.known)
+        return self._counts.tables(night.at_ms, self._weights, n_rows=n_rows, sequence=self._sequence)
 
     def _train_ranker(self, known: int) -> F64 | None:
         def past_factors(before_ms: int) -> tuple[Sequence[str], F32]:
             count = int(np.searchsorted(self._log.time_ms, before_ms))
             return self._plays.first(count).item_ids, train_factors(self._plays, count, self._train)
 
-        return train_ranker(
+        fresh = known < self._sequence_trained * SEQUENCE_GROWTH
+        trained = train_ranker(
             self._log.first(known),
             past_factors,
             fold_in_parameters(self._train),
             plays=self._train.ranker_plays,
             max_plays=self._max_plays,
             period_ms=self._period_ms,
-        ).weights
+            sequence_epochs=self._train.sequence_epochs,
+            sequence=self._sequence if fresh else None,
+        )
+        if not fresh:
+            self._sequence, self._sequence_trained = trained.sequence, known
+        return trained.weights
 
 
 def play_digest(row: int) -> int:

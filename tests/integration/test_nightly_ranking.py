@@ -36,7 +36,7 @@ async def test_a_night_learns_what_follows_and_every_row_can_be_recomputed(setti
     await send(settings, a_ring(range(EACH)))
     report = await run(settings, store, seed=True)
     generation = load_generation(settings.generations_path, report.generation_id)
-    assert generation.tables is not None
+    assert generation.tables is not None and generation.tables.sequence is not None
     training = load_manifest(settings.generations_path, report.generation_id).metrics[TRAINING]
     assert training["ranker_ndcg@10"] > training["blend_ndcg@10"]
     rewriter, hits = Rewriter(generation, 1, CODEC.encode_row, LIMITS), 0
@@ -61,8 +61,10 @@ async def test_a_generation_without_a_ranker_is_served_blended_and_a_rollback_br
     first = await run(without, store, seed=True)
     assert load_generation(settings.generations_path, first.generation_id).tables is None
     await send(settings, a_ring(range(EACH - 10, EACH)))
-    second = await run(settings, store, seed=True, force=True)
-    assert load_generation(settings.generations_path, second.generation_id).tables is not None
+    pairs = settings.model_copy(update={"train": settings.train.model_copy(update={"sequence_epochs": 0})})
+    second = await run(pairs, store, seed=True, force=True)
+    tables = load_generation(settings.generations_path, second.generation_id).tables
+    assert tables is not None and tables.sequence is None
     assert "cowatch" in sources(store)
     await rollback(settings, store, progress=SilentProgress())
     assert sources(store) <= {"als", "popular", "again"}  # a ring is played again

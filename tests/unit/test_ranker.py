@@ -30,7 +30,7 @@ from embeddings.generation import FoldInParameters
 from embeddings.tables import BASE, CONTEXTS, FEATURES, HALF_LIVES_DAYS
 from ranking.rows import rank_candidates
 from runtime.settings import Settings
-from sandbox.made_up import make_generation
+from sandbox.made_up import make_generation, make_sequence
 from tests.unit.test_interactions import put
 from tests.worlds import T0, play_event
 from viewers.rewriter import ranking_input
@@ -185,6 +185,7 @@ def test_a_state_before_a_play_is_the_one_that_live_plays_make() -> None:
         viewer = int(log.viewer[row])
         ours, theirs = state_before(log, row, 12), ranking_input(states[viewer])
         assert (ours.item_ids, ours.strengths, ours.ranks) == (theirs.item_ids, theirs.strengths, theirs.ranks)
+        assert ours.times_ms == theirs.times_ms
         play = Play(int(log.time_ms[row]), int(log.digest[row]), log.item_ids[log.item[row]], 255, COMPLETED)
         states[viewer] = merge((states[viewer], ViewerState(plays=(play,))), limits)
 
@@ -192,7 +193,10 @@ def test_a_state_before_a_play_is_the_one_that_live_plays_make() -> None:
 def test_features_at_training_are_those_at_serving_bit_by_bit() -> None:
     log = chains()
     begin = len(log) - 100
-    samples = gather_samples(log, begin, no_factors(log), FoldInParameters(), max_plays=200, period_ms=10**12)
+    net = make_sequence(log.n_items(begin))
+    samples = gather_samples(
+        log, begin, no_factors(log), FoldInParameters(), max_plays=200, period_ms=10**12, sequence=net
+    )
     counts = Counts(log)
     counts.advance(begin)
     known = log.n_items(begin)
@@ -201,8 +205,9 @@ def test_features_at_training_are_those_at_serving_bit_by_bit() -> None:
         item_ids=tuple(log.item_ids[:known]),
         item_factors=np.full((known, 4), 0.1, np.float32),
         popularity=log.popularity(begin),
-        tables=counts.tables(int(log.time_ms[begin]), NOTHING),
+        tables=counts.tables(int(log.time_ms[begin]), NOTHING, sequence=net),
     )
+    assert samples.features[:, BASE.index("sequence")].any()
     at = 0
     for play, size, target in zip(range(begin, len(log)), samples.sizes.tolist(), samples.target.tolist(), strict=True):
         earlier = [row for row in range(play) if log.viewer[row] == log.viewer[play]]

@@ -8,6 +8,7 @@ const SOURCES = {
   popular: ["Popular", "There are few plays of yours to go by yet, so what many watch counts for more."],
   trending: ["Trending tonight", "Many viewers are starting it right now."],
   cowatch: ["Watched together", "Viewers who watched what you just did often go on to this."],
+  sequence: ["Comes next", "In the order in which you watched lately, this is what comes next for others."],
   again: ["Once more", "You have watched it before, and viewers here do come back to titles."],
   explore: ["To find out", "Few have watched it yet; it is close to what you play."],
   new: ["New", "It has just arrived, and its topics and makers are close to what you play."],
