@@ -108,7 +108,8 @@ def look_back(net: Net, rows: Array, ages_ms: Array, n: int, look: Look) -> None
 @jit
 def score_next(net: Net, u: Array, rows: Array, count: int, out: Array) -> None:
     """`scores` of the first `count` rows into `out`, float64."""
-    score_rows(net.as_next, u, rows, np.int64(0), count, out)
+    begin: Any = np.int64(0)
+    score_rows(net.as_next, u, rows, begin, count, out)
     total, n_known = 0.0, 0
     for i in range(count):
         known = net.known[rows[i]]
