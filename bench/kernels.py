@@ -25,9 +25,12 @@ class FoldIn:
         k = generation.k
         wide = kernel_foldin.padded(k)
         self.X: F32 = np.empty((len(rows), k), np.float32)
+        YP = (generation.item_factors.astype(np.float64) @ generation.P).astype(np.float32)
         self._arguments = (
             frozen(generation.item_factors),
-            frozen((generation.item_factors.astype(np.float64) @ generation.P).astype(np.float32)),
+            frozen(YP),
+            frozen(generation.P),
+            kernel_foldin.leverage(generation.item_factors, YP),
             frozen(generation.YtY + generation.parameters.regularization * np.eye(k)),
             rows.astype(np.int32),
             c,
@@ -44,10 +47,10 @@ class FoldIn:
 
 @entry
 def _fold_all(
-    Y: Array, YP: Array, A0: Array, rows: Array, c: Array, L: Array, t: kernel_foldin.Scratch, X: Array
-) -> None:
+    Y: Array, YP: Array, P: Array, leverage: float, A0: Array, rows: Array, c: Array, L: Array, t: kernel_foldin.Scratch, X: Array
+) -> None:  # fmt: skip
     for v in range(len(rows)):
-        kernel_foldin.fold(Y, YP, A0, rows[v], c[v], rows.shape[1], L, t, X[v])
+        kernel_foldin.fold(Y, YP, P, leverage, A0, rows[v], c[v], rows.shape[1], L, t, X[v])
 
 
 class TopK:

@@ -9,6 +9,14 @@ With P = (YtY + λI)⁻¹ and the rows of YP = Y P at hand (made once a generati
 d_i = |c_i| − 1 is kept above `LEAST_D` in this form, so that the division is one: far less than anybody can see. For many items
 A itself is built and factored. Both factor with Cholesky in float64; K is a product in float32.
 
+The oldest plays hardly move A: their rank decay makes d_i small, and what an item can change is at most d_i · yᵀP y. As long as all of
+them together stay below `SLIGHT` they are left out of M and make a difference of first order, which is put right by one more solve with
+the same factor:
+
+    x₀ = A_m⁻¹ b,  x = x₀ − A_m⁻¹ Σ_{i ≥ m} d_i y_i (y_iᵀ x₀)           (what is left: SLIGHT², 2.5e-7 of x)
+
+Contributions are not put right: half a unit of the float16 that a row keeps of them.
+
 Loops over a row of a matrix run in steps of `LANES` past what is needed (into zeros): without a remainder they vectorize.
 """
 
@@ -24,6 +32,8 @@ from embeddings.compiled import jit, jit_counted, jit_sums
 
 LANES = 16
 LEAST_D = 1e-12
+SLIGHT = 5e-4
+"""Of 1: how much the plays that are left out of the matrix may change a score, before that is put right."""
 
 Array = NDArray[Any]
 
@@ -47,6 +57,9 @@ class Scratch(NamedTuple):
     w: Array
     inverse: Array
     spare: Array
+    old: Array  # (wide,) float64, and the next two: sums over the slight plays, P times that, the vector
+    pushed: Array
+    x: Array
     Z: Array  # (LANES, wide) float64
 
 
@@ -57,9 +70,14 @@ def make_scratch(k: int) -> Scratch:
         np.empty((wide, k), np.float32),
         np.empty(wide * wide, np.float32),
         np.empty((4, k)),
-        *(np.zeros(wide) for _ in range(4)),
+        *(np.zeros(wide) for _ in range(7)),
         np.zeros((LANES, wide)),
     )
+
+
+def leverage(Y: Array, YP: Array) -> float:
+    """The greatest yᵀP y: how much one more play of any item can change, at most. `Y`, `YP`: (n_items, k) float32."""
+    return float(np.einsum("ij,ij->i", Y, YP).max(initial=0.0))
 
 
 @jit
@@ -172,61 +190,130 @@ def solve(L: Array, inverse: Array, n: int, p: Array, q: Array) -> None:
 
 @jit
 def _solve_one(L: Array, n: int, b: Array, t: Scratch) -> None:
+    """b ← M⁻¹ b; `t.inverse` is there already."""
     for i in range(n, in_fours(n)):
         b[i] = 0.0
     for i in range(in_fours(n)):
         t.spare[i] = 0.0
-    invert_diagonal(L, n, t.inverse)
     solve(L, t.inverse, n, b, t.spare)
 
 
 @jit
-def fold(Y: Array, YP: Array, A0: Array, rows: Array, c: Array, n: int, L: Array, t: Scratch, x: Array) -> None:
+def weighty(c: Array, n: int, leverage: float) -> int:
+    """How many of the first of n items have to be in the matrix: what comes after them changes less than `SLIGHT`. At least one."""
+    slight = 0.0
+    for m in range(n - 1, 0, -1):
+        slight += max(abs(c[m]) - 1.0, 0.0) * leverage
+        if slight > SLIGHT:
+            return m + 1
+    return 1
+
+
+@jit
+def fold(
+    Y: Array, YP: Array, P: Array, leverage: float, A0: Array, rows: Array, c: Array, n: int, L: Array, t: Scratch, x: Array
+) -> None:  # fmt: skip
     """A viewer's vector from n unique item rows and their signed confidences; the factor stays in `L` for `contributions`.
 
-    `Y`, `YP`: (n_items, k) float32. `A0`: (k, k) float64, YtY + λI. `rows`: (≥ n,) int32. `c`: (≥ n,) float64.
+    `Y`, `YP`: (n_items, k) float32. `P`, `A0`: (k, k) float64, the inverse of YtY + λI and that itself. `leverage`: the greatest yᵀP y.
+    `rows`: (≥ n,) int32, those that count least last. `c`: (≥ n,) float64.
     `L`: (≥ padded(k), ≥ padded(k)) float64. `x`: (k,) float32, the result.
     """
-    if n < Y.shape[1]:
-        _fold_few(Y, YP, rows, c, n, L, t, x)
+    m = weighty(c, n, leverage)
+    if m < Y.shape[1]:
+        _fold_few(Y, YP, P, rows, c, m, n, L, t)
     else:
-        _fold_many(Y, A0, rows, c, n, L, t, x)
+        _fold_many(Y, A0, rows, c, n, L, t)
+    for j in range(len(x)):
+        x[j] = t.x[j]
 
 
 @jit_sums
-def _fold_few(Y: Array, YP: Array, rows: Array, c: Array, n: int, L: Array, t: Scratch, x: Array) -> None:
+def _fold_few(Y: Array, YP: Array, P: Array, rows: Array, c: Array, m: int, n: int, L: Array, t: Scratch) -> None:
+    """`m`: of the n, that are in the matrix."""
     k, z, w = Y.shape[1], t.z, t.w
-    gather(Y, rows, n, t.U)
-    gather(YP, rows, n, t.V)
-    products(t.V, n, t.U, n, t.G)
-    for i in range(n):
+    gather(Y, rows, m, t.U)
+    gather(YP, rows, m, t.V)
+    products(t.V, m, t.U, m, t.G)
+    for j in range(k):
+        t.old[j] = t.pushed[j] = 0.0
+    for i in range(m, n):
+        y, positive = Y[rows[i]], max(c[i], 0.0)
+        for j in range(k):
+            t.old[j] += positive * y[j]
+    if n > m:
+        _push(P, k, t)
+    for i in range(m):
         w[i] = math.sqrt(max(abs(c[i]) - 1.0, LEAST_D))
-    for i in range(n):
-        total, known = 0.0, t.G[i * n : (i + 1) * n]
-        for j in range(n):
+    for i in range(m):
+        total, known = _dot(t.U[i], t.pushed, k), t.G[i * m : (i + 1) * m]
+        for j in range(m):
             total += known[j] * max(c[j], 0.0)
-        z[i] = total * w[i]  # D^½ K c⁺
-    for i in range(n):
-        known, scale, start, row = t.G[i * n : (i + 1) * n], w[i], i // LANES * LANES, L[i]
-        for j in range(start, n):
+        z[i] = total * w[i]  # D^½ U P b
+    for i in range(m):
+        known, scale, start, row = t.G[i * m : (i + 1) * m], w[i], i // LANES * LANES, L[i]
+        for j in range(start, m):
             row[j] = scale * known[j] * w[j]
         row[i] += 1.0
-        for j in range(n, _padded(n)):
+        for j in range(m, _padded(m)):
             row[j] = 0.0
-    factor(L, n, t.spare)
-    _solve_one(L, n, z, t)
-    for m in range(k):
-        t.spare[m] = 0.0
-    for i in range(n):
+    factor(L, m, t.spare)
+    invert_diagonal(L, m, t.inverse)
+    _solve_one(L, m, z, t)
+    for j in range(k):
+        t.x[j] = t.pushed[j]
+    for i in range(m):
         v, row = max(c[i], 0.0) - w[i] * z[i], t.V[i]
-        for m in range(k):
-            t.spare[m] += v * row[m]
-    for m in range(k):
-        x[m] = t.spare[m]
+        for j in range(k):
+            t.x[j] += v * row[j]
+    if n > m:
+        _put_right(Y, P, rows, c, m, n, L, t)
 
 
 @jit_sums
-def _fold_many(Y: Array, A0: Array, rows: Array, c: Array, n: int, L: Array, t: Scratch, x: Array) -> None:
+def _put_right(Y: Array, P: Array, rows: Array, c: Array, m: int, n: int, L: Array, t: Scratch) -> None:
+    """What the items beyond m change in `t.x` by being in A."""
+    k = Y.shape[1]
+    for j in range(k):
+        t.old[j] = 0.0
+    for i in range(m, n):
+        y = Y[rows[i]]
+        pull = (abs(c[i]) - 1.0) * _dot(y, t.x, k)
+        for j in range(k):
+            t.old[j] -= pull * y[j]
+    _push(P, k, t)
+    for i in range(m):
+        t.z[i] = t.w[i] * _dot(t.U[i], t.pushed, k)
+    _solve_one(L, m, t.z, t)
+    for j in range(k):
+        t.x[j] += t.pushed[j]
+    for i in range(m):
+        v, row = t.w[i] * t.z[i], t.V[i]
+        for j in range(k):
+            t.x[j] -= v * row[j]
+
+
+@jit_sums
+def _push(P: Array, k: int, t: Scratch) -> None:
+    """`pushed` ← P · `old`."""
+    for j in range(k):
+        t.pushed[j] = 0.0
+    for i in range(k):
+        row, value = P[i], t.old[i]
+        for j in range(k):
+            t.pushed[j] += value * row[j]
+
+
+@jit_sums
+def _dot(y: Array, x: Array, k: int) -> float:
+    total = 0.0
+    for j in range(k):
+        total += y[j] * x[j]
+    return total
+
+
+@jit_sums
+def _fold_many(Y: Array, A0: Array, rows: Array, c: Array, n: int, L: Array, t: Scratch) -> None:
     """Four items at a time (as float64; those beyond n count nothing), half of the symmetric matrix."""
     k, K, z = Y.shape[1], t.K, t.z
     for a in range(k):
@@ -253,15 +340,17 @@ def _fold_many(Y: Array, A0: Array, rows: Array, c: Array, n: int, L: Array, t: 
             for b in range(k - start):
                 row[b] += (v0 * y0[b] + v1 * y1[b]) + (v2 * y2[b] + v3 * y3[b])
     factor(L, k, t.w)
+    invert_diagonal(L, k, t.inverse)
     _solve_one(L, k, z, t)
     for m in range(k):
-        x[m] = z[m]
+        t.x[m] = z[m]
 
 
 @jit_sums
 def contributions(
     Y: Array,
     YP: Array,
+    leverage: float,
     rows: Array,
     c: Array,
     n: int,
@@ -277,16 +366,17 @@ def contributions(
 
     `L`: as `fold` left it. `items`: int32. `places`: (≥ count,) int64. Disliked items add nothing: they act through A.
     """
-    k, w, Z = Y.shape[1], t.w, t.Z
-    size = n if n < k else k
+    k, w, Z, m = Y.shape[1], t.w, t.Z, weighty(c, n, leverage)
+    few = m < k
+    size = m if few else k
     for e in range(count):
         y, copy = Y[items[places[e]]], t.U[e]
-        for m in range(k):
-            copy[m] = y[m]
-    if n < k:
-        gather(YP, rows, n, t.V)
-        products(t.U, count, t.V, n, t.G)
-        for i in range(n):
+        for j in range(k):
+            copy[j] = y[j]
+    if few:
+        gather(YP, rows, m, t.V)
+        products(t.U, count, t.V, m, t.G)
+        for i in range(m):
             w[i] = math.sqrt(max(abs(c[i]) - 1.0, LEAST_D))
     for e in range(count + count % 2):
         for i in range(size, in_fours(size)):
@@ -294,9 +384,9 @@ def contributions(
         if e == count:  # solved beside the last, for nothing
             for i in range(size):
                 Z[e, i] = 0.0
-        elif n < k:
-            known = t.G[e * n : (e + 1) * n]
-            for i in range(n):
+        elif few:
+            known = t.G[e * m : (e + 1) * m]
+            for i in range(m):
                 Z[e, i] = w[i] * known[i]
         else:
             for i in range(k):
@@ -306,11 +396,39 @@ def contributions(
         solve(L, t.inverse, size, Z[e], Z[e + 1])
     for e in range(count):
         solved, found = Z[e], out[places[e]]
-        for i in range(n):
-            if n < k:
-                found[i] = max(c[i], 0.0) / w[i] * solved[i]
-            else:
-                y, total = Y[rows[i]], 0.0
-                for m in range(k):
-                    total += y[m] * solved[m]
-                found[i] = max(c[i], 0.0) * total
+        if not few:
+            for i in range(n):
+                found[i] = max(c[i], 0.0) * _dot(Y[rows[i]], solved, k)
+            continue
+        for i in range(m):
+            found[i] = max(c[i], 0.0) / w[i] * solved[i]
+        for i in range(m):
+            solved[i] *= w[i]
+    if few and n > m:
+        _of_the_slight(Y, YP, rows, c, m, n, items, places, count, t, out)
+
+
+@jit_sums
+def _of_the_slight(
+    Y: Array, YP: Array, rows: Array, c: Array, m: int, n: int, items: Array, places: Array, count: int, t: Scratch, out: Array
+) -> None:  # fmt: skip
+    """The same for the items beyond m, by A⁻¹y = P y − V ᵀ(D^½ h) as `fold` has A: `t.Z` holds D^½ h."""
+    k = Y.shape[1]
+    for e in range(count):
+        of_item, solved, inverted = YP[items[places[e]]], t.Z[e], t.x
+        for j in range(k):
+            inverted[j] = of_item[j]
+        for i in range(m):
+            v, row = solved[i], t.V[i]
+            for j in range(k):
+                inverted[j] -= v * row[j]
+        for j in range(k):
+            t.U[e, j] = inverted[j]
+    for start in range(m, n, len(t.V)):
+        size = min(len(t.V), n - start)
+        gather(Y, rows[start:], size, t.V)
+        products(t.U, count, t.V, size, t.G)
+        for e in range(count):
+            found = out[places[e]]
+            for i in range(size):
+                found[start + i] = max(c[start + i], 0.0) * t.G[e * size + i]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -34,6 +35,9 @@ log = structlog.get_logger()
 TICK_S = 1.0
 STALL_ALARM_S = 0.25
 ASK_TIMEOUT_S = 5.0
+SWITCH_S = 0.0005
+"""How long one thread holds the interpreter while another waits. With Python's 5 ms the thread that rewrites waits for the loop, and the
+loop for it, longer than either works."""
 
 
 def make_codec(settings: Settings) -> Codec:
@@ -245,6 +249,7 @@ def make_app(updater: Updater, watch: Watch) -> Starlette:
 
 async def run_updater(settings: Settings) -> None:
     """Run until SIGTERM or Ctrl-C. Errors: `HaltError`, `KafkaUnavailable` on a silent stall."""
+    sys.setswitchinterval(SWITCH_S)
     store = open_store(settings.store, settings.keys)
     schemas, tracer = Schemas(settings), open_tracer(settings.tracing, "nearline-updater")
     updater = Updater(settings, store, await asyncio.to_thread(schemas.begin), schemas=schemas, tracer=tracer)

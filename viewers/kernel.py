@@ -172,7 +172,8 @@ def _model(generation: Generation | None, limits: Limits, shorter: Model | None)
     by_digest: Array
     if generation is None:
         Y = YP = np.zeros((0, 1), np.float32)
-        A0, scale, nothing = np.zeros((1, 1)), 0.0, np.zeros(0)
+        A0 = P = np.zeros((1, 1))
+        scale, nothing = 0.0, np.zeros(0)
         decay, order, score, digests, by_digest = nothing, nothing, nothing, nothing, nothing
     else:
         p, Y = generation.parameters, generation.fold_factors
@@ -180,12 +181,15 @@ def _model(generation: Generation | None, limits: Limits, shorter: Model | None)
         decay = p.decay_floor + (1 - p.decay_floor) * np.exp2(-ranks / p.decay_half_life)
         scale = float(p.alpha * p.decay_gain)
         A0 = generation.YtY + p.regularization * np.eye(generation.k)
-        YP = _products(Y, generation.P) if shorter is None else _longer_products(Y, generation.P, shorter)
+        P = generation.P
+        YP = _products(Y, P) if shorter is None else _longer_products(Y, P, shorter)
         order, score = generation.popular_order, generation.popularity_score
         digests, by_digest = generation.sorted_digests, generation.digest_order
     return Model(
         frozen(Y),
         frozen(YP),
+        frozen(P),
+        foldin.leverage(Y, YP),
         frozen(A0),
         signals.Decay(scale, frozen(decay)),
         ranking.Popularity(frozen(order.astype(np.int64)), frozen(score.astype(np.float32))),

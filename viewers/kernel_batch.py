@@ -44,6 +44,8 @@ class Model(NamedTuple):
 
     Y: Array  # (n_items and what preferences are about, k) float32
     YP: Array  # the same, float32: Y (YtY + λI)⁻¹
+    P: Array  # (k, k) float64: (YtY + λI)⁻¹
+    leverage: float  # the greatest yᵀP y
     A0: Array  # (k, k) float64: YtY + λI
     decay: signals.Decay
     popularity: ranking.Popularity
@@ -206,7 +208,7 @@ def _fold(
             break
     if n > 0:
         t.weights[i] = evidence * evidence / (evidence * evidence + HALF_EVIDENCE * HALF_EVIDENCE)
-        foldin.fold(model.Y, model.YP, model.A0, t.rows[i], t.c[i], n, t.L[i], t.fold, t.X[i])
+        foldin.fold(model.Y, model.YP, model.P, model.leverage, model.A0, t.rows[i], t.c[i], n, t.L[i], t.fold, t.X[i])
 
 
 @jit
@@ -265,7 +267,9 @@ def _rank(
             t.places[by_taste] = place
             by_taste += e.sources[place] != ranking.COWATCH and e.sources[place] != ranking.SEQUENCE
         if by_taste:
-            foldin.contributions(model.Y, model.YP, rows, c, n, t.L[i], e.rows, t.places, by_taste, t.fold, t.C)
+            foldin.contributions(
+                model.Y, model.YP, model.leverage, rows, c, n, t.L[i], e.rows, t.places, by_taste, t.fold, t.C
+            )
         if plays:
             ranking.follow(rows, n, with_reasons, plays, ranker, e, t.C)
         if looked:

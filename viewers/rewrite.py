@@ -229,6 +229,7 @@ async def _take_turn(
     for write in writes:
         supposed[write.viewer] = StoredViewer(write.new_token, write.activation, write.state)
     turn.computed(supposed)
+    await asyncio.sleep(0)  # the batch behind begins to compute before this one's commands are packed
     await turn.to_write()
 
 

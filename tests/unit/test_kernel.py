@@ -169,27 +169,37 @@ def test_one_compilation_serves_every_generation_and_none() -> None:
     assert len(rewrite_batch.signatures) == 1
 
 
+@pytest.mark.parametrize("decayed", [False, True])
 @pytest.mark.parametrize("k", [8, 64])
-def test_vectors_and_contributions_are_those_of_the_twin(k: int) -> None:
+def test_vectors_and_contributions_are_those_of_the_twin(k: int, decayed: bool) -> None:
     generation, rng = make_generation(400, k, seed=3), np.random.default_rng(5)
     Y, wide = generation.item_factors, int(kernel_foldin.padded(k))
     YP = (Y.astype(float) @ generation.P).astype(np.float32)
     A0 = generation.YtY + generation.parameters.regularization * np.eye(k)
+    leverage, left_out = kernel_foldin.leverage(Y, YP), 0
     for _ in range(100):
         n = int(rng.integers(1, 2 * k + 20))
         rows, c = rng.choice(400, n, replace=False).astype(np.int32), 1 + rng.exponential(8, size=n)
         c[rng.random(n) < 0.2] *= -1
         c[rng.random(n) < 0.1] = 1.0
         c[0] = 5.0
+        if decayed:  # as by rank: the oldest are left out of the matrix
+            c = np.sign(c) * (1 + (np.abs(c) - 1) * np.exp2(-np.arange(n) / 2))
+            left_out += n - kernel_foldin.weighty(c, n, leverage)
         L, x = rng.normal(size=(wide, wide)), np.empty(k, np.float32)
         scratch = kernel_foldin.make_scratch(k)
-        kernel_foldin.fold(Y, YP, A0, rows, c, n, L, scratch, x)
+        kernel_foldin.fold(Y, YP, generation.P, leverage, A0, rows, c, n, L, scratch, x)
         expected = fold_in(generation, rows.astype(np.int64), c)
         assert np.linalg.norm(x - expected.x) <= 2e-6 * np.linalg.norm(expected.x)
         items, out = rng.choice(400, kernel_foldin.LANES).astype(np.int32), np.empty((kernel_foldin.LANES, n))
-        kernel_foldin.contributions(Y, YP, rows, c, n, L, items, np.arange(10), 10, scratch, out)
-        assert pytest.approx(expected.contributions(Y[items[:10]]), abs=1e-5) == out[:10]
-        assert out[:10].sum(axis=1) == pytest.approx(Y[items[:10]] @ x, rel=1e-4, abs=1e-5)
+        kernel_foldin.contributions(Y, YP, leverage, rows, c, n, L, items, np.arange(10), 10, scratch, out)
+        twins = expected.contributions(Y[items[:10]])
+        # Those of a matrix without the oldest are as good as what a row keeps of them.
+        close = kernel_foldin.SLIGHT * np.abs(twins).sum(axis=1, keepdims=True) if decayed else 0.0
+        assert (np.abs(out[:10] - twins) <= 1e-5 + close).all()
+        scores = (Y[items[:10]] @ x)[:, None]
+        assert (np.abs(out[:10].sum(axis=1, keepdims=True) - scores) <= 1e-5 + 1e-4 * np.abs(scores) + close).all()
+    assert (left_out > 100) == decayed  # plays of a hundred viewers
 
 
 def found_by_search(
