@@ -27,8 +27,6 @@ from embeddings.compiled import one_at_a_time
 from embeddings.generation import F32, I64
 from embeddings.sequence import BINS, FACTORS, HIDDEN, PLACES, POOLS, SequenceNet, make_network
 
-log_ = structlog.get_logger()
-
 FEWEST = 1_000
 """Plays with a play before them: with fewer nothing is learnt."""
 MOST_PLAYS = 500_000
@@ -75,7 +73,7 @@ def train_sequence(log: PlayLog, epochs: int) -> SequenceNet | None:
     found = learner.sequence()
     if not (np.isfinite(found.items).all() and np.isfinite(found.network).all()):
         raise GenerationError("training the sequence model gave NaN or infinity; please report this")
-    log_.info(
+    structlog.get_logger().info(
         "sequence_trained",
         plays=len(plays),
         titles=int(found.known.sum()),
