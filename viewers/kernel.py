@@ -95,6 +95,7 @@ class Kernel:
         self._bounds_ms = _bounds_ms(generation)
         self._sources = _sources(generation)
         self._valid_from_ms, self._valid_until_ms = 0, 0  # of `allowed`: nothing yet
+        self._spare: list[ranking.Entries] = []
 
     def with_tables_of(self, generation: Generation) -> Kernel:
         """For the same generation with other tables; what is prepared of all else is shared."""
@@ -103,6 +104,7 @@ class Kernel:
         changed._model = changed._model._replace(
             ranker=_ranker(generation)
         )  # as copied: another thread may move this one's
+        changed._spare = []
         return changed
 
     def rewrite(self, batch: Sequence[Todo], framing: Framing, ranks: Ranks = NO_RANKS) -> list[Rewritten]:
@@ -116,6 +118,8 @@ class Kernel:
         first_part = np.zeros(len(batch) + 1, np.int64)
         np.cumsum([1 + len(todo.facts) for todo in batch], out=first_part[1:])
         sizes = np.diff(part_ends[first_part[1:] - 1], prepend=0)  # of all parts of each viewer, bytes
+        spare = self._spare  # of what may be shown now
+        entries = self._take_entries(spare)
         room = _Room(self._limits, self._model, len(batch), int(sizes.max()), int(sizes.sum()), self._row_size(framing))
         rewrite_batch(
             data,
@@ -132,7 +136,7 @@ class Kernel:
             room.signals,
             room.tile,
             room.search,
-            room.entries,
+            entries,
             room.placing,
             room.scratch,
             room.states,
@@ -143,7 +147,16 @@ class Kernel:
             ranks,
             framing.computed_at_ms,
         )
+        spare.append(entries)
         return room.results()
+
+    def _take_entries(self, spare: list[ranking.Entries]) -> ranking.Entries:
+        """Scratch as large as the catalogue, which the kernel leaves as it finds it: a small batch should not wait for a new one."""
+        try:
+            return spare.pop()
+        except IndexError:
+            longest = int(np.diff(self._model.ranker.starts).max(initial=0))
+            return ranking.make_entries(self._model.allowed, longest)
 
     def _row_size(self, framing: Framing) -> int:
         """Bytes that a vector and a row cannot exceed."""
@@ -157,6 +170,7 @@ class Kernel:
             return
         allowed = available(self._generation, now_ms)
         self._model = self._model._replace(allowed=frozen(allowed))
+        self._spare = []
         self._shelf = topk.with_allowed(self._shelf, allowed)
         after = int(np.searchsorted(self._bounds_ms, now_ms, side="right"))
         self._valid_from_ms = int(self._bounds_ms[after - 1]) if after else np.iinfo(np.int64).min
@@ -267,8 +281,7 @@ class _Room:
         found, wide, tile = limits.max_plays + limits.max_registers, foldin.padded(k), min(TILE, viewers)
         self.columns = state.make_columns(plays, limits.max_registers, limits.max_seen, 2 * largest + 256)
         self.signals = signals.make_signals(plays + limits.max_registers)
-        longest = int(np.diff(model.ranker.starts).max(initial=0))
-        self.search, self.entries = topk.make_search(tile, n_items, k), ranking.make_entries(model.allowed, longest)
+        self.search = topk.make_search(tile, n_items, k)
         self.placing, self.scratch = placing.make_placing(model.rules), rows.make_scratch()
         self.tile = Tile(
             rows=np.empty((tile, found), np.int32),

@@ -126,6 +126,20 @@ def test_a_viewers_bytes_are_the_same_alone_and_in_any_company(n_items: int, tab
     assert rewriter.rewrite_many(batch[::-1], computed_at_ms=T0) == alone[::-1]
 
 
+def test_no_batch_leaves_a_trace_in_the_next_not_even_when_what_may_be_shown_has_changed() -> None:
+    rng, generation, others = random.Random(4), windowed(tables=True), make_tables(500, 9)
+    kept = Rewriter(generation, 3, CODEC.encode_row, LIMITS)
+    bounds = sorted({*generation.available_from_ms.tolist(), *generation.available_until_ms.tolist()})[1:-1]
+    times = [T0, *(bound + shift for bound in bounds[:4] for shift in (-1, 1)), T0]
+    for at_ms in times + times[::-1]:
+        batch = [made_up_todo(rng)._replace(force=True) for _ in range(5)]
+        fresh = Rewriter(generation, 3, CODEC.encode_row, LIMITS)
+        found = kept.rewrite_many(batch, computed_at_ms=at_ms)
+        assert found == fresh.rewrite_many(batch, computed_at_ms=at_ms)
+        retold = [one.with_trends(others, "others").rewrite_many(batch, computed_at_ms=at_ms) for one in (kept, fresh)]
+        assert retold[0] == retold[1] != found
+
+
 def test_damaged_bytes_are_a_bad_state_or_what_the_twin_reads() -> None:
     rng, rewriter = random.Random(3), Rewriter(windowed(), 3, CODEC.encode_row, LIMITS)
     read = 0
