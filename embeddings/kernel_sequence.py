@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embeddings.compiled import entry, frozen, jit, jit_sums
-from embeddings.kernel_topk import score_rows
 from embeddings.sequence import COLUMNS, FACTORS, GAPS_S, HIDDEN, PLACES, POOLS, ROWS, SequenceNet
 
 Array = NDArray[Any]
@@ -38,9 +37,9 @@ class Look(NamedTuple):
     """Scratch of one viewer."""
 
     plays: Array  # (PLACES, POOLS · FACTORS) float32: what the sums are made of
-    pooled: Array  # (POOLS · FACTORS,) float64
-    hidden: Array  # (HIDDEN,) float64: the middle layer
-    u: Array  # (FACTORS,) float64
+    pooled: Array  # (POOLS · FACTORS,) float32
+    hidden: Array  # (HIDDEN,) float32: the middle layer
+    u: Array  # (FACTORS,) float32
     q: Array  # (POOLS · FACTORS,) float32: scratch of `play_parts`
     parts: Array  # (PLACES,) float64
 
@@ -56,9 +55,9 @@ def make_look() -> Look:
     wide = POOLS * FACTORS
     return Look(
         np.empty((PLACES, wide), np.float32),
-        np.empty(wide),
-        np.empty(HIDDEN),
-        np.empty(FACTORS),
+        np.empty(wide, np.float32),
+        np.empty(HIDDEN, np.float32),
+        np.empty(FACTORS, np.float32),
         np.empty(wide, np.float32),
         np.empty(PLACES),
     )
@@ -75,29 +74,29 @@ def gap_bin(age_ms: int) -> int:
 
 @jit_sums
 def look_back(net: Net, rows: Array, ages_ms: Array, n: int, look: Look) -> None:
-    """`viewer_vector` of the n ≤ PLACES newest liked plays into `look.u`."""
-    pooled, hidden, u, scale = look.pooled, look.hidden, look.u, 1 / math.sqrt(POOLS)
+    """`viewer_vector` of the n ≤ PLACES newest liked plays into `look.u`, in float32: half the time of float64."""
+    pooled, hidden, u, scale = look.pooled, look.hidden, look.u, np.float32(1 / math.sqrt(POOLS))
     for d in range(POOLS * FACTORS):
-        pooled[d] = 0.0
+        pooled[d] = np.float32(0)
     for p in range(n):
         e, b = net.as_play[rows[p]], gap_bin(ages_ms[p])
         for m in range(POOLS):
             w, v = net.places[m, p], net.gaps[m, b]
             part, U = look.plays[p, m * FACTORS : (m + 1) * FACTORS], pooled[m * FACTORS : (m + 1) * FACTORS]
             for d in range(FACTORS):
-                x = np.float64(w[d]) * np.float64(v[d]) * np.float64(e[d])
+                x = w[d] * v[d] * e[d]
                 part[d] = x
                 U[d] += x
     for h in range(HIDDEN):
-        W, total = net.W1[h], 0.0
+        W, total = net.W1[h], net.b1[h]
         for d in range(POOLS * FACTORS):
             total += W[d] * pooled[d]
-        hidden[h] = max(total + net.b1[h], 0.0)
+        hidden[h] = max(total, np.float32(0))
     for d in range(FACTORS):
-        total = 0.0
+        sums = np.float32(0)
         for m in range(POOLS):
-            total += pooled[m * FACTORS + d]
-        u[d] = total * scale
+            sums += pooled[m * FACTORS + d]
+        u[d] = sums * scale
     for h in range(HIDDEN):
         if hidden[h] > 0:
             x, W2 = hidden[h], net.W2[h]
@@ -105,16 +104,17 @@ def look_back(net: Net, rows: Array, ages_ms: Array, n: int, look: Look) -> None
                 u[d] += x * W2[d]
 
 
-@jit
+@jit_sums
 def score_next(net: Net, u: Array, rows: Array, count: int, out: Array) -> None:
     """`scores` of the first `count` rows into `out`, float64."""
-    begin: Any = np.int64(0)
-    score_rows(net.as_next, u, rows, begin, count, out)
     total, n_known = 0.0, 0
     for i in range(count):
+        o, score = net.as_next[rows[i]], net.bias[rows[i]]
+        for d in range(FACTORS):
+            score += o[d] * u[d]
+        out[i] = score
         known = net.known[rows[i]]
-        out[i] += net.bias[rows[i]]
-        total += out[i] if known else 0.0
+        total += score if known else 0.0
         n_known += known
     mean = total / max(1, n_known)
     for i in range(count):

@@ -98,5 +98,5 @@ def test_rows_are_those_of_the_readable_ranking() -> None:
             assert (items, scores) == maker.default
             continue
         theirs = {generation.index[entry.item_id]: entry.score for entry in expected.entries}
-        assert scores == pytest.approx(list(theirs.values()), abs=1e-6)  # vectors are float32
+        assert scores == pytest.approx(list(theirs.values()), abs=1e-5)  # vectors are float32
         assert items == list(theirs)
