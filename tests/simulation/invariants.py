@@ -232,7 +232,7 @@ class Checker:
         self.facts = [[] for _ in self.kafka.logs]
         self.lettered = set()
         self._highest_marker = {}
-        for server in self.cluster.servers:
+        for server in self.cluster.everywhere:
             server.held_below, server.excused = {}, set()
 
     def on_loss(self, server: SimServer) -> None:
@@ -249,7 +249,7 @@ class Checker:
 
     def on_retention(self) -> None:
         """The log's beginning moved: what was deleted before it had its effect is lost, and only that."""
-        for server in self.cluster.servers:
+        for server in self.cluster.everywhere:
             self._excuse(server)
 
     def _excuse(self, server: SimServer) -> None:

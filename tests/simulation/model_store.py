@@ -166,11 +166,15 @@ class Cluster:
         self.pins = dict.fromkeys(self.pins, self.primary)
         self.primary.full = False
 
+    @property
+    def everywhere(self) -> list[SimServer]:
+        """Each server once: those that an address leads to, copies, and old ones with a client still on them."""
+        return list({id(one): one for one in (*self.servers, *self.copies, *self.pins.values())}.values())
+
     def begin_stream(self) -> None:
         """The stream epoch is raised: its markers, cut-offs and halt have other keys, and there are none yet."""
         self.epoch += 1
-        everywhere = [*self.servers, *self.copies, *self.pins.values()]
-        for server in {id(one): one for one in everywhere}.values():
+        for server in self.everywhere:
             server.markers, server.seeded, server.halt = {}, {}, None
             server.undo = [entry for entry in server.undo if entry[0] not in OF_A_STREAM]
             server.held_below, server.excused = {}, set()
