@@ -717,7 +717,7 @@ FIRST_SEEN = {
     "a_conflict_counts_as_written": 127,
     "after_a_conflict_the_same_is_written_again": 7,
     "gaps_left_by_retention_are_not_declared": 22,
-    "the_listener_is_believed_to_hear_of_an_assignment_at_once": 4392,
+    "the_listener_is_believed_to_hear_of_an_assignment_at_once": 8835,
     "only_the_time_of_a_record_is_compared": 31,
     "an_offset_without_a_record_is_taken_for_another_log": 54,
     "a_changed_server_is_ignored": 15,
