@@ -206,8 +206,10 @@ class _Learner:
         return du
 
     def sequence(self) -> SequenceNet:
-        """What was learnt; zeros for titles that no play taught about."""
-        p = self._p
-        items = np.concatenate([p[AS_PLAY].x, p[AS_NEXT].x, p[BIAS].x], axis=1) * self._met[:, None]
-        w, v = (p[i].x.reshape(POOLS, -1, FACTORS) for i in (W, V))
-        return SequenceNet(np.ascontiguousarray(items, np.float32), make_network(w, v, p[W1].x.T, p[B1].x[0], p[W2].x))
+        """What was learnt; zeros for titles that no play taught about. Nothing can be learnt after that."""
+        x = [one.x for one in self._p]
+        self._p = []  # gradients and memories are three times as large as what is made now
+        items = np.concatenate([x[AS_PLAY], x[AS_NEXT], x[BIAS]], axis=1)
+        items *= self._met[:, None]
+        w, v = (x[i].reshape(POOLS, -1, FACTORS) for i in (W, V))
+        return SequenceNet(items, make_network(w, v, x[W1].T, x[B1][0], x[W2]))

@@ -215,7 +215,8 @@ def checked_bytes(opened: Root, manifest: Manifest, name: str) -> bytes:
             raise GenerationError(f"{where}: missing; publish the generation again")
         if info.size != entry.size_bytes:
             raise GenerationError(
-                f"{where}: {info.size} bytes, the manifest says {entry.size_bytes}: truncated or replaced"
+                f"{where}: {info.size} bytes, the manifest says {entry.size_bytes}: truncated or replaced; "
+                "publish the generation again or roll back"
             )
         data = opened.read(f"{manifest.generation_id}/{name}", entry.size_bytes)
     except FOREIGN as error:

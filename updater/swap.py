@@ -164,7 +164,7 @@ class Swap:
         started = time.monotonic()
         try:
             rewriters = [await self._rewriter_of(current.generation_id, current)]
-            self.created_at_s = await self._off_loop(self._folder.created_at_s, current.generation_id)
+            created_at_s = await self._off_loop(self._folder.created_at_s, current.generation_id)
         except GenerationError as error:
             self._refuse(current.activation, error)
             return False
@@ -181,6 +181,7 @@ class Swap:
         for rewriter in rewriters:
             await self._prepare(rewriter)
         self._take_up(current, rewriters)
+        self.created_at_s = created_at_s
         self.swaps += 1
         log.info(
             "generation_swapped",

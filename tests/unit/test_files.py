@@ -96,7 +96,7 @@ def edit(**changes: object) -> Callable[[Path], None]:
     [
         (lambda folder: (folder / "manifest.json").unlink(), "never completely published"),
         (lambda folder: (folder / "item_factors.npy").unlink(), "missing"),
-        (replace_file("item_factors.npy", b"short"), "truncated or replaced"),
+        (replace_file("item_factors.npy", b"short"), "truncated or replaced; publish the generation again"),
         (flip_a_byte, "sha256"),
         (replace_file("manifest.json", b"{"), "not JSON"),
         (replace_file("manifest.json", b"[" * 100_000), "not JSON"),

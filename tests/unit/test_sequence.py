@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -217,6 +218,19 @@ def test_the_same_plays_give_the_same_model_and_few_give_none() -> None:
     assert (one.items == other.items).all() and (one.network == other.network).all()
     assert train_sequence(log.first(FEWEST), 1) is None
     assert train_sequence(log, 0) is None
+
+
+def test_training_takes_as_much_memory_for_a_title_as_it_says() -> None:
+    log, titles = chains(), 60_000
+    large = dataclasses.replace(log, item_ids=[*log.item_ids, *(f"never-{n}" for n in range(titles - ITEMS))])
+    train_sequence(log, 1)  # what is loaded once is no title's
+    tracemalloc.start()
+    try:
+        assert train_sequence(large, 1) is not None
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most / titles < 2_600
 
 
 def test_a_title_that_no_play_taught_about_is_not_known() -> None:
