@@ -50,6 +50,20 @@ def test_every_file_that_kernels_take_constants_from_names_the_folder() -> None:
     assert {path for path in imported if path.is_file()} <= sources()
 
 
+def test_compiling_needs_no_more_packages_than_the_run_script_installs_for_it() -> None:
+    line = next(li for li in (compiled.ROOT / "run").read_text().splitlines() if li.startswith("KERNELS="))
+    named = set(line.split('"')[1].split())
+    code = (
+        "import sys, sysconfig, viewers.precompile\n"
+        "site = sysconfig.get_path('purelib')\n"
+        "print(*{n.partition('.')[0] for n, m in sys.modules.items() if (getattr(m, '__file__', None) or '').startswith(site)})"
+    )
+    found = subprocess.run([sys.executable, "-c", code], cwd=compiled.ROOT, capture_output=True, text=True, check=True)
+    part_of_scipy, used_if_there = {"_cyutility"}, {"yaml"}
+    site_hooks = {name for name in found.stdout.split() if name.startswith("_") and name not in part_of_scipy}
+    assert set(found.stdout.split()) - part_of_scipy - used_if_there - site_hooks == named
+
+
 @compiled.jit
 def doubled(n: int) -> int:
     return 2 * n

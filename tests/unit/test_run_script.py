@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 
 RUN = Path(__file__).parents[2] / "run"
 TOOLS = (
+    "awk",
     "cat",
     "cksum",
     "date",
@@ -38,6 +40,7 @@ case "$*" in
 "-c import sys; print("*) echo MINOR ;;
 *"import ensurepip, venv"*) exit ENSUREPIP ;;
 "-m venv "*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
+"-m pip install"*/kernels.lock) cp "$VENV_DIR/kernels.lock" "$CALLS.kernels" ;;
 "-m pip install"*) sleep "${PIP_TAKES:-0}"; [ ! -e "$BREAK_PIP" ] || { echo "no route" >&2; exit 1; } ;;
 */nearline.py*) shift; echo "program $$ $*" ;;
 esac
@@ -80,8 +83,11 @@ class Checkout:
         return process.returncode, out, err
 
     def installs(self) -> int:
-        lines = self.calls.read_text().splitlines() if self.calls.exists() else []
-        return sum("pip install" in line for line in lines)
+        return sum("pip install" in line for line in self.called())
+
+    def called(self) -> list[str]:
+        """What Python was called with, each call one line, in order."""
+        return self.calls.read_text().splitlines() if self.calls.exists() else []
 
 
 @pytest.fixture
@@ -96,7 +102,12 @@ def checkout(tmp_path: Path) -> Checkout:
         if found := shutil.which(tool):
             (binaries / tool).symlink_to(os.path.realpath(found) if tool != "sh" else found)
     calls = tmp_path / "calls"
-    env = {"PATH": str(binaries), "CALLS": str(calls), "BREAK_PIP": str(tmp_path / "break-pip")}
+    env = {
+        "PATH": str(binaries),
+        "CALLS": str(calls),
+        "BREAK_PIP": str(tmp_path / "break-pip"),
+        "VENV_DIR": str(root / ".venv"),
+    }
     return Checkout(root, binaries, calls, env)
 
 
@@ -155,6 +166,31 @@ def test_what_dev_installs_serves_the_program_too(checkout):
     checkout.run("test")
     checkout.run("nearline")
     assert checkout.installs() == 1
+
+
+def test_the_demo_compiles_while_it_installs(checkout):
+    checkout.add_python("python3", minor=11)
+    lock = "aaa==1 --hash=sha256:0\nnumba==2 \\\n    --hash=sha256:1\nnumpy==3 \\\n    --hash=sha256:2\nzzz==4 --hash=sha256:3\n"
+    (checkout.root / "requirements" / "run.lock").write_text(lock)
+    checkout.env["PIP_TAKES"] = "1"
+    assert checkout.run("demo")[0] == 0
+    kernels = Path(checkout.env["CALLS"] + ".kernels").read_text()
+    assert kernels == "numba==2 \\\n    --hash=sha256:1\nnumpy==3 \\\n    --hash=sha256:2\n"
+    named = ("kernels.lock", "precompile", "run.lock", "nearline.py")
+    order = [name for line in checkout.called() for name in named if name in line]
+    assert sorted(order) == sorted(named)  # each once
+    assert (order[0], order[-1]) == ("kernels.lock", "nearline.py")
+
+
+def test_the_demo_compiles_where_everything_is_installed(checkout):
+    checkout.add_python("python3", minor=11)
+    checkout.run("nearline")
+    assert checkout.run("demo")[0] == 0
+    deadline_s = time.monotonic() + 10
+    while not (compiling := sum("precompile" in line for line in checkout.called())):
+        assert time.monotonic() < deadline_s
+        time.sleep(0.02)
+    assert compiling == 1
 
 
 def test_an_install_that_failed_is_told_and_done_again(checkout):
