@@ -22,6 +22,11 @@ class Arms:
         self.share = share
         self.activation = in_force.activation
 
+    @property
+    def held(self) -> Share | None:
+        """The candidate's viewers, where it does not load."""
+        return self.share if self.candidate.keeps_rows else None
+
     def arm(self, viewer: str) -> Rewriter:
         """The rewriter of this viewer's generation."""
         return self.candidate if self.share.holds(viewer) else self.in_force

@@ -21,7 +21,6 @@ from contracts.digests import id_digest
 from contracts.errors import FreezeChanged, StaleActivation, StoreUnavailable
 from contracts.shares import Share
 from viewers import packing
-from viewers.arms import Arms
 from viewers.kernel import (
     Rewritten,
     Todo,
@@ -95,6 +94,10 @@ class Rewriters(Protocol):
     def share(self) -> Share | None:
         """Who is rewritten by another generation than that in force; None: nobody."""
 
+    @property
+    def held(self) -> Share | None:
+        """Whose arm does not load here; None: nobody's. Another process may know it, and no other arm's row will do."""
+
     def arm(self, viewer: str) -> Rewriter:
         """This viewer's."""
 
@@ -134,7 +137,7 @@ async def rewrite_viewers(
     loop = asyncio.get_running_loop()
     results: list[RewriteResult | None] = [None] * len(jobs)
     pending = list(range(len(jobs)))
-    held = _held(rewriter)
+    held = rewriter.held
     stored = await store.read_viewers([job.viewer for job in jobs])
     if turn is not None and (supposed := await turn.to_compute()):
         stored = [supposed.get(job.viewer, one) for job, one in zip(jobs, stored, strict=True)]
@@ -197,11 +200,6 @@ async def rewrite_viewers(
 def _kept(before: bytes, after: bytes) -> Rows:
     """A frozen row stays, unless its viewer was erased: it would go on telling what they watched."""
     return Rows.EMPTY if packing.erased_through_s(after) > packing.erased_through_s(before) else Rows.KEEP
-
-
-def _held(rewriter: Rewriters) -> Share | None:
-    """Whose arm does not load here; None: nobody's. Another process may know it, and no other arm's row will do."""
-    return rewriter.share if isinstance(rewriter, Arms) and rewriter.candidate.keeps_rows else None
 
 
 async def _with_held_rows(

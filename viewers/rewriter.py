@@ -74,6 +74,7 @@ class Rewriter:
         self._shorter: Rewriter | None = None  # what this one extends
 
     share = None
+    held = None
 
     @property
     def in_force(self) -> Rewriter:

@@ -110,11 +110,11 @@ def who_cannot_load_the_candidate_serves_its_viewers_the_other_arm() -> Patches:
     def arm(self: Arms, viewer: str) -> Rewriter:
         return self.candidate if self.share.holds(viewer) and not self.candidate.keeps_rows else self.in_force
 
-    return [(Arms, "arm", arm), (viewers.rewrite, "_held", lambda rewriter: None)]
+    return [(Arms, "arm", arm), (Arms, "held", None)]
 
 
 def a_row_that_cannot_be_made_is_emptied() -> Patches:
-    return [(viewers.rewrite, "_held", lambda rewriter: None)]
+    return [(Arms, "held", None)]
 
 
 def a_row_of_before_is_passed_off_as_one_of_the_activation_in_force() -> Patches:
