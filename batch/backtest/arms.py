@@ -21,7 +21,7 @@ from batch.backtest.replay import Answer, Ask, MakeArm
 from contracts.errors import UserError
 from contracts.rows import HomeRow
 from embeddings.generation import Generation
-from embeddings.tables import Cowatch
+from embeddings.tables import Cowatch, Tables
 from ranking.further import FURTHER_ROWS
 from ranking.rows import popular_entries
 from viewers.packing import pack
@@ -50,25 +50,21 @@ def without_als(generation: Generation) -> Generation:
     return replace(generation, item_factors=np.zeros_like(generation.item_factors))
 
 
-def without_cowatch(generation: Generation) -> Generation:
-    """Nothing follows anything."""
-    if generation.tables is None:
-        return generation
-    return generation.with_tables(replace(generation.tables, cowatch=Cowatch.empty(generation.n_items)))
+def of_tables(without: Callable[[Tables], Tables]) -> Change:
+    """What is left out of the tables; a generation that has none stays as it is."""
+
+    def change(generation: Generation) -> Generation:
+        return generation if generation.tables is None else generation.with_tables(without(generation.tables))
+
+    return change
 
 
-def without_sequence(generation: Generation) -> Generation:
-    """Nothing is known of what is next."""
-    if generation.tables is None:
-        return generation
-    return generation.with_tables(replace(generation.tables, sequence=None))
-
-
-def without_trending(generation: Generation) -> Generation:
-    """Nothing is watched more lately."""
-    if generation.tables is None:
-        return generation
-    return generation.with_tables(replace(generation.tables, trending=np.zeros_like(generation.tables.trending)))
+without_cowatch = of_tables(lambda tables: replace(tables, cowatch=Cowatch.empty(len(tables.trending))))
+"""Nothing follows anything."""
+without_trending = of_tables(lambda tables: replace(tables, trending=np.zeros_like(tables.trending)))
+"""Nothing is watched more lately."""
+without_sequence = of_tables(lambda tables: replace(tables, sequence=None))
+"""Nothing is known of what is next."""
 
 
 def without_ranker(generation: Generation) -> Generation:
