@@ -18,10 +18,10 @@ import structlog
 from batch.lake import open_lake
 from batch.rebuild import Rebuild, Rebuilt
 from contracts.codec import Codec
+from contracts.current import Current
 from contracts.errors import GenerationError, UserError
 from contracts.manifest import Manifest
 from contracts.shares import Share
-from embeddings.current import Current
 from embeddings.files import GenerationsFolder, load_generation, load_items
 from embeddings.generation import Generation
 from runtime.progress import ProgressReporter, make_progress

@@ -42,9 +42,9 @@ from batch.review.files import review_night
 from batch.review.make import Judged
 from batch.seeding import ASKED, Seeding, read_note, why_seed, write_note
 from batch.train import fold_in_parameters, train_item_factors
+from contracts.current import Current
 from contracts.errors import GenerationError, NearlineError, StoreChanged, TransientError, UserError
 from contracts.manifest import Decision, Manifest
-from embeddings.current import Current
 from embeddings.files import GenerationsFolder, load_generation, load_manifest
 from embeddings.generation import Generation
 from runtime.kafka import kafka_errors, make_admin, make_consumer

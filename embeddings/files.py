@@ -1,6 +1,6 @@
 """Generation folders: the one edge of `embeddings`. Local paths and `file://` URLs; object storage by URL through `pyarrow.fs`.
 
-    <root>/CURRENT                    {"generation_id", "activation", "previous"}, "share" while there is one (`embeddings/current.py`)
+    <root>/CURRENT                    {"generation_id", "activation", "previous"}, "share" while there is one (`contracts/current.py`)
     <root>/<id>/item_factors.npy      (n_items, k) float32
     <root>/<id>/items.parquet         row → title, availability, popularity, …
     <root>/<id>/user_factors.npy      (n_users, k) float32: our own fold-in of every viewer
@@ -35,13 +35,13 @@ import pyarrow as pa
 from pyarrow import fs
 
 from contracts.catalogue import CatalogueItem
+from contracts.current import Current, parse_current
 from contracts.digests import item_digest
 from contracts.errors import GenerationError
 from contracts.events import valid_id
 from contracts.manifest import GENERATION_ID, Manifest, from_json
 from contracts.shares import Share
 from embeddings.companions import COMPANIONS, Lists, parse_companions
-from embeddings.current import Current, parse_current
 from embeddings.generation import F32, NEVER_MS, FoldInParameters, Generation
 from embeddings.roots import FOREIGN, Root, flush_folder, open_root, read_table, write_file
 from embeddings.sequence import COLUMNS, FACTORS, ROWS, SequenceNet

@@ -17,9 +17,9 @@ from typing import Any, Protocol
 import structlog
 
 from contracts.catalogue import CatalogueItem
+from contracts.current import Current
 from contracts.errors import GenerationError
 from embeddings.companions import COMPANIONS, Companions, parse_companions
-from embeddings.current import Current
 from embeddings.files import GenerationsFolder
 from embeddings.roots import FOREIGN, open_root, read_table
 from homepage.tiles import Tile, Tiles

@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import importlib
 import importlib.metadata
-import json
 import os
 import socket
 import sys
@@ -26,6 +25,7 @@ from typing import Any
 import redis.asyncio as redis
 from redis.exceptions import RedisError
 
+from contracts.current import parse_current
 from contracts.errors import GenerationError, RegistryUnavailable, SettingsError
 from contracts.manifest import GENERATION_ID, from_json
 from runtime.doctor_kafka import check_kafka
@@ -295,39 +295,28 @@ def check_generations(path: str) -> list[Finding]:
                 "generation in force", False, f"{current}: {error}", "roll back: ./run nearline generations rollback"
             ),
         ]
-    findings += [_check_generation("generation in force", path, text, _named(text))]
-    candidate = _named(text, "share")
-    if candidate:
-        findings.append(_check_generation("candidate", path, text, candidate))
-    return findings
-
-
-def _named(text: str, *within: str) -> str:
-    """The generation that a part of `CURRENT` names; empty if it names none."""
     try:
-        part = json.loads(text)
-        for name in within:
-            part = part[name]
-        return str(part["generation_id"])
-    except (ValueError, KeyError, TypeError):
-        return ""
+        named = parse_current(text, str(current)).generations
+    except GenerationError:
+        named = ("",)
+    names = ("generation in force", "candidate")[: len(named)]
+    return findings + [_check_generation(name, path, text, one) for name, one in zip(names, named, strict=True)]
 
 
 def _in_force(path: str) -> tuple[int, str]:
     """The activation that `CURRENT` names, and the verb that does it again; 0 where none is to be read here."""
     try:
-        content = json.loads((Path(path) / "CURRENT").read_text())
-        activation, share = int(content["activation"]), content.get("share")
-        again = (
-            "activate " + str(content["generation_id"]) if share is None else f"share --percent {share['percent']:g}"
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        current = parse_current((Path(path) / "CURRENT").read_bytes(), "CURRENT")
+    except (OSError, GenerationError):
         return 0, ""
-    return activation, f"generations {again}"
+    again = (
+        f"activate {current.generation_id}" if current.share is None else f"share --percent {current.share.percent:g}"
+    )
+    return current.activation, f"generations {again}"
 
 
 def _check_generation(name: str, path: str, text: str, generation_id: str) -> Finding:
-    """Whether it was written to its end, and is as it was written."""
+    """Whether it was written to its end, and is as it was written. `generation_id`: empty where `CURRENT` is not to be read."""
     back = "generations share --stop" if name == "candidate" else "generations rollback"
     folder = Path(path) / generation_id
     if not GENERATION_ID.fullmatch(generation_id) or not (folder / "manifest.json").is_file():

@@ -27,8 +27,8 @@ from collections.abc import Callable
 import structlog
 
 from contracts.codec import Codec
+from contracts.current import Current
 from contracts.errors import GenerationError, StoreChanged, TransientError, UnknownSchema
-from embeddings.current import Current
 from embeddings.files import GenerationsFolder
 from runtime.again import Again
 from runtime.kafka import make_consumer

@@ -10,10 +10,10 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
+from contracts.current import Current
 from contracts.errors import GenerationError
 from contracts.rows import HomeRow
 from embeddings.added import unplayed
-from embeddings.current import Current
 from embeddings.files import load_generation, load_items, load_manifest, load_user_factors
 from embeddings.generation import Generation
 from runtime.settings import Settings

@@ -12,11 +12,11 @@ from typing import Any, TypeVar
 
 import structlog
 
+from contracts.current import Current
 from contracts.errors import GenerationError, NearlineError
 from contracts.rows import HomeRow
 from contracts.shares import Share
 from embeddings.compiled import is_compiled
-from embeddings.current import Current
 from embeddings.files import GenerationsFolder, load_generation
 from embeddings.generation import Generation
 from runtime.again import Again

@@ -12,8 +12,8 @@ import httpx
 import pyarrow.parquet as pq
 import redis.asyncio as redis
 
+from contracts.current import Current
 from contracts.errors import NearlineError
-from embeddings.current import Current
 from embeddings.files import load_manifest
 from runtime.deadletters import ERASED, Coordinates, Mark, parse
 from runtime.kafka import ConsumerRecord, TopicPartition, make_consumer

@@ -20,11 +20,11 @@ from batch.nightly import NightlyReport, run_nightly
 from batch.review.files import find_page, read_content
 from contracts.catalogue import CatalogueItem
 from contracts.codec import Codec
+from contracts.current import Current
 from contracts.errors import UserError
 from contracts.events import Kind, PlaybackEvent
 from contracts.manifest import Decision
 from contracts.shares import Share
-from embeddings.current import Current
 from embeddings.files import GenerationsFolder, load_generation, load_users
 from embeddings.generation import Generation
 from runtime.kafka import make_producer

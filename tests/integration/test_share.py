@@ -10,9 +10,9 @@ import pytest
 
 from batch.activation import Activator, activate, share, stop_share
 from batch.freeze import freeze, unfreeze
+from contracts.current import Current
 from contracts.events import Kind
 from contracts.shares import Share
-from embeddings.current import Current
 from embeddings.files import GenerationsFolder
 from runtime.progress import SilentProgress
 from tests.consistency import CODEC, GENERATIONS, Stage, plays, publish

@@ -26,9 +26,9 @@ import updater.consumer
 import updater.swap
 import viewers.rewrite
 import viewers.rewriter
+from contracts.current import Current
 from contracts.errors import GenerationError, HaltError, TransientError, UndecodableRecord, UnknownSchema, UserError
 from contracts.events import PlaybackEvent
-from embeddings.current import Current
 from runtime.kafka import kafka_errors
 from runtime.settings import KafkaSettings, StateSettings
 from tests.simulation.clock import ProcessLoop, Scheduler

@@ -15,9 +15,9 @@ from dataclasses import replace
 from typing import Any
 
 import viewers.rewrite
+from contracts.current import Current
 from contracts.errors import StaleActivation
 from contracts.shares import Share
-from embeddings.current import Current
 from tests.simulation import special
 from tests.simulation.actors import RebuildProcess
 from tests.simulation.bugs import Patches

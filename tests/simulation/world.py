@@ -10,8 +10,8 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from contracts.current import Current
 from contracts.events import Kind, PlaybackEvent
-from embeddings.current import Current
 from tests.simulation import actors
 from tests.simulation.actors import NEW_SCHEMA, TOPIC, Generations, RebuildProcess, SimCodec, UpdaterProcess
 from tests.simulation.clock import Scheduler

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from contracts.catalogue import CatalogueItem
+from contracts.current import Current
 from contracts.errors import GenerationError
 from contracts.manifest import CONFIDENCE_RULE, Confidence, Decision, Manifest, from_json, to_json
 from contracts.shares import Share
 from embeddings import publishing
-from embeddings.current import Current
 from embeddings.files import (
     GenerationsFolder,
     Root,

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batch.activation import rollback, share, stop_share
+from contracts.current import Current
 from contracts.errors import GenerationError, UserError
-from embeddings.current import Current
 from runtime.progress import SilentProgress
 from sandbox.chaos.arena import GENERATIONS, Arena
 from sandbox.chaos.waiting import wait_until

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from contracts.errors import GenerationError
 from contracts.manifest import GENERATION_ID
 from contracts.shares import Share
-from embeddings.roots import FOREIGN
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +52,7 @@ def parse_current(text: str | bytes, where: str) -> Current:
             GENERATION_ID.fullmatch(one) is None for one in current.generations
         ):
             raise ValueError("generation_id and activation are wanted")
-    except (*FOREIGN, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, MemoryError) as error:
         raise GenerationError(
             f"{where}: unreadable ({error}); nearline generations activate writes it again"
         ) from error
