@@ -10,10 +10,9 @@ import contextlib
 import dataclasses
 import itertools
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from unittest import mock
 
 import batch.rebuild
 import runtime.anchors
@@ -25,9 +24,11 @@ import viewers.rewriter
 import viewers.state
 from contracts.anchors import Anchor
 from contracts.errors import HaltError, KafkaUnavailable
-from tests.simulation.actors import SimRewriter, stand_ins
+from tests.simulation import special
+from tests.simulation.actors import SimRewriter
 from tests.simulation.model_store import SimStore
 from tests.simulation.run import History, run_history
+from tests.simulation.special import Patches
 from updater.checkpoint import Checkpoint, Progress, Start
 from updater.consumer import Updater
 from updater.deadletter import DeadLetterQueue
@@ -37,8 +38,6 @@ from viewers.memory_store import MemoryStore
 from viewers.rewrite import Outcome, RewriteResult
 from viewers.state import Play, ViewerState
 from viewers.store import Conflict, Marker, MarkerWrite, Stale, StoredViewer, ViewerWrite, WriteResult, Written
-
-Patches = Sequence[tuple[object, str, object]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -730,24 +729,9 @@ FIRST_SEEN = {
 """The first seed that sees a bug, where that is late: the tests begin there. A changed simulation makes them slower, not wrong."""
 
 
-@contextlib.contextmanager
-def switched_on(name: str) -> Iterator[None]:
-    """Run with one bug."""
-    with contextlib.ExitStack() as stack:
-        for target, attribute, value in BUGS[name].patches():
-            stack.enter_context(mock.patch.object(target, attribute, value))
-        yield
-
-
 def find(name: str, first_seed: int = 1) -> tuple[int, History] | None:
-    """The first history that sees a bug: after how many histories, and what it saw. None if none does."""
-    with stand_ins():
-        for count in range(1, BUGS[name].within + 1):
-            with switched_on(name):
-                history = run_history(first_seed + count - 1)
-            if history.violation is not None:
-                return count, history
-    return None
+    """As `special.find`."""
+    return special.find(run_history, BUGS[name].patches, within=BUGS[name].within, first_seed=first_seed)
 
 
 def main() -> int:

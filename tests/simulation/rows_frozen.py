@@ -17,11 +17,10 @@ import updater.consumer
 import viewers.rewrite
 from tests.simulation import special
 from tests.simulation.actors import RebuildProcess
-from tests.simulation.bugs import Patches
 from tests.simulation.invariants import Checker, Violation
 from tests.simulation.model_store import SimServer
 from tests.simulation.run import History, run_history
-from tests.simulation.special import Bug
+from tests.simulation.special import Patches
 from tests.simulation.world import Shape, World
 from updater.swap import Swap
 from viewers.memory_store import MemoryStore
@@ -192,11 +191,6 @@ BUGS = (
     who_is_new_while_frozen_counts_as_rebuilt,
     rows_are_let_go_after_the_rebuild,
 )
-
-
-def find(bug: Bug) -> tuple[int, History] | None:
-    """The first history that sees a bug: after how many, and what it saw."""
-    return special.find(run_frozen, bug)
 
 
 if __name__ == "__main__":

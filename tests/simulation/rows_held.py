@@ -18,12 +18,11 @@ import viewers.rewrite
 from contracts.errors import GenerationError
 from contracts.shares import Share
 from tests.simulation import special
-from tests.simulation.bugs import Patches
 from tests.simulation.invariants import Violation
 from tests.simulation.rows_shared import ALWAYS as OF_SHARES
 from tests.simulation.rows_shared import SharedChecker, SharedWorld
 from tests.simulation.run import History, run_history
-from tests.simulation.special import Bug
+from tests.simulation.special import Patches
 from viewers.arms import Arms
 from viewers.packing import erased_through_s
 from viewers.rewriter import Rewriter
@@ -162,11 +161,6 @@ BUGS = (
     who_was_erased_keeps_the_row_that_cannot_be_made,
     a_row_that_was_read_once_is_written_back_for_ever,
 )
-
-
-def find(bug: Bug) -> tuple[int, History] | None:
-    """The first history that sees a bug: after how many, and what it saw."""
-    return special.find(run_held, bug)
 
 
 if __name__ == "__main__":

@@ -20,12 +20,11 @@ from contracts.errors import StaleActivation
 from contracts.shares import Share
 from tests.simulation import special
 from tests.simulation.actors import RebuildProcess
-from tests.simulation.bugs import Patches
 from tests.simulation.model_kafka import KafkaModel
 from tests.simulation.model_store import Cluster
 from tests.simulation.rows_frozen import FrozenChecker, FrozenWorld
 from tests.simulation.run import History, run_history
-from tests.simulation.special import Bug
+from tests.simulation.special import Patches
 from updater.swap import Swap
 from viewers.arms import Arms
 from viewers.rewrite import RewriteJob, Rewriters
@@ -182,11 +181,6 @@ BUGS = (
     the_rebuild_knows_one_generation,
     another_percentage_is_no_new_activation,
 )
-
-
-def find(bug: Bug) -> tuple[int, History] | None:
-    """The first history that sees a bug: after how many, and what it saw."""
-    return special.find(run_shared, bug)
 
 
 if __name__ == "__main__":

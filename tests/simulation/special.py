@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 from unittest import mock
 
 from tests.simulation.actors import stand_ins
-from tests.simulation.bugs import Patches
 from tests.simulation.run import History
 
+Patches = Sequence[tuple[object, str, object]]
+"""(where, attribute, what stands there instead) of a bug."""
 Bug = Callable[[], Patches]
 RunHistory = Callable[[int, Callable[[str], None] | None], History]
 """A seed, and what is told of each step."""
@@ -18,19 +19,20 @@ WITHIN = 400
 """Histories in which each bug must be seen."""
 
 
-def find(run: RunHistory, bug: Bug) -> tuple[int, History] | None:
-    """The first history that sees a bug: after how many, and what it saw."""
+def find(run: RunHistory, bug: Bug, *, within: int = WITHIN, first_seed: int = 1) -> tuple[int, History] | None:
+    """The first history that sees a bug: after how many histories, and what it saw. None if none does."""
     with stand_ins():
-        for seed in range(1, WITHIN + 1):
+        for count in range(1, within + 1):
             with patched(bug()):
-                history = run(seed, None)
+                history = run(first_seed + count - 1, None)
             if history.violation is not None:
-                return seed, history
+                return count, history
     return None
 
 
 @contextlib.contextmanager
 def patched(patches: Patches) -> Iterator[None]:
+    """With one bug."""
     with contextlib.ExitStack() as stack:
         for target, attribute, value in patches:
             stack.enter_context(mock.patch.object(target, attribute, value))

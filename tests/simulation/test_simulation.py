@@ -13,11 +13,12 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
-from tests.simulation import rows_frozen, rows_held, rows_shared
+from tests.simulation import rows_frozen, rows_held, rows_shared, special
 from tests.simulation.actors import stand_ins
 from tests.simulation.bugs import BUGS, FIRST_SEEN, find
 from tests.simulation.model_kafka import Faults
 from tests.simulation.run import COMMON, run_histories
+from tests.simulation.special import Bug
 from tests.simulation.world import ACTIONS, Shape, World
 
 HISTORIES = 200
@@ -51,43 +52,27 @@ def test_a_seeded_bug_is_seen(name: str) -> None:
     assert found is not None, f"{name}: not seen in {BUGS[name].within} histories"
 
 
-def test_histories_in_which_rows_are_frozen_and_let_go_hold_every_invariant() -> None:
+SPECIAL = {
+    "rows_frozen": (rows_frozen.run_frozen, rows_frozen.BUGS),
+    "rows_shared": (rows_shared.run_shared, rows_shared.BUGS),
+    "rows_held": (rows_held.run_held, rows_held.BUGS),
+}
+"""Histories of one thing amid everything else: module → its histories, and the bugs that they must see."""
+
+
+@pytest.mark.parametrize("module", SPECIAL)
+def test_histories_of_one_thing_amid_everything_else_hold_every_invariant(module: str) -> None:
+    run, _ = SPECIAL[module]
     with stand_ins():
         for seed in range(1, HISTORIES + 1):
-            history = rows_frozen.run_frozen(seed)
-            again = f"python -m tests.simulation.rows_frozen --seed {seed} --histories 1 --trace"
-            assert history.violation is None, again
+            again = f"python -m tests.simulation.{module} --seed {seed} --histories 1 --trace"
+            assert run(seed).violation is None, again
 
 
-@pytest.mark.parametrize("bug", rows_frozen.BUGS)
-def test_a_seeded_bug_of_the_freeze_is_seen(bug: rows_frozen.Bug) -> None:
-    assert rows_frozen.find(bug) is not None
-
-
-def test_histories_in_which_a_share_sees_a_candidate_hold_every_invariant() -> None:
-    with stand_ins():
-        for seed in range(1, HISTORIES + 1):
-            history = rows_shared.run_shared(seed)
-            again = f"python -m tests.simulation.rows_shared --seed {seed} --histories 1 --trace"
-            assert history.violation is None, again
-
-
-@pytest.mark.parametrize("bug", rows_shared.BUGS)
-def test_a_seeded_bug_of_the_share_is_seen(bug: rows_shared.Bug) -> None:
-    assert rows_shared.find(bug) is not None
-
-
-def test_histories_in_which_the_candidate_is_damaged_and_mended_hold_every_invariant() -> None:
-    with stand_ins():
-        for seed in range(1, HISTORIES + 1):
-            history = rows_held.run_held(seed)
-            again = f"python -m tests.simulation.rows_held --seed {seed} --histories 1 --trace"
-            assert history.violation is None, again
-
-
-@pytest.mark.parametrize("bug", rows_held.BUGS)
-def test_a_seeded_bug_of_a_damaged_candidate_is_seen(bug: rows_held.Bug) -> None:
-    assert rows_held.find(bug) is not None
+@pytest.mark.parametrize(("module", "bug"), [(module, bug) for module, (_, bugs) in SPECIAL.items() for bug in bugs])
+def test_a_seeded_bug_of_one_thing_is_seen(module: str, bug: Bug) -> None:
+    run, _ = SPECIAL[module]
+    assert special.find(run, bug) is not None
 
 
 @pytest.mark.parametrize(
