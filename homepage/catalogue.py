@@ -20,7 +20,7 @@ from contracts.catalogue import CatalogueItem
 from contracts.current import Current
 from contracts.errors import GenerationError
 from embeddings.companions import COMPANIONS, Companions, parse_companions
-from embeddings.files import GenerationsFolder
+from embeddings.files import ITEMS_SCHEMA, GenerationsFolder, catalogue_item
 from embeddings.roots import FOREIGN, open_root, read_table
 from homepage.tiles import Tile, Tiles
 from runtime.again import Again
@@ -209,22 +209,10 @@ def load_catalogue(generation_dir: Path | str) -> dict[str, CatalogueItem]:
     missing = [name for name in _REQUIRED if name not in columns]
     if missing:
         raise GenerationError(f"{path}: no column {', '.join(missing)}; publish the generation again")
-    items = {}
+    items, absent = {}, dict.fromkeys(ITEMS_SCHEMA.names)
     for values in zip(*columns.values(), strict=True):
-        cells = dict(zip(columns, values, strict=True))
-        items[cells["item_id"]] = CatalogueItem(
-            item_id=cells["item_id"],
-            title=cells["title"] or cells["item_id"],
-            topics=tuple(cells.get("topics") or ()),
-            creators=tuple(cells.get("creators") or ()),
-            duration_ms=cells.get("duration_ms"),
-            maturity=cells.get("maturity") or 0,
-            territories=tuple(cells.get("territories") or ()),
-            available_from_ms=cells.get("available_from_ms"),
-            available_until_ms=cells.get("available_until_ms"),
-            released_at_ms=cells.get("released_at_ms"),
-            taken_down=bool(cells.get("taken_down")),
-        )
+        item = catalogue_item(absent | dict(zip(columns, values, strict=True)))
+        items[item.item_id] = item
     return items
 
 
