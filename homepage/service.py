@@ -24,19 +24,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import structlog
-from prometheus_client import (
-    CONTENT_TYPE_LATEST,
-    CollectorRegistry,
-    Counter,
-    Histogram,
-    ProcessCollector,
-    generate_latest,
-)
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from contracts.codec import Codec
@@ -54,6 +46,7 @@ from homepage.limits import RequestLimits, TooMany
 from homepage.render import ANY, Audience, Selection, default_keys, render_row, select_entries
 from homepage.traces import PageTraces
 from ranking.further import FURTHER_ROWS
+from runtime.health import health_routes
 from runtime.http import AsgiApp
 from runtime.learning_codec import LearningCodec
 from viewers.store import Store
@@ -313,23 +306,15 @@ class Homepage:
             return limit, Audience(territory, age), names
         raise HTTPException(400, problem)
 
-    async def live(self, request: Request) -> Response:
-        """The process answers."""
-        return JSONResponse({"live": True})
-
-    async def ready(self, request: Request) -> Response:
-        """503 until the store is reachable and there is a default row to fall back on; the catalogue is reported."""
+    def ready(self) -> tuple[bool, dict[str, object]]:
+        """Not until the store is reachable and there is a default row to fall back on; the catalogue is reported."""
         checks = {
             "store": self.defaults.reachable,
             "default_rows": bool(self.defaults),
             "catalogue": self.catalogue.activation > 0,
         }
         ready = checks["store"] and checks["default_rows"]
-        return JSONResponse({"ready": ready, "checks": checks}, 200 if ready else 503)
-
-    async def exposition(self, request: Request) -> Response:
-        """Metrics in Prometheus' text format."""
-        return Response(generate_latest(self.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+        return ready, {"ready": ready, "checks": checks}
 
 
 def make_app(homepage: Homepage) -> AsgiApp:
@@ -339,9 +324,7 @@ def make_app(homepage: Homepage) -> AsgiApp:
         routes=[
             Route("/v1/home", pages, methods=["GET"]),
             Route("/v1/home/{viewer}", pages, methods=["GET"]),
-            Route("/health/live", homepage.live),
-            Route("/health/ready", homepage.ready),
-            Route("/metrics", homepage.exposition),
+            *health_routes(homepage.metrics.registry, homepage.ready, {"live": True}),
         ],
         exception_handlers={HTTPException: json_error},
     )
