@@ -120,7 +120,7 @@ def _longer(tables: Tables, more: int) -> Tables:
     starts = np.concatenate([c.starts, np.full(more, c.starts[-1])])
     trending = np.concatenate([tables.trending, np.zeros((more, len(HALF_LIVES_DAYS)), np.float32)])
     if sequence is not None:
-        n = len(sequence.items)
+        n = len(sequence.bias)
         sequence = sequence.of_rows(np.arange(n), n + more)
     return replace(tables, trending=trending, cowatch=replace(c, starts=starts), sequence=sequence)
 

@@ -14,7 +14,7 @@ is zeros: as a play it adds nothing, as a candidate it has no score.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,39 +39,49 @@ _PARTS = (POOLS * PLACES, POOLS * BINS, HIDDEN * POOLS, HIDDEN // FACTORS, HIDDE
 ROWS = sum(_PARTS)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(frozen=True, eq=False, slots=True, init=False)
 class SequenceNet:
-    """`items`: (n_items, `COLUMNS`) float32. `network`: (`ROWS`, `FACTORS`) float32, the parts one under another."""
+    """Made of `items`, (n_items, `COLUMNS`) float32, which is held in three parts that lie as rows are read, and of `network`:
+    (`ROWS`, `FACTORS`) float32, its parts one under another."""
 
-    items: F32
+    as_play: F32  # (n_items, FACTORS): e
+    as_next: F32  # (n_items, FACTORS): o
+    bias: F32  # (n_items,): b
+    known: NDArray[np.bool_]  # (n_items,)
     network: F32
+    places: F32  # (POOLS, PLACES, FACTORS): w
+    gaps: F32  # (POOLS, BINS, FACTORS): v
+    W1_T: F32  # (HIDDEN, POOLS · FACTORS)
+    b1: F32  # (HIDDEN,)
+    W2: F32  # (HIDDEN, FACTORS)
 
-    as_play: F32 = field(init=False, repr=False)  # (n_items, FACTORS): e
-    as_next: F32 = field(init=False, repr=False)  # (n_items, FACTORS): o
-    bias: F32 = field(init=False, repr=False)  # (n_items,): b
-    known: NDArray[np.bool_] = field(init=False, repr=False)  # (n_items,)
-    places: F32 = field(init=False, repr=False)  # (POOLS, PLACES, FACTORS): w
-    gaps: F32 = field(init=False, repr=False)  # (POOLS, BINS, FACTORS): v
-    W1_T: F32 = field(init=False, repr=False)  # (HIDDEN, POOLS · FACTORS)
-    b1: F32 = field(init=False, repr=False)  # (HIDDEN,)
-    W2: F32 = field(init=False, repr=False)  # (HIDDEN, FACTORS)
+    def __init__(self, items: F32, network: F32) -> None:
+        e, o, b = (np.ascontiguousarray(part) for part in np.split(items, (FACTORS, 2 * FACTORS), axis=1))
+        w, v, W1_T, b1, W2 = np.split(network, np.cumsum(_PARTS)[:-1])
+        parts = {
+            "as_play": e,
+            "as_next": o,
+            "bias": b.reshape(-1),
+            "known": items.any(axis=1),
+            "network": network,
+            "places": w.reshape(POOLS, PLACES, FACTORS),
+            "gaps": v.reshape(POOLS, BINS, FACTORS),
+            "W1_T": W1_T.reshape(HIDDEN, POOLS * FACTORS),
+            "b1": b1.reshape(HIDDEN),
+            "W2": W2,
+        }
+        for name, part in parts.items():
+            object.__setattr__(self, name, part)
 
-    def __post_init__(self) -> None:
-        w, v, W1_T, b1, W2 = np.split(self.network, np.cumsum(_PARTS)[:-1])
-        set_ = object.__setattr__
-        for name, columns in (("as_play", slice(0, FACTORS)), ("as_next", slice(FACTORS, 2 * FACTORS)), ("bias", -1)):
-            set_(self, name, np.ascontiguousarray(self.items[:, columns]))  # together they lie as rows are read
-        set_(self, "known", self.items.any(axis=1))
-        set_(self, "places", w.reshape(POOLS, PLACES, FACTORS))
-        set_(self, "gaps", v.reshape(POOLS, BINS, FACTORS))
-        set_(self, "W1_T", W1_T.reshape(HIDDEN, POOLS * FACTORS))
-        set_(self, "b1", b1.reshape(HIDDEN))
-        set_(self, "W2", W2)
+    @property
+    def items(self) -> F32:
+        """(n_items, `COLUMNS`): put together anew each time."""
+        return np.concatenate([self.as_play, self.as_next, self.bias[:, None]], axis=1)
 
     def of_rows(self, rows: I64, n_rows: int) -> SequenceNet:
         """For a catalogue of `n_rows`: `rows`, (n_items,), says where each item lies in it; what lies beyond it is left out."""
         items = np.zeros((n_rows, COLUMNS), np.float32)
-        there = np.flatnonzero(rows[: len(self.items)] < n_rows)
+        there = np.flatnonzero(rows[: len(self.bias)] < n_rows)
         items[rows[there]] = self.items[there]
         return SequenceNet(items, self.network)
 
@@ -122,9 +132,13 @@ def scores(sequence: SequenceNet, u: F64, rows: I64) -> F64:
 
 def check_sequence(sequence: SequenceNet, n_items: int, where: str) -> None:
     """Shapes and finiteness: the kernel reads it unchecked. Errors: `GenerationError`."""
+    titles, shapes = (
+        (sequence.as_play, sequence.as_next, sequence.bias),
+        [(n_items, FACTORS), (n_items, FACTORS), (n_items,)],
+    )
     problems = {
-        "the sequence model is of other items": sequence.items.shape != (n_items, COLUMNS),
-        "the sequence model holds NaN or infinity": not np.isfinite(sequence.items).all() or not np.isfinite(sequence.network).all(),
+        "the sequence model is of other items": [part.shape for part in titles] != shapes,
+        "the sequence model holds NaN or infinity": not all(np.isfinite(part).all() for part in (*titles, sequence.network)),
     }  # fmt: skip
     wrong = [text for text, holds in problems.items() if holds]
     if wrong:
