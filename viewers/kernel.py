@@ -79,7 +79,11 @@ class Framing:
 
 
 class Kernel:
-    """A generation prepared for the kernel; None: plays are kept, no rows are made."""
+    """A generation prepared for the kernel; None: plays are kept, no rows are made.
+
+    One thread at a time calls `rewrite`: when what may be shown changes, it replaces model, shelf and scratch one after another, without a
+    lock. `with_tables_of` may be called by another thread meanwhile.
+    """
 
     def __init__(self, generation: Generation | None, limits: Limits, shorter: Kernel | None = None) -> None:
         """`shorter`: of the generation that this one extends; what is costly to prepare is taken from there."""

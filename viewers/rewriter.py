@@ -92,10 +92,7 @@ class Rewriter:
     def prepare(self) -> None:
         """Do now what the first batch would have to wait for: load or compile the kernel, prepare the generation for it."""
         if self._kernel is None:
-            kernel = self._longer_kernel() or prepared(self.generation, self.limits)
-            with one_at_a_time():
-                kernel.rewrite([Todo(b"", (), True, None)], Framing(0, b"-", b"-", b"-"))
-            self._kernel = kernel
+            self._kernel = self._longer_kernel() or prepared(self.generation, self.limits)
 
     def _longer_kernel(self) -> Kernel | None:
         """By what is prepared of the generation that this one extends, always: so the last bits are the same whoever makes it."""
@@ -271,6 +268,8 @@ def prepared(generation: Generation | None, limits: Limits) -> Kernel:
     if known is not None and known[0] == limits:
         return known[1]
     kernel = Kernel(generation, limits)
+    with one_at_a_time():  # now: one that serves is another thread's, and would leave out for a moment what is shown since 1970
+        kernel.rewrite([Todo(b"", (), True, None)], Framing(0, b"-", b"-", b"-"))
     if generation is not None:
         _prepared[generation] = (limits, kernel)
     return kernel

@@ -174,6 +174,18 @@ def test_plays_are_merged_without_the_twin() -> None:
     assert [one.status for one in rewriter._kernel.rewrite([erasure], rewriter._framing(T0))] == [REFERENCE]
 
 
+def test_preparing_the_next_activation_of_a_generation_leaves_alone_what_serves() -> None:
+    """Its kernel is the same one, and another thread's."""
+    generation = windowed()
+    serving = Rewriter(generation, 3, CODEC.encode_row, LIMITS)
+    state = pack(made_up_state(random.Random(4), 30))
+    serving.rewrite_many([Todo(state, (), True, T0)], computed_at_ms=T0)
+    shown_now = serving._kernel._model.allowed
+    assert shown_now.any()
+    Rewriter(generation, 4, CODEC.encode_row, LIMITS).prepare()
+    assert serving._kernel._model.allowed is shown_now
+
+
 def test_one_compilation_serves_every_generation_and_none() -> None:
     read_only = make_generation(50, 8)
     read_only.item_factors.flags.writeable = False
