@@ -268,7 +268,8 @@ def prepared(generation: Generation | None, limits: Limits) -> Kernel:
     if known is not None and known[0] == limits:
         return known[1]
     kernel = Kernel(generation, limits)
-    with one_at_a_time():  # now: one that serves is another thread's, and would leave out for a moment what is shown since 1970
+    # Now: one that serves is another thread's, and would leave out for a moment what is shown since 1970.
+    with one_at_a_time():
         kernel.rewrite([Todo(b"", (), True, None)], Framing(0, b"-", b"-", b"-"))
     if generation is not None:
         _prepared[generation] = (limits, kernel)
