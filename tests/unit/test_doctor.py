@@ -215,6 +215,14 @@ def test_during_a_share_the_candidate_must_be_complete_too(tmp_path):
     assert "generations share --percent 5" in candidate.remedy and "share --stop" in candidate.remedy
 
 
+def test_a_current_that_no_updater_can_read_is_bad_though_its_generation_is_whole(tmp_path):
+    write_generation_folder(tmp_path, make_generation(generation_id="g1"))
+    share = {"generation_id": "g2", "percent": 200}
+    (tmp_path / "CURRENT").write_text(json.dumps({"generation_id": "g1", "activation": 7, "share": share}))
+    (in_force,) = check_generations(str(tmp_path))[1:]
+    assert in_force.ok is False and "CURRENT says" in in_force.found
+
+
 def test_a_folder_that_does_not_exist_yet_is_fine_where_it_can_be_made(tmp_path):
     assert check_folder("lake", str(tmp_path / "a" / "b"), "X").ok is True
     assert list(tmp_path.iterdir()) == []
