@@ -9,20 +9,14 @@ import subprocess
 import tempfile
 import uuid
 from pathlib import Path
-from typing import Self
 
-from sandbox.children import Child, SandboxError, find_free_port, port_is_free, read_tail, wait_until
+from sandbox.children import Child, SandboxError, find_free_port
 from sandbox.java import Java, find_java
 from sandbox.kafka_jars import KAFKA_VERSION, LOCK_FILE, cache_dir, ensure_jars, exclusive, say
+from sandbox.loopback_server import LoopbackServer
 
 START_DEADLINE_S = 90.0
 """2 to 5 s on two busy cores; longer where logs must be recovered after a kill."""
-
-STOP_DEADLINE_S = 20.0
-"""0.5 s when idle."""
-
-PORT_ATTEMPTS = 5
-"""Another process can take a port between our look and the server's bind."""
 
 NODE_ID = 1
 
@@ -97,11 +91,13 @@ def _escape(value: str) -> str:
     return value.replace("\\", "\\\\").replace("\n", "\\n")
 
 
-class KafkaServer:
-    """One Kafka with its own folder; with `bootstrap` no process is started and start and stop do nothing.
+class KafkaServer(LoopbackServer):
+    """One Kafka with its own folder; with `bootstrap` no process is started and start and stop do nothing."""
 
-    `stop` and `start` may alternate: port and data stay.
-    """
+    name = "Kafka"
+    start_deadline_s = START_DEADLINE_S
+    stop_deadline_s = 20.0
+    """0.5 s when idle."""
 
     def __init__(
         self,
@@ -111,13 +107,9 @@ class KafkaServer:
         port: int | None = None,
         extra_config: dict[str, str] | None = None,
     ) -> None:
-        self.data_dir = Path(data_dir).absolute()
+        super().__init__(data_dir, port, extra_config)
         self._external_bootstrap = bootstrap
-        self._pinned = port is not None
-        self.port = port
-        self._extra_config = dict(extra_config or {})
         self._java_flags: list[str] | None = None
-        self._child: Child | None = None
 
     @property
     def bootstrap(self) -> str:
@@ -133,16 +125,6 @@ class KafkaServer:
         """For people, such as `Apache Kafka 4.1.2`. A broker does not tell its version over the wire; `doctor` infers it."""
         return f"Apache Kafka {KAFKA_VERSION}" if self._external_bootstrap is None else "Kafka at a given address"
 
-    @property
-    def pid(self) -> int | None:
-        """The broker's process, None when it is stopped or not ours."""
-        return self._child.pid if self._child is not None else None
-
-    @property
-    def log_path(self) -> Path:
-        """The broker's own log."""
-        return self.data_dir / "kafka.log"
-
     def start(self) -> None:
         """Start and wait until topics can be made. Without effect when running or at a given address.
 
@@ -153,17 +135,11 @@ class KafkaServer:
             return
         java = find_java()
         jars = ensure_jars()
-        self.data_dir.mkdir(parents=True, exist_ok=True)
-        for _ in range(PORT_ATTEMPTS):
-            if self._try_start(java, jars):
-                return
-        raise SandboxError(f"Kafka found its port taken {PORT_ATTEMPTS} times in a row; its log is {self.log_path}")
+        self._start_child(
+            lambda port: self._launch(java, jars, port), lambda: lists_a_broker(self.bootstrap), f"Java: {java.path}"
+        )
 
-    def _try_start(self, java: Java, jars: list[Path]) -> bool:
-        """One try; False when another process took the port between our look and the broker's bind."""
-        port = self.port if self.port is not None else find_free_port()
-        if self._pinned and not port_is_free(port):
-            raise SandboxError(f"Kafka cannot use port {port} of 127.0.0.1: another process listens there")
+    def _launch(self, java: Java, jars: list[Path], port: int) -> Child:
         properties = self.data_dir / "server.properties"
         log4j = self.data_dir / "log4j2.properties"
         tmp = self.data_dir / "tmp"
@@ -176,60 +152,9 @@ class KafkaServer:
 
         flags = shared_classes_flags(java) if self._java_flags is None else self._java_flags
         command = [*_java_command(java, jars, log4j, tmp), *flags, "kafka.Kafka", str(properties)]
-        child = Child("Kafka", command, folder=self.data_dir, log=self.log_path)
+        child = Child(self.name, command, folder=self.data_dir, log=self.log_path)
         child.start(prepare)
-        self.port, self._child = port, child
-        try:
-            answered = wait_until(lambda: not child.running or lists_a_broker(self.bootstrap), START_DEADLINE_S)
-        except BaseException:  # Ctrl-C while waiting: leave no process behind
-            self.stop(kill=True)
-            raise
-        ended = not child.running
-        if answered and not ended:
-            self._pinned = True  # from now on the address is known to others
-            return True
-        self.stop(kill=True)
-        tail = read_tail(self.log_path)
-        if ended and not self._pinned and "Address already in use" in tail:
-            self.port = None
-            return False
-        how = "ended while starting" if ended else f"was not ready after {START_DEADLINE_S:.0f} s"
-        raise SandboxError(f"Kafka {how} (Java: {java.path}); its log, {self.log_path}, ends:\n{tail}")
-
-    def stop(self, *, kill: bool = False) -> None:
-        """Stop it, after a deadline by force; at once with `kill`."""
-        if self._child is not None:
-            self._child.stop(kill=kill, deadline_s=STOP_DEADLINE_S)
-            self._child = None
-
-    def kill(self) -> None:
-        """SIGKILL: what a crash of the broker looks like."""
-        self.stop(kill=True)
-
-    def restart(self) -> None:
-        """Stop and start on the same port and data."""
-        self.stop()
-        self.start()
-
-    def pause(self) -> None:
-        """SIGSTOP: connections stay open and nothing answers."""
-        self._running_child().signal("STOP")
-
-    def resume(self) -> None:
-        """SIGCONT."""
-        self._running_child().signal("CONT")
-
-    def _running_child(self) -> Child:
-        if self._child is None:
-            raise SandboxError("this Kafka is not a running child of the sandbox")
-        return self._child
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
+        return child
 
     def __repr__(self) -> str:
         return f"<KafkaServer {self.version} port={self.port} pid={self.pid}>"

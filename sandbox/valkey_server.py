@@ -5,20 +5,14 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Self
 
 import redis
 
-from sandbox.children import Child, SandboxError, find_free_port, port_is_free, read_tail, wait_until
+from sandbox.children import Child, SandboxError
+from sandbox.loopback_server import LoopbackServer
 
 MIN_VERSION = (7, 0)
 """The first with the `#!lua` shebang; every Valkey has it."""
-
-START_DEADLINE_S = 20.0
-"""0.1 s on an idle machine; loading a large append-only file takes longer."""
-
-PORT_ATTEMPTS = 5
-"""Another process can take a port between our look and the server's bind."""
 
 _VERSION_LINE = re.compile(r"\bv=(\d+)\.(\d+)\.(\d+)")
 
@@ -86,12 +80,17 @@ def _read_version(binary: Path) -> tuple[int, int] | None:
     return (int(match[1]), int(match[2])) if match else None
 
 
-class ValkeyServer:
+class ValkeyServer(LoopbackServer):
     """A Valkey with its own folder; with `url` no process is started and start, stop and kill do nothing. `binary`: this server, not the
     first that is found.
 
     `stop`, `kill` and `start` may alternate: port and data stay. Killed, it loses at most what production would lose.
     """
+
+    name = "Valkey"
+    start_deadline_s = 20.0
+    """0.1 s on an idle machine; loading a large append-only file takes longer."""
+    stop_deadline_s = 15.0
 
     def __init__(
         self,
@@ -102,13 +101,9 @@ class ValkeyServer:
         extra_config: dict[str, str] | None = None,
         binary: Path | None = None,
     ) -> None:
-        self.data_dir = Path(data_dir).absolute()
+        super().__init__(data_dir, port, extra_config)
         self._binary = binary
         self._external_url = url
-        self._pinned = port is not None
-        self.port = port
-        self._extra_config = dict(extra_config or {})
-        self._child: Child | None = None
         self.version = ""
         """For people, such as `Valkey 9.1.2`; known once started."""
 
@@ -121,54 +116,18 @@ class ValkeyServer:
             raise SandboxError("this Valkey has not been started yet: its port is not known")
         return f"redis://127.0.0.1:{self.port}/0"
 
-    @property
-    def pid(self) -> int | None:
-        """The server's process, None when it is stopped or not ours."""
-        return self._child.pid if self._child is not None else None
-
-    @property
-    def log_path(self) -> Path:
-        """The server's own log."""
-        return self.data_dir / "valkey.log"
-
     def start(self) -> None:
         """Start and wait until it answers. Without effect when running."""
         if self._external_url is None and self._child is None:
-            self._start_child(self._binary or find_binary())
+            binary = self._binary or find_binary()
+            self._start_child(lambda port: self._launch(binary, port), self._answers, str(binary))
         self._read_info()
 
-    def _start_child(self, binary: Path) -> None:
-        self.data_dir.mkdir(parents=True, exist_ok=True)
-        for _ in range(PORT_ATTEMPTS):
-            if self._try_start(binary):
-                return
-        raise SandboxError(f"Valkey found its port taken {PORT_ATTEMPTS} times in a row; its log is {self.log_path}")
-
-    def _try_start(self, binary: Path) -> bool:
-        """One try; False when another process took the port between our look and the server's bind."""
-        port = self.port if self.port is not None else find_free_port()
-        if self._pinned and not port_is_free(port):
-            raise SandboxError(f"Valkey cannot use port {port} of 127.0.0.1: another process listens there")
+    def _launch(self, binary: Path, port: int) -> Child:
         command = build_command(binary, port, self.data_dir, self._extra_config)
-        child = Child("Valkey", command, folder=self.data_dir, log=self.log_path)
+        child = Child(self.name, command, folder=self.data_dir, log=self.log_path)
         child.start()
-        self.port, self._child = port, child
-        try:
-            answered = wait_until(lambda: not child.running or self._answers(), START_DEADLINE_S)
-        except BaseException:  # Ctrl-C while waiting: leave no process behind
-            self.stop(kill=True)
-            raise
-        ended = not child.running
-        if answered and not ended:
-            self._pinned = True  # from now on the address is known to others
-            return True
-        self.stop(kill=True)
-        tail = read_tail(self.log_path)
-        if ended and not self._pinned and "Address already in use" in tail:
-            self.port = None
-            return False
-        how = "ended while starting" if ended else f"was not ready after {START_DEADLINE_S:.0f} s"
-        raise SandboxError(f"Valkey {how} ({binary}); its log, {self.log_path}, ends:\n{tail}")
+        return child
 
     def _client(self) -> redis.Redis:
         return redis.Redis.from_url(self.url, socket_timeout=2, socket_connect_timeout=2, protocol=3)
@@ -191,41 +150,6 @@ class ValkeyServer:
             self.version = f"Valkey {info['valkey_version']}"
         else:
             self.version = f"Redis {info['redis_version']}"
-
-    def stop(self, *, kill: bool = False) -> None:
-        """Stop it, after a deadline by force; at once with `kill`."""
-        if self._child is not None:
-            self._child.stop(kill=kill)
-            self._child = None
-
-    def kill(self) -> None:
-        """SIGKILL: what a crash of the store looks like."""
-        self.stop(kill=True)
-
-    def restart(self) -> None:
-        """Stop and start on the same port and data."""
-        self.stop()
-        self.start()
-
-    def pause(self) -> None:
-        """SIGSTOP: connections stay open and nothing answers."""
-        self._running_child().signal("STOP")
-
-    def resume(self) -> None:
-        """SIGCONT."""
-        self._running_child().signal("CONT")
-
-    def _running_child(self) -> Child:
-        if self._child is None:
-            raise SandboxError("this Valkey is not a running child of the sandbox")
-        return self._child
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
 
     def __repr__(self) -> str:
         return f"<ValkeyServer {self.version or 'not started'} pid={self.pid}>"

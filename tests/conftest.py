@@ -13,7 +13,7 @@ import shutil
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import hypothesis
 import pytest
@@ -35,6 +35,7 @@ hypothesis.settings.load_profile("nearline")
 pytest.register_assert_rewrite("tests.consistency", "tests.worlds")
 
 STORE_BINARY = Path(os.environ["NEARLINE_TEST_STORE_BINARY"]) if "NEARLINE_TEST_STORE_BINARY" in os.environ else None
+Server = TypeVar("Server", KafkaServer, ValkeyServer)
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
@@ -46,54 +47,40 @@ def require_or_skip(name: str, remedy: str) -> None:
     pytest.skip(f"no {name}: {remedy}")
 
 
-@pytest.fixture(scope="session")
-def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaServer]:
-    """One Kafka for the whole run; tests make their own topics and group ids."""
-    server = KafkaServer(tmp_path_factory.mktemp("kafka"), bootstrap=os.environ.get("NEARLINE_TEST_KAFKA"))
+def serving(name: str, server: Server) -> Iterator[Server]:
+    """A server from its start to the end of the test, or of the run."""
     try:
         server.start()
     except SandboxError as error:
-        require_or_skip("kafka", str(error))
+        require_or_skip(name, str(error))
     yield server
     server.stop(kill=True)
+
+
+@pytest.fixture(scope="session")
+def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaServer]:
+    """One Kafka for the whole run; tests make their own topics and group ids."""
+    folder = tmp_path_factory.mktemp("kafka")
+    yield from serving("kafka", KafkaServer(folder, bootstrap=os.environ.get("NEARLINE_TEST_KAFKA")))
 
 
 @pytest.fixture(scope="session")
 def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
     """One Valkey for the whole run; tests keep to the key prefix of `namespace`."""
-    server = ValkeyServer(
-        tmp_path_factory.mktemp("valkey"), url=os.environ.get("NEARLINE_TEST_STORE"), binary=STORE_BINARY
-    )
-    try:
-        server.start()
-    except SandboxError as error:
-        require_or_skip("valkey", str(error))
-    yield server
-    server.stop(kill=True)
+    folder, url = tmp_path_factory.mktemp("valkey"), os.environ.get("NEARLINE_TEST_STORE")
+    yield from serving("valkey", ValkeyServer(folder, url=url, binary=STORE_BINARY))
 
 
 @pytest.fixture
 def fresh_valkey(tmp_path: Path) -> Iterator[ValkeyServer]:
     """A Valkey of this test's own, which it may kill, pause and restart."""
-    server = ValkeyServer(tmp_path / "valkey", binary=STORE_BINARY)
-    try:
-        server.start()
-    except SandboxError as error:
-        require_or_skip("valkey", str(error))
-    yield server
-    server.stop(kill=True)
+    yield from serving("valkey", ValkeyServer(tmp_path / "valkey", binary=STORE_BINARY))
 
 
 @pytest.fixture
 def fresh_kafka(tmp_path: Path) -> Iterator[KafkaServer]:
     """A Kafka of this test's own, which it may kill, pause and restart; 2 s each, so only where that is the point."""
-    server = KafkaServer(tmp_path / "kafka")
-    try:
-        server.start()
-    except SandboxError as error:
-        require_or_skip("kafka", str(error))
-    yield server
-    server.stop(kill=True)
+    yield from serving("kafka", KafkaServer(tmp_path / "kafka"))
 
 
 @pytest.fixture
