@@ -35,7 +35,7 @@ from sandbox.audience import Viewer
 from sandbox.live_actions import Actions
 from sandbox.live_below import RowsBelow
 from sandbox.live_sources import NightSnapshot, UpdaterProbe, UpdaterUnavailable, parts_of
-from sandbox.livepage import (
+from sandbox.live_views import (
     Explanation,
     NotFound,
     Place,

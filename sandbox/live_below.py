@@ -14,7 +14,7 @@ from homepage.catalogue import Catalogue, LiveCatalogue
 from homepage.further import choose_rows
 from homepage.render import Audience, select_entries
 from ranking.further import FURTHER_ROWS
-from sandbox.livepage import Strip, Tile
+from sandbox.live_views import Strip, Tile
 
 log = structlog.get_logger()
 

@@ -12,7 +12,7 @@ import httpx
 from contracts.errors import TransientError
 from runtime.kafka import AIOKafkaConsumer, TopicPartition, kafka_errors, make_consumer
 from runtime.settings import Settings
-from sandbox.livepage import Part
+from sandbox.live_views import Part
 from updater.metrics import RowTiming
 from viewers.store import Marker, Store
 

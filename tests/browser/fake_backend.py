@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from contracts.catalogue import CatalogueItem
 from contracts.errors import StoreUnavailable
 from sandbox.action_views import ACTIONS, ActionName, ActionView, Figure, Refused, Step, Verdict
-from sandbox.livepage import (
+from sandbox.live_views import (
     Explanation,
     NotFound,
     Part,

@@ -12,7 +12,8 @@ from playwright.sync_api import Browser, Page, Request, ViewportSize, expect, sy
 
 from runtime.http import serve
 from sandbox.action_views import ActionName
-from sandbox.livepage import Place, make_app
+from sandbox.live_views import Place
+from sandbox.livepage import make_app
 from tests.browser.fake_backend import FINE, PARTS, WRONG, FakeBackend
 
 FLAGS = [

@@ -20,7 +20,7 @@ from sandbox.action_views import ActionView
 from sandbox.audience import Viewer
 from sandbox.live_backend import StoreBackend, Versions
 from sandbox.live_sources import NightSnapshot, UpdaterProbe, UpdaterUnavailable
-from sandbox.livepage import NotFound, Place
+from sandbox.live_views import NotFound, Place
 from tests.worlds import make_generation
 from updater.metrics import RowTiming
 from viewers.memory_store import MemoryStore

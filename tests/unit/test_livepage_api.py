@@ -11,7 +11,8 @@ import httpx
 import pytest
 
 from runtime.http import serve
-from sandbox.livepage import Place, make_app, no_report
+from sandbox.live_views import Place
+from sandbox.livepage import make_app, no_report
 from tests.browser.fake_backend import FakeBackend
 
 DEADLINE_S = 10.0
