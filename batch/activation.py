@@ -22,8 +22,9 @@ from contracts.current import Current
 from contracts.errors import GenerationError, UserError
 from contracts.manifest import Manifest
 from contracts.shares import Share
-from embeddings.files import GenerationsFolder, load_generation, load_items
+from embeddings.files import load_generation, load_items
 from embeddings.generation import Generation
+from embeddings.generations_folder import GenerationsFolder
 from runtime.progress import ProgressReporter, make_progress
 from runtime.settings import Settings
 from viewers.arms import Arms

@@ -27,7 +27,7 @@ from batch.lock import LakeInUse, lake_lock
 from batch.review.files import scrub_reports
 from contracts.errors import KafkaUnavailable, TransientError, UserError
 from contracts.events import Kind, PlaybackEvent, valid_id
-from embeddings.files import GenerationsFolder
+from embeddings.generations_folder import GenerationsFolder
 from embeddings.publishing import remove_users
 from runtime.deadletters import Letter, belongs_to, viewer_in
 from runtime.deadletters import erase as erase_letters

@@ -15,7 +15,7 @@ from batch.activation import Activator
 from batch.lake import open_lake
 from batch.rebuild import Rebuilt
 from contracts.errors import UserError
-from embeddings.files import GenerationsFolder
+from embeddings.generations_folder import GenerationsFolder
 from runtime.progress import ProgressReporter, make_progress
 from runtime.settings import Settings
 from viewers.store import Freeze, Store

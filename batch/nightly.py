@@ -45,8 +45,9 @@ from batch.train import fold_in_parameters, train_item_factors
 from contracts.current import Current
 from contracts.errors import GenerationError, NearlineError, StoreChanged, TransientError, UserError
 from contracts.manifest import Decision, Manifest
-from embeddings.files import GenerationsFolder, load_generation, load_manifest
+from embeddings.files import load_generation, load_manifest
 from embeddings.generation import Generation
+from embeddings.generations_folder import GenerationsFolder
 from runtime.kafka import kafka_errors, make_admin, make_consumer
 from runtime.progress import ProgressReporter, make_progress
 from runtime.schemas import open_codec

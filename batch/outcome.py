@@ -23,7 +23,7 @@ from batch.backtest.intervals import HIGH, LOW, resample
 from batch.interactions import COLUMNS, PLAY_KIND_NAMES, share_and_flags
 from batch.lake import Lake, open_lake
 from contracts.errors import UserError
-from embeddings.files import GenerationsFolder
+from embeddings.generations_folder import GenerationsFolder
 from runtime.settings import Settings
 from viewers.signals import play_strengths
 

@@ -24,8 +24,9 @@ from batch.train import TRAINER, fold_in_parameters, versions
 from contracts.catalogue import CatalogueItem
 from contracts.errors import GenerationError
 from contracts.manifest import CONFIDENCE_RULE, Confidence, Decision, Manifest
-from embeddings.files import GenerationsFolder, verify_generation
+from embeddings.files import verify_generation
 from embeddings.generation import F32
+from embeddings.generations_folder import GenerationsFolder
 from embeddings.groups import make_groups
 from embeddings.publishing import Contents, write_generation
 from embeddings.tables import RULE

@@ -20,8 +20,8 @@ from bench.worlds import make_generation, make_play, publish
 from contracts import keys as fields
 from contracts.codec import Codec
 from contracts.events import PlaybackEvent
-from embeddings.files import GenerationsFolder
 from embeddings.generation import Generation
+from embeddings.generations_folder import GenerationsFolder
 from runtime.settings import Settings
 from sandbox.processes import Service, environment_of
 from sandbox.topics import ensure_topics

@@ -10,7 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from contracts import keys as fields
 from contracts.codec import Codec
-from embeddings.files import GenerationsFolder, load_generation
+from embeddings.files import load_generation
+from embeddings.generations_folder import GenerationsFolder
 from homepage.server import run_homepage
 from homepage.service import ROW_DEADLINE_S
 from runtime.settings import Settings, load_settings

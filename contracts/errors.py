@@ -21,7 +21,7 @@
         ├── ContractError       a schema or a manifest that its readers could not read
         └── DataError           a file with bad content: says file and line
 
-Foreign exceptions are translated once, at the edge (`runtime/kafka.py`, `viewers/redis_store.py`, `embeddings/files.py`),
+Foreign exceptions are translated once, at the edge (`runtime/kafka.py`, `viewers/redis_store.py`, `embeddings/`),
 and stay chained as the cause. A message says what was wrong, where, and what to do.
 """
 

@@ -29,7 +29,6 @@ from embeddings.files import (
     USER_FACTORS,
     USERS,
     USERS_SCHEMA,
-    GenerationsFolder,
     checked_bytes,
     load_companions,
     load_manifest,
@@ -38,6 +37,7 @@ from embeddings.files import (
     parse_generation,
 )
 from embeddings.generation import F32
+from embeddings.generations_folder import GenerationsFolder
 from embeddings.roots import FOREIGN, Root, flush_folder, open_root, write_file
 from embeddings.table_files import npy_bytes, table_bytes
 from embeddings.tables import Tables

@@ -20,7 +20,8 @@ from contracts.catalogue import CatalogueItem
 from contracts.current import Current
 from contracts.errors import GenerationError
 from embeddings.companions import COMPANIONS, Companions, parse_companions
-from embeddings.files import ITEMS_SCHEMA, GenerationsFolder, catalogue_item
+from embeddings.files import ITEMS_SCHEMA, catalogue_item
+from embeddings.generations_folder import GenerationsFolder
 from embeddings.roots import FOREIGN, open_root, read_table
 from homepage.tiles import Tile, Tiles
 from runtime.again import Again

@@ -16,7 +16,7 @@ from pathlib import Path
 from contracts.codec import Codec
 from contracts.events import PlaybackEvent
 from contracts.registry import Registry
-from embeddings.files import GenerationsFolder
+from embeddings.generations_folder import GenerationsFolder
 from runtime.kafka import ConsumerRecord, TopicPartition, make_consumer, make_producer
 from runtime.settings import Settings
 from tests.unit.test_state import oracle

@@ -29,7 +29,7 @@ import structlog
 from contracts.codec import Codec
 from contracts.current import Current
 from contracts.errors import GenerationError, StoreChanged, TransientError, UnknownSchema
-from embeddings.files import GenerationsFolder
+from embeddings.generations_folder import GenerationsFolder
 from runtime.again import Again
 from runtime.kafka import make_consumer
 from runtime.schemas import Schemas

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 import structlog
 
 from contracts.errors import GenerationError, KafkaUnavailable
-from embeddings.files import GenerationsFolder
+from embeddings.generations_folder import GenerationsFolder
 from runtime.kafka import (
     AIOKafkaConsumer,
     ConsumerRecord,

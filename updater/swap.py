@@ -17,8 +17,9 @@ from contracts.errors import GenerationError, NearlineError
 from contracts.rows import HomeRow
 from contracts.shares import Share
 from embeddings.compiled import is_compiled
-from embeddings.files import GenerationsFolder, load_generation
+from embeddings.files import load_generation
 from embeddings.generation import Generation
+from embeddings.generations_folder import GenerationsFolder
 from runtime.again import Again
 from trends.follow import Follower
 from viewers.arms import Arms

@@ -20,7 +20,8 @@ from batch.review.page import render_page
 from contracts.codec import Codec
 from contracts.errors import DataError, UserError
 from contracts.shares import Share
-from embeddings.files import GenerationsFolder, load_generation
+from embeddings.files import load_generation
+from embeddings.generations_folder import GenerationsFolder
 from runtime.settings import Settings
 from viewers.state import Limits
 

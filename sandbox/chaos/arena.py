@@ -23,8 +23,9 @@ from contracts.catalogue import CatalogueItem
 from contracts.codec import Codec
 from contracts.errors import NearlineError
 from contracts.registry import DEFAULT_PATH as REGISTRY
-from embeddings.files import GenerationsFolder, load_generation
+from embeddings.files import load_generation
 from embeddings.generation import Generation
+from embeddings.generations_folder import GenerationsFolder
 from runtime.kafka import KafkaError, TopicPartition, make_consumer, make_producer
 from runtime.progress import SilentProgress
 from runtime.settings import KafkaSettings, Settings, load_settings

@@ -7,7 +7,7 @@ import dataclasses
 
 from contracts.catalogue import CatalogueItem
 from contracts.codec import Codec
-from embeddings.files import GenerationsFolder
+from embeddings.generations_folder import GenerationsFolder
 from homepage.catalogue import LiveCatalogue
 from runtime.catalogue_feed import CatalogueFeed
 from runtime.kafka import make_producer

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from contracts.codec import Codec
-from embeddings.files import GenerationsFolder
+from embeddings.generations_folder import GenerationsFolder
 from runtime.http import serve
 from runtime.kafka import make_producer
 from runtime.settings import Settings

@@ -15,8 +15,9 @@ import pytest
 
 from contracts.catalogue import CatalogueItem
 from contracts.manifest import CONFIDENCE_RULE, Confidence, Decision, Manifest
-from embeddings.files import GenerationsFolder, load_generation
+from embeddings.files import load_generation
 from embeddings.generation import FoldInParameters
+from embeddings.generations_folder import GenerationsFolder
 from embeddings.publishing import Contents, write_generation
 from embeddings.tables import FEATURES, Cowatch, Tables
 from homepage.inspect import explain_viewer

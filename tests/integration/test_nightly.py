@@ -25,8 +25,9 @@ from contracts.errors import UserError
 from contracts.events import Kind, PlaybackEvent
 from contracts.manifest import Decision
 from contracts.shares import Share
-from embeddings.files import GenerationsFolder, load_generation, load_users
+from embeddings.files import load_generation, load_users
 from embeddings.generation import Generation
+from embeddings.generations_folder import GenerationsFolder
 from runtime.kafka import make_producer
 from runtime.progress import SilentProgress
 from runtime.settings import Settings, StoreSettings

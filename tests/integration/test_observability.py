@@ -20,7 +20,7 @@ import httpx
 import pytest
 import yaml
 
-from embeddings.files import GenerationsFolder
+from embeddings.generations_folder import GenerationsFolder
 from runtime.kafka import make_producer
 from runtime.settings import Settings, StoreSettings
 from sandbox.processes import environment_of

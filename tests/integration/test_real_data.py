@@ -28,8 +28,8 @@ from implicit.cpu.als import AlternatingLeastSquares
 from contracts.codec import Codec
 from contracts.digests import id_digest, item_digest
 from contracts.rows import ENTRIES_KEPT
-from embeddings.files import GenerationsFolder
 from embeddings.generation import NEVER_MS, FoldInParameters, Generation
+from embeddings.generations_folder import GenerationsFolder
 from ranking.rows import CANDIDATES
 from runtime.settings import Settings
 from sandbox.importers import read_events, to_events

@@ -23,7 +23,7 @@ from batch.nightly import run_nightly
 from contracts.codec import Codec
 from contracts.errors import KafkaUnavailable, UserError
 from contracts.events import PlaybackEvent
-from embeddings.files import GenerationsFolder
+from embeddings.generations_folder import GenerationsFolder
 from homepage.server import run_homepage
 from runtime.doctor_kafka import check_kafka
 from runtime.kafka import kafka_errors, make_admin, make_consumer, make_producer

@@ -20,7 +20,7 @@ from batch.nightly import run_nightly
 from contracts.codec import Codec
 from contracts.errors import StoreUnavailable
 from contracts.keys import Keys
-from embeddings.files import GenerationsFolder
+from embeddings.generations_folder import GenerationsFolder
 from homepage import inspect
 from homepage.server import run_homepage
 from runtime import doctor

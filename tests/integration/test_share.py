@@ -13,7 +13,7 @@ from batch.freeze import freeze, unfreeze
 from contracts.current import Current
 from contracts.events import Kind
 from contracts.shares import Share
-from embeddings.files import GenerationsFolder
+from embeddings.generations_folder import GenerationsFolder
 from runtime.progress import SilentProgress
 from tests.consistency import CODEC, GENERATIONS, Stage, plays, publish
 from tests.unit.test_state import oracle

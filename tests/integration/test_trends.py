@@ -15,7 +15,7 @@ import pytest
 from contracts.errors import GenerationError, StoreUnavailable
 from contracts.events import Kind
 from contracts.shares import Share
-from embeddings.files import GenerationsFolder
+from embeddings.generations_folder import GenerationsFolder
 from embeddings.tables import FEATURES, Cowatch
 from homepage.inspect import explain_viewer
 from tests.consistency import CODEC, PARTITIONS, Stage

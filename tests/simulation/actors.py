@@ -109,7 +109,7 @@ class Generations:
 
 
 class SimFolder:
-    """`embeddings.files.GenerationsFolder` over `Generations`."""
+    """`embeddings.generations_folder.GenerationsFolder` over `Generations`."""
 
     def __init__(self, generations: Generations) -> None:
         self._generations = generations

@@ -14,7 +14,7 @@ import pytest
 from contracts.codec import Codec
 from contracts.errors import StoreChanged
 from contracts.shares import Share
-from embeddings.files import GenerationsFolder
+from embeddings.generations_folder import GenerationsFolder
 from runtime.kafka import TopicPartition
 from runtime.settings import Settings
 from tests.unit.test_trends import erasure, report

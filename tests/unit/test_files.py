@@ -18,17 +18,9 @@ from contracts.errors import GenerationError
 from contracts.manifest import CONFIDENCE_RULE, Confidence, Decision, Manifest, from_json, to_json
 from contracts.shares import Share
 from embeddings import publishing
-from embeddings.files import (
-    GenerationsFolder,
-    Root,
-    load_generation,
-    load_items,
-    load_users,
-    open_root,
-    parse_factors,
-    verify_generation,
-)
+from embeddings.files import Root, load_generation, load_items, load_users, open_root, parse_factors, verify_generation
 from embeddings.generation import NEVER_MS
+from embeddings.generations_folder import GenerationsFolder
 from embeddings.publishing import Contents, remove_users, write_generation
 
 ITEMS = [

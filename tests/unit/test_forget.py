@@ -9,7 +9,8 @@ import pytest
 from batch.forget import scrub, scrub_generations
 from batch.lake import Lake
 from embeddings import publishing
-from embeddings.files import GenerationsFolder, load_users
+from embeddings.files import load_users
+from embeddings.generations_folder import GenerationsFolder
 from embeddings.publishing import write_generation
 from embeddings.roots import Root
 from tests.unit.test_files import contents, manifest

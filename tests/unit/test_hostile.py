@@ -39,13 +39,13 @@ from embeddings.files import (
     ITEMS,
     ITEMS_SCHEMA,
     USERS,
-    GenerationsFolder,
     load_generation,
     load_items,
     load_users,
     open_root,
     parse_factors,
 )
+from embeddings.generations_folder import GenerationsFolder
 from homepage.catalogue import load_catalogue
 from homepage.service import DefaultRows, Homepage, make_app
 from runtime.deadletters import Coordinates, Letter, Mark, belongs_to, parse

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from contracts.codec import Codec
 from contracts.shares import Share
-from embeddings.files import GenerationsFolder
+from embeddings.generations_folder import GenerationsFolder
 from tests.worlds import T0, make_generation, write_generation_folder
 from updater.swap import Swap
 from viewers.state import Limits
