@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contracts.errors import StaleActivation, StoreUnavailable, UserError
+from runtime.worker import Worker
 from viewers.default_rows import default_rows
 from viewers.rewrite import Outcome, RewriteJob, Rewriters, rewrite_viewers
 from viewers.state import EMPTY, ViewerState
@@ -72,7 +73,7 @@ class Rebuild:
         self._territories = dict(territories or {})
         self._erased_through_s = erased_through_s
         self._advance = advance
-        self._executor: ThreadPoolExecutor | None = None
+        self._worker = Worker("rebuild")
         self._frozen = False
         self.viewers = 0
         self.rewritten = 0
@@ -84,10 +85,10 @@ class Rebuild:
     ) -> Rebuilt:
         """Rebuild everyone. `facts`: viewers to merge in (the lake's); `seeded`: the cut-offs these facts reach, recorded at the
         end."""
-        with ThreadPoolExecutor(1, thread_name_prefix="rebuild") as self._executor:
+        with closing(self._worker):
             await self.write_default_rows()  # 1
             if facts is not None:  # 2
-                await self._rewrite_all(_batches(self._executor, facts))
+                await self._rewrite_all(_batches(self._worker, facts))
             await self._rewrite_all(self._stored())
             await self.sweep()  # 3
         if seeded is not None:  # 4
@@ -163,7 +164,7 @@ class Rebuild:
                 self._rewriter,
                 now_ms=self._now_ms,
                 draw_token=self._draw_token,
-                executor=self._executor,
+                worker=self._worker,
             )
         except StaleActivation as stale:
             raise UserError(
@@ -180,14 +181,13 @@ class Rebuild:
 
 
 async def _batches(
-    executor: ThreadPoolExecutor, source: Iterable[tuple[str, ViewerState]]
+    worker: Worker, source: Iterable[tuple[str, ViewerState]]
 ) -> AsyncIterator[list[tuple[str, ViewerState]]]:
     """Pull from a slow iterator off the event loop."""
-    loop = asyncio.get_running_loop()
     iterator = iter(source)
 
     def pull() -> list[tuple[str, ViewerState]]:
         return [pair for _, pair in zip(range(BATCH), iterator, strict=False)]
 
-    while batch := await loop.run_in_executor(executor, pull):
+    while batch := await worker.run(BATCH, pull):
         yield batch

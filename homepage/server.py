@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import sys
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
@@ -18,6 +17,7 @@ from homepage.limits import RequestLimits
 from homepage.service import ROW_DEADLINE_S, DefaultRows, Homepage, Metrics, make_app
 from homepage.traces import PageTraces
 from runtime.catalogue_feed import CatalogueFeed
+from runtime.garbage import keep_what_is_there
 from runtime.http import serve
 from runtime.learning_codec import LearningCodec
 from runtime.schemas import Schemas
@@ -31,9 +31,6 @@ try:
     from uvloop import run as run_loop
 except ImportError:  # there is none for Windows
     from asyncio import run as run_loop  # type: ignore[assignment]
-
-NEW_OBJECTS = 10_000
-"""So many before the next collection of garbage: hardly any of a request's are left by then. Python's 700 cost a request 4 % more."""
 
 log = structlog.get_logger()
 
@@ -109,10 +106,7 @@ def main(settings: Settings) -> None:
         await run_homepage(settings, stop=stop, on_listening=listening)
 
     def listening(port: int) -> None:
-        # What was made until now lives as long as the process: no collection of garbage, which stops every request, looks at it again.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(NEW_OBJECTS)
+        keep_what_is_there()
         _say(f"home page on http://{settings.homepage.host}:{port}")
 
     run_loop(run())

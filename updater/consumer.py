@@ -1,6 +1,6 @@
 """The loop: fetch a micro-batch, decide, write dead letters, rewrite viewers, move the marker, commit.
 
-No linger: a batch is whatever is there. Decoding and rewriting run in a worker thread, so that heartbeats never starve.
+No linger: a batch is whatever is there. Decoding and rewriting of more than a few run in a worker thread, so that heartbeats never starve.
 Whatever goes wrong, the answer is the same: re-read where the store stands, seek there, and go on. Merging is a join and
 every write a compare-and-set, so doing a batch again is always harmless.
 """
@@ -46,6 +46,7 @@ from runtime.schemas import Schemas
 from runtime.settings import Settings
 from runtime.tasks import cancel_all, pause
 from runtime.tracing import Tracer
+from runtime.worker import Worker
 from updater.checkpoint import Checkpoint
 from updater.deadletter import DeadLetterQueue, FloodGuard, without_erased
 from updater.line import Line, Turn
@@ -95,8 +96,10 @@ class Updater:
         now_ms: Callable[[], float] = wall_ms,
         schemas: Schemas | None = None,
         tracer: Tracer | None = None,
+        on_loaded: Callable[[], None] = lambda: None,
     ) -> None:
-        """`schemas`: where `codec` is from; None: what the settings name. `tracer`: None: nothing is traced."""
+        """`schemas`: where `codec` is from; None: what the settings name. `tracer`: None: nothing is traced. `on_loaded`: called when what
+        lives as long as the process is there, before the first record."""
         self.settings = settings
         self.store = store
         self.metrics = Metrics()
@@ -105,10 +108,11 @@ class Updater:
         self.now_ms = now_ms
         self._schemas = schemas or Schemas(settings)
         self._traces = EventTraces(tracer, store, settings.kafka.topic) if tracer is not None else None
+        self._on_loaded = on_loaded
         self._codec = codec
         self._read_plays = PlayReader(codec.event_header)
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="rewrite")
-        self._planner = ThreadPoolExecutor(1, thread_name_prefix="plan")
+        self._rewriting = Worker("rewrite")
+        self._planner = Worker("plan")
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
         self.swap = Swap(settings.generations_path, codec.encode_row, self.limits, self._loader, self.instance)
         self.flood = FloodGuard()
@@ -194,11 +198,11 @@ class Updater:
         turn: Turn,
     ) -> None:
         """One batch, in the order of effects of `checkpoint.py`."""
-        loop = asyncio.get_running_loop()
         positions = await turn.to_decide(checkpoint.positions)
         self._codec = self._schemas.doubting(self._codec)
-        decided = await loop.run_in_executor(
-            self._planner, plan, fetched, positions, self._codec.decode_event, self.limits, self._read_plays
+        records = sum(map(len, fetched.values()))
+        decided = await self._planner.run(
+            records, plan, fetched, positions, self._codec.decode_event, self.limits, self._read_plays
         )
         turn.decided({**positions, **decided.positions})
         decided_at_ms = self.now_ms()
@@ -212,7 +216,7 @@ class Updater:
             serving,
             now_ms=self.now_ms,
             draw_token=draw_token,
-            executor=self._executor,
+            worker=self._rewriting,
             turn=turn,
             rows=Rows.FOLLOW,
         )
@@ -384,6 +388,7 @@ class Updater:
         """Connect everything; on the way out drain, commit, leave the group."""
         await self._until_answers(self.store.connect)
         await self.swap.check()
+        self._on_loaded()
         # Not idempotent: letters are told apart by their coordinates, and must be sent again once a refusal is mended.
         producer = await self._until_answers(lambda: make_producer(self.settings, idempotent=False))
         try:
@@ -410,8 +415,8 @@ class Updater:
                 await _briefly(consumer.stop())
         finally:
             await _briefly(producer.stop())
-            self._executor.shutdown(wait=False)
-            self._planner.shutdown(wait=False)
+            self._rewriting.close()
+            self._planner.close()
             self._loader.shutdown(wait=False)
 
     async def _until_answers(self, action: Callable[[], Awaitable[T]]) -> T:

@@ -19,6 +19,7 @@ from starlette.routing import Route
 from contracts.codec import Codec
 from contracts.errors import HaltError, KafkaUnavailable, TransientError
 from contracts.registry import Registry
+from runtime.garbage import keep_what_is_there
 from runtime.health import make_health_app
 from runtime.http import serve
 from runtime.kafka import KafkaError, TopicPartition
@@ -252,7 +253,8 @@ async def run_updater(settings: Settings) -> None:
     sys.setswitchinterval(SWITCH_S)
     store = open_store(settings.store, settings.keys)
     schemas, tracer = Schemas(settings), open_tracer(settings.tracing, "nearline-updater")
-    updater = Updater(settings, store, await asyncio.to_thread(schemas.begin), schemas=schemas, tracer=tracer)
+    codec = await asyncio.to_thread(schemas.begin)
+    updater = Updater(settings, store, codec, schemas=schemas, tracer=tracer, on_loaded=keep_what_is_there)
     stop_on_signals(updater.stop)
     watch = Watch(updater)
     try:

@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from enum import Enum
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 from contracts.digests import id_digest
 from contracts.errors import FreezeChanged, StaleActivation, StoreUnavailable
@@ -32,6 +31,8 @@ from viewers.store import Conflict, FreezeDiffers, Rows, Stale, Store, StoredVie
 
 MAX_ATTEMPTS = 20
 """Compare-and-set rounds before giving up; each lost round means that somebody else's write held."""
+
+T = TypeVar("T")
 
 
 class Outcome(Enum):
@@ -102,6 +103,13 @@ class Rewriters(Protocol):
         """This viewer's."""
 
 
+class Worker(Protocol):
+    """Where rows are computed (`runtime/worker.py`): one batch at a time."""
+
+    async def run(self, size: int, work: Callable[..., T], *arguments: object) -> T:
+        """The result of work on so many viewers."""
+
+
 class Turn(Protocol):
     """A batch's place among others in flight (`updater/line.py`)."""
 
@@ -122,7 +130,7 @@ async def rewrite_viewers(
     *,
     now_ms: Callable[[], float],
     draw_token: Callable[[], bytes],
-    executor: Executor | None = None,
+    worker: Worker,
     turn: Turn | None = None,
     rows: Rows = Rows.ALWAYS,
 ) -> list[RewriteResult]:
@@ -134,7 +142,6 @@ async def rewrite_viewers(
     Errors: `StaleActivation` if the store holds a newer activation; `FreezeChanged`; `StoreUnavailable`, `StoreChanged`. After an error
     some viewers may be rewritten; doing the whole batch again is harmless.
     """
-    loop = asyncio.get_running_loop()
     results: list[RewriteResult | None] = [None] * len(jobs)
     pending = list(range(len(jobs)))
     held = rewriter.held
@@ -144,7 +151,7 @@ async def rewrite_viewers(
     for _ in range(MAX_ATTEMPTS):
         computed_at_ms = now_ms()
         todo = [(jobs[i], stored[i]) for i in pending]
-        computed = await loop.run_in_executor(executor, _compute, rewriter, todo, int(computed_at_ms))
+        computed = await worker.run(len(todo), _compute, rewriter, todo, int(computed_at_ms))
         rewritten_at_ms = now_ms()
         writes: list[tuple[int, ViewerWrite, str]] = []
         for i, rewritten in zip(pending, computed, strict=True):

@@ -21,6 +21,7 @@ from typing import Any
 from unittest import mock
 
 import batch.rebuild
+import runtime.worker
 import updater.checkpoint
 import updater.consumer
 import updater.swap
@@ -161,8 +162,9 @@ LOG = Log()
 
 
 @contextlib.contextmanager
-def stand_ins() -> Iterator[None]:
-    """Give the shipped modules the models instead of clients. What belongs to one world travels in its settings."""
+def stand_ins(few: int = -1) -> Iterator[None]:
+    """Give the shipped modules the models instead of clients. What belongs to one world travels in its settings. `few`: so many are worked
+    on by the loop itself; −1: nothing is, as what takes its time meets more."""
 
     async def make_consumer(settings: Any, *, group_id: str | None = None) -> SimConsumer:
         made: SimConsumer = settings.process.make_consumer()
@@ -195,6 +197,7 @@ def stand_ins() -> Iterator[None]:
         (updater.swap, "Rewriter", SimRewriter),
         *((module, "log", LOG) for module in (updater.consumer, updater.checkpoint, updater.swap)),
         (batch.rebuild, "BATCH", 2),
+        (runtime.worker, "FEW", few),
         (packing, "unpack", unpack),
         (viewers.rewrite, "unpack", unpack),
         (viewers.rewriter, "unpack", unpack),

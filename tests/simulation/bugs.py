@@ -166,7 +166,7 @@ def the_marker_goes_before_the_hashes() -> Patches:
             self.swap.rewriter,
             now_ms=self.now_ms,
             draw_token=updater.consumer.draw_token,
-            executor=None,
+            worker=self._rewriting,
         )
 
     return [(Updater, "_process", process)]

@@ -93,10 +93,10 @@ def run_history(
     return History(seed, world.scheduler.steps)
 
 
-def run_histories(first_seed: int, count: int, *, keep_going: bool = True) -> list[History]:
-    """Histories of consecutive seeds; only up to the first violation if not `keep_going`."""
+def run_histories(first_seed: int, count: int, *, keep_going: bool = True, few: int = -1) -> list[History]:
+    """Histories of consecutive seeds; only up to the first violation if not `keep_going`. `few`: as `stand_ins` takes it."""
     done = []
-    with stand_ins():
+    with stand_ins(few):
         for seed in range(first_seed, first_seed + count):
             done.append(run_history(seed))
             if done[-1].violation is not None and not keep_going:
@@ -109,12 +109,13 @@ def main() -> int:
     parser.add_argument("--histories", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", action="store_true", help="one object at the end")
+    parser.add_argument("--few", type=int, default=-1, help="so many are worked on by the loop itself; -1: none")
     parser.add_argument("--trace", action="store_true", help="print what happens")
     asked = parser.parse_args()
     gc.freeze()
     started = time.perf_counter()
     steps, failed = 0, []
-    with stand_ins():
+    with stand_ins(asked.few):
         for seed in range(asked.seed, asked.seed + asked.histories):
             history = run_history(seed, print if asked.trace else None)
             steps += history.steps

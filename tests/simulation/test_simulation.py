@@ -29,6 +29,12 @@ def test_seeded_histories_hold_every_invariant() -> None:
         assert history.violation is None, f"python -m tests.simulation.run --seed {history.seed} --histories 1 --trace"
 
 
+def test_seeded_histories_hold_where_little_is_worked_on_by_the_loop_itself() -> None:
+    for history in run_histories(1, HISTORIES, few=16):
+        again = f"python -m tests.simulation.run --few 16 --seed {history.seed} --histories 1 --trace"
+        assert history.violation is None, again
+
+
 def test_a_history_is_a_function_of_its_seed() -> None:
     first, second = run_histories(7, 5), run_histories(7, 5)
     assert first == second

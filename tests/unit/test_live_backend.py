@@ -15,6 +15,7 @@ from contracts.catalogue import CatalogueItem
 from contracts.codec import Codec
 from contracts.events import Kind, PlaybackEvent, validate
 from homepage.catalogue import Catalogue
+from runtime.worker import Worker
 from sandbox import live_backend
 from sandbox.action_views import ActionView
 from sandbox.audience import Viewer
@@ -28,6 +29,7 @@ from viewers.rewrite import RewriteJob, rewrite_viewers
 from viewers.rewriter import Rewriter
 from viewers.state import Limits, state_of
 
+WORKER = Worker("rewrite")
 VIEWERS = [
     Viewer(f"ana-{i:04d}", f"Ana {name}", "GB", 18, "nordic noir, crime", 0) for i, name in enumerate(("Ruiz", "Falk"))
 ]
@@ -68,7 +70,7 @@ class Bench:
             job = RewriteJob(event.viewer, state_of(event, timestamp_ms=event.event_time_ms), event.event_time_ms)
             now = lambda: time.time() * 1000  # noqa: E731
             (result,) = await rewrite_viewers(
-                self.store, [job], self.rewriter, now_ms=now, draw_token=lambda: next(self.tokens)
+                self.store, [job], self.rewriter, now_ms=now, draw_token=lambda: next(self.tokens), worker=WORKER
             )
             assert result.row_id
             assert result.timing

@@ -14,6 +14,7 @@ from contracts.codec import Codec
 from contracts.errors import StoreUnavailable, UserError
 from runtime.progress import SilentProgress
 from runtime.settings import Settings
+from runtime.worker import Worker
 from tests.worlds import T0, make_generation, play_event, write_generation_folder
 from viewers.default_rows import titles_by_territory
 from viewers.memory_store import MemoryServer, MemoryStore
@@ -25,6 +26,7 @@ from viewers.state import Limits, ViewerState, state_of
 CODEC, LIMITS = Codec.load(), Limits()
 OLD, NEW = make_generation(40, 4), make_generation(40, 4, seed=2, generation_id="g2")
 _tokens = itertools.count(1)
+WORKER = Worker("rewrite")
 
 
 def draw_token() -> bytes:
@@ -38,7 +40,7 @@ def rewriter(activation: int) -> Rewriter:
 async def live(store: MemoryStore, viewers: Sequence[str], activation: int = 1, item: int = 1) -> None:
     """An updater's write: a play of each viewer."""
     jobs = [RewriteJob(v, state_of(play_event(v, item, 0), timestamp_ms=T0)) for v in viewers]
-    await rewrite_viewers(store, jobs, rewriter(activation), now_ms=lambda: T0, draw_token=draw_token)
+    await rewrite_viewers(store, jobs, rewriter(activation), now_ms=lambda: T0, draw_token=draw_token, worker=WORKER)
 
 
 async def open_store(store: MemoryStore | None = None) -> MemoryStore:

@@ -13,6 +13,7 @@ from batch.rebuild import Rebuild
 from contracts.codec import Codec
 from contracts.errors import StaleActivation
 from contracts.shares import Share, in_share
+from runtime.worker import Worker
 from tests.worlds import T0, make_generation, play_event
 from viewers.arms import Arms
 from viewers.memory_store import MemoryStore
@@ -27,6 +28,7 @@ GENERATIONS = {name: make_generation(40, 4, seed=seed, generation_id=name) for s
 VIEWERS = [f"v{n}" for n in range(40)]
 HALF = Share("g2", 50)
 _tokens = itertools.count(1)
+WORKER = Worker("rewrite")
 
 
 def draw_token() -> bytes:
@@ -46,7 +48,7 @@ def jobs(item: int) -> list[RewriteJob]:
 
 
 async def write(store: MemoryStore, item: int, by: Rewriters) -> list[Outcome]:
-    done = await rewrite_viewers(store, jobs(item), by, now_ms=lambda: T0 + item, draw_token=draw_token)
+    done = await rewrite_viewers(store, jobs(item), by, now_ms=lambda: T0 + item, draw_token=draw_token, worker=WORKER)
     return [one.outcome for one in done]
 
 
