@@ -42,6 +42,7 @@ case "$*" in
 "-m venv "*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
 "-m pip install"*/kernels.lock) cp "$VENV_DIR/kernels.lock" "$CALLS.kernels" ;;
 "-m pip install"*) sleep "${PIP_TAKES:-0}"; [ ! -e "$BREAK_PIP" ] || { echo "no route" >&2; exit 1; } ;;
+*viewers.precompile*) echo "compiling $$" >&2; exec sleep "${COMPILING_TAKES:-0}" ;;
 */nearline.py*) shift; echo "program $$ $*" ;;
 esac
 """
@@ -191,6 +192,35 @@ def test_the_demo_compiles_where_everything_is_installed(checkout):
         assert time.monotonic() < deadline_s
         time.sleep(0.02)
     assert compiling == 1
+
+
+def test_setup_tells_all_where_its_errors_go_to_a_file(checkout, tmp_path):
+    """It shares the file with what compiles: whoever opens it again begins it anew."""
+    checkout.add_python("python3", minor=11)
+    told = tmp_path / "told"
+    with told.open("w") as file:
+        subprocess.run([checkout.root / "run", "setup"], env=checkout.env, stderr=file, check=True, timeout=60)
+    text = told.read_text()
+    assert [word for word in ("installing", "compiling", "installed in", "\0") if word in text] == [
+        "installing",
+        "compiling",
+        "installed in",
+    ]
+
+
+def test_without_awk_the_kernels_are_compiled_once_all_is_installed(checkout):
+    checkout.add_python("python3", minor=11)
+    (checkout.bin / "awk").unlink()
+    assert checkout.run("setup")[0] == 0
+    calls = [name for line in checkout.called() for name in ("kernels.lock", "dev.lock", "precompile") if name in line]
+    assert calls == ["dev.lock", "precompile"]
+
+
+def test_an_install_that_fails_leaves_nothing_that_compiles(checkout):
+    checkout.add_python("python3", minor=11)
+    checkout.env |= {"COMPILING_TAKES": "100", "PIP_TAKES": "1"}  # longer than `run` waits for whoever holds its stderr
+    Path(checkout.env["BREAK_PIP"]).touch()
+    assert checkout.run("setup")[0] == 2
 
 
 def test_an_install_that_failed_is_told_and_done_again(checkout):
