@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import numpy as np
 from numpy.typing import NDArray
@@ -259,20 +259,22 @@ class Rewriter:
         )
 
 
-_prepared: WeakKeyDictionary[Generation, tuple[Limits, Kernel]] = WeakKeyDictionary()
+_prepared: WeakKeyDictionary[Generation, tuple[Limits, ref[Kernel]]] = WeakKeyDictionary()
 
 
 def prepared(generation: Generation | None, limits: Limits) -> Kernel:
-    """The generation prepared for the kernel; what was prepared once is kept as long as the generation."""
+    """The generation prepared for the kernel; what was prepared once serves all who rewrite by it."""
     known = None if generation is None else _prepared.get(generation)
-    if known is not None and known[0] == limits:
-        return known[1]
+    kernel = None if known is None or known[0] != limits else known[1]()
+    if kernel is not None:
+        return kernel
     kernel = Kernel(generation, limits)
     # Now: one that serves is another thread's, and would leave out for a moment what is shown since 1970.
     with one_at_a_time():
         kernel.rewrite([Todo(b"", (), True, None)], Framing(0, b"-", b"-", b"-"))
     if generation is not None:
-        _prepared[generation] = (limits, kernel)
+        # A reference that does not hold it: it holds the generation, and neither would ever be freed.
+        _prepared[generation] = (limits, ref(kernel))
     return kernel
 
 

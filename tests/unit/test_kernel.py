@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 import struct
+import weakref
 
 import numpy as np
 import pytest
@@ -184,6 +185,19 @@ def test_preparing_the_next_activation_of_a_generation_leaves_alone_what_serves(
     assert shown_now.any()
     Rewriter(generation, 4, CODEC.encode_row, LIMITS).prepare()
     assert serving._kernel._model.allowed is shown_now
+
+
+def test_what_was_prepared_of_a_generation_goes_with_it() -> None:
+    generation = windowed(tables=True)
+    serving = Rewriter(generation, 3, CODEC.encode_row, LIMITS)
+    serving.prepare()
+    again = Rewriter(generation, 4, CODEC.encode_row, LIMITS)
+    again.prepare()
+    assert again._kernel is serving._kernel
+    gone = weakref.ref(generation)
+    # By counting references alone: an updater's garbage collector does not look at its first one.
+    del generation, serving, again
+    assert gone() is None
 
 
 def test_one_compilation_serves_every_generation_and_none() -> None:
