@@ -136,6 +136,11 @@ class Swap:
     def _all(self) -> Sequence[Serving]:
         return (self._in_force,) if self._candidate is None else (self._in_force, self._candidate[1])
 
+    async def prepare_something(self) -> None:
+        """Look at CURRENT for the first time: whatever comes of it, the first batch finds a kernel that is ready."""
+        await self.check()
+        await self._prepare(self.rewriter)
+
     async def check(self, *, patient: bool = False) -> bool:
         """Load what CURRENT names if its activation is newer. True if swapped.
 

@@ -32,3 +32,15 @@ async def test_the_age_that_is_told_is_that_of_the_generation_that_serves(tmp_pa
         factors.write_bytes(whole)
         assert await swap.check()
         assert (swap.generation_id, swap.created_at_s) == ("g2", T0 / 1000 + 60)
+
+
+async def test_at_the_start_something_is_prepared_whatever_becomes_of_the_generation(tmp_path) -> None:
+    """The first batch is small: preparing it would hold up the event loop, and with it the heartbeats."""
+    write_generation_folder(tmp_path, make_generation(20, 4, generation_id="g1"), created_at_ms=T0)
+    GenerationsFolder(tmp_path).activate("g1", floor=0)
+    (tmp_path / "g1" / "item_factors.npy").write_bytes(b"damaged")
+    with ThreadPoolExecutor(1) as executor:
+        swap = Swap(str(tmp_path), Codec.load().encode_row, Limits(), executor, "one")
+        await swap.prepare_something()
+        assert swap.generation_id == ""
+        assert swap.rewriter.is_prepared
