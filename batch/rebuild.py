@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -85,12 +84,14 @@ class Rebuild:
     ) -> Rebuilt:
         """Rebuild everyone. `facts`: viewers to merge in (the lake's); `seeded`: the cut-offs these facts reach, recorded at the
         end."""
-        with closing(self._worker):
+        try:
             await self.write_default_rows()  # 1
             if facts is not None:  # 2
                 await self._rewrite_all(_batches(self._worker, facts))
             await self._rewrite_all(self._stored())
             await self.sweep()  # 3
+        finally:
+            self._worker.close(wait=True)  # `facts` may be of files that the caller cleans up, or unlocks
         if seeded is not None:  # 4
             await self._store.write_seeded(seeded)
         await self._store.write_rebuilt(self._rewriter.activation)

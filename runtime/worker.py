@@ -36,6 +36,6 @@ class Worker:
         with self._working:
             return work(*arguments)
 
-    def close(self) -> None:
-        """Take nothing more; what is under way is not waited for."""
-        self._thread.shutdown(wait=False)
+    def close(self, *, wait: bool = False) -> None:
+        """Take nothing more. `wait`: until what is under way is done, which holds up the event loop."""
+        self._thread.shutdown(wait=wait)

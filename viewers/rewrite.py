@@ -32,6 +32,9 @@ from viewers.store import Conflict, FreezeDiffers, Rows, Stale, Store, StoredVie
 MAX_ATTEMPTS = 20
 """Compare-and-set rounds before giving up; each lost round means that somebody else's write held."""
 
+OTHER_FACTS = 8
+"""So many viewers with plays alone take the time of one with a rating, a hide or an erasure."""
+
 T = TypeVar("T")
 
 
@@ -151,7 +154,7 @@ async def rewrite_viewers(
     for _ in range(MAX_ATTEMPTS):
         computed_at_ms = now_ms()
         todo = [(jobs[i], stored[i]) for i in pending]
-        computed = await worker.run(len(todo), _compute, rewriter, todo, int(computed_at_ms))
+        computed = await worker.run(_size(todo), _compute, rewriter, todo, int(computed_at_ms))
         rewritten_at_ms = now_ms()
         writes: list[tuple[int, ViewerWrite, str]] = []
         for i, rewritten in zip(pending, computed, strict=True):
@@ -202,6 +205,11 @@ async def rewrite_viewers(
             "is a second stream writing to this namespace?"
         )
     return [result for result in results if result is not None]
+
+
+def _size(todo: Sequence[tuple[RewriteJob, StoredViewer]]) -> int:
+    """In viewers with plays alone. Other facts are merged by the reference, in Python: a full state takes some 4 ms instead of 0.6."""
+    return sum(1 if job.facts is EMPTY else OTHER_FACTS for job, _ in todo)
 
 
 def _kept(before: bytes, after: bytes) -> Rows:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
-from collections.abc import AsyncIterator, Sequence
+import threading
+from collections.abc import AsyncIterator, Iterator, Sequence
 
 import pytest
 
@@ -17,11 +19,12 @@ from runtime.settings import Settings
 from runtime.worker import Worker
 from tests.worlds import T0, make_generation, play_event, write_generation_folder
 from viewers.default_rows import titles_by_territory
+from viewers.kernel import Rewritten
 from viewers.memory_store import MemoryServer, MemoryStore
-from viewers.packing import unpack
+from viewers.packing import pack, unpack
 from viewers.rewrite import RewriteJob, rewrite_viewers
 from viewers.rewriter import Rewriter
-from viewers.state import Limits, ViewerState, state_of
+from viewers.state import EMPTY, Limits, ViewerState, state_of
 
 CODEC, LIMITS = Codec.load(), Limits()
 OLD, NEW = make_generation(40, 4), make_generation(40, 4, seed=2, generation_id="g2")
@@ -88,6 +91,39 @@ async def test_facts_of_the_lake_are_merged_in_and_the_cut_offs_recorded() -> No
     plays = {v: [p.item_id[-2:] for p in unpack(one.state).plays] for v, one in store.server.viewers.items()}
     assert plays == {"ana": ["09", "01"], "zoe": ["09"]}
     assert done.rewritten == 2
+
+
+async def test_a_rebuild_that_is_cancelled_ends_when_nobody_reads_the_lake_any_more() -> None:
+    """Its caller gives back the lake's lock then."""
+    reading, ended = threading.Event(), []
+
+    def facts() -> Iterator[tuple[str, ViewerState]]:
+        reading.set()
+        threading.Event().wait(0.2)
+        ended.append(True)
+        yield "ana", EMPTY
+
+    running = asyncio.create_task(rebuild(await open_store()).run(facts()))
+    await asyncio.to_thread(reading.wait, 10)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert ended
+
+
+async def test_what_the_reference_merges_is_not_done_on_the_event_loop() -> None:
+    """A few ratings of viewers with full states take 50 ms."""
+    store, threads = await open_store(), []
+
+    class Watched(Rewriter):
+        def rewrite_many(self, *arguments: object, **options: object) -> list[Rewritten | None]:
+            threads.append(threading.get_ident())
+            return super().rewrite_many(*arguments, **options)
+
+    by = Watched(OLD, 1, CODEC.encode_row, LIMITS)
+    facts, viewers = state_of(play_event("ana", 1, 0), timestamp_ms=T0), ("ana", "bob", "eve")
+    for jobs in ([RewriteJob(v, packed=(pack(facts),)) for v in viewers], [RewriteJob(v, facts) for v in viewers]):
+        await rewrite_viewers(store, jobs, by, now_ms=lambda: T0, draw_token=draw_token, worker=WORKER)
+    assert [thread == threading.get_ident() for thread in threads] == [True, False]
 
 
 async def test_default_rows_are_there_for_every_age_and_for_everybody() -> None:
