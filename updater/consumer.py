@@ -388,7 +388,6 @@ class Updater:
         """Connect everything; on the way out drain, commit, leave the group."""
         await self._until_answers(self.store.connect)
         await self.swap.prepare_something()
-        await asyncio.get_running_loop().run_in_executor(self._loader, self._read_plays.warm)
         self._on_loaded()
         # Not idempotent: letters are told apart by their coordinates, and must be sent again once a refusal is mended.
         producer = await self._until_answers(lambda: make_producer(self.settings, idempotent=False))

@@ -28,6 +28,7 @@ from runtime.settings import Settings
 from runtime.tasks import cancel_all, stop_on_signals
 from runtime.tracing import open_tracer
 from updater.consumer import Updater
+from viewers.play_reader import PlayReader
 from viewers.redis_store import open_store
 from viewers.store import Marker
 
@@ -254,6 +255,8 @@ async def run_updater(settings: Settings) -> None:
     store = open_store(settings.store, settings.keys)
     schemas, tracer = Schemas(settings), open_tracer(settings.tracing, "nearline-updater")
     codec = await asyncio.to_thread(schemas.begin)
+    # The first batch is decoded on the event loop if it is small.
+    await asyncio.to_thread(PlayReader(codec.event_header).warm)
     updater = Updater(settings, store, codec, schemas=schemas, tracer=tracer, on_loaded=keep_what_is_there)
     stop_on_signals(updater.stop)
     watch = Watch(updater)
