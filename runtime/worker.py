@@ -11,8 +11,8 @@ from typing import TypeVar
 T = TypeVar("T")
 
 FEW = 16
-"""Work on so many things is done on the event loop itself: it takes a few milliseconds at most, and where every core is busy, handing it
-over and being told takes longer than that."""
+"""Work on so many things is done on the event loop itself: it takes some two milliseconds (10 where histories are full, 50 at a million
+titles), and where every core is busy, handing it over and being told takes longer than that."""
 
 
 class Worker:

@@ -22,9 +22,8 @@ def compile_kernels() -> None:
 def main() -> None:
     """Say how long it took, and where it is kept."""
     started = time.monotonic()
-    gc.set_threshold(
-        100_000, 20, 100
-    )  # the compiler's many small objects are walked less often: a twentieth of the time
+    # The compiler's many small objects are walked less often: a twentieth of the time.
+    gc.set_threshold(100_000, 20, 100)
     compile_kernels()
     kept = cache_folder() or "nowhere: no cache folder can be written, so every process compiles for itself"
     sys.stderr.write(f"nearline: kernels ready after {time.monotonic() - started:.1f} s, kept in {kept}\n")
