@@ -31,12 +31,12 @@ from contracts.current import Current
 from contracts.errors import GenerationError, StoreChanged, TransientError, UnknownSchema
 from embeddings.generations_folder import GenerationsFolder
 from runtime.again import Again
-from runtime.kafka import make_consumer
+from runtime.kafka import make_consumer, require_partitions
 from runtime.schemas import Schemas
 from runtime.settings import Settings
 from runtime.tasks import pause, stop_client
 from trends.base import Base, load_base
-from trends.counting import Counting
+from trends.counting import Counting, forget_who_watched
 from trends.process import LOOK_EVERY_S, Figures, Process, wall_ms
 from viewers.store import Store
 
@@ -67,6 +67,7 @@ class Aggregator:
         self._folder = GenerationsFolder(settings.generations_path)
         self._base: Base | None = None
         self._loaded: Current | None = None  # what `_base` is of, if trends can be added to it
+        self._left: Current | None = None  # no viewers are kept of generations that this one does not name
         self._refused: Again[Current] = Again(REFUSED_AGAIN_LOOKS)
         self._told = ""  # why it was
         self._stopping = asyncio.Event()
@@ -92,6 +93,7 @@ class Aggregator:
                 self.figures.standing_by = False
                 base = await self.process.holding(self._load)
                 if base is None:
+                    await self._leave_what_was_counted()
                     self.figures.counting = self.figures.counting and not self.process.for_candidate
                     await pause(self._stopping, LOOK_EVERY_S)
                     continue
@@ -122,6 +124,15 @@ class Aggregator:
             self._refused.has_failed(current)
             self._told = str(error)
         return self._base
+
+    async def _leave_what_was_counted(self) -> None:
+        """Where the generation in force knows no trends: nothing is counted for it, and so no erasure is heard of."""
+        current = None if self._base is not None or self.process.for_candidate else self._loaded
+        if current is None or current == self._left:
+            return
+        partitions = await require_partitions(self.process.settings, self.process.settings.kafka.topic)
+        await forget_who_watched(self.process, current.generations[1:], range(partitions))
+        self._left = current
 
     async def _count_for(self, base: Base) -> None:
         """Until another generation is in force, the lease is another's, partitions were added, or `stop`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 
 import structlog
 
@@ -61,7 +61,7 @@ class Counting:
             ends = await self._consumer.end_offsets(assigned)
         generation_id = self._base.generation_id
         for tp in assigned:
-            found, stored = await self._read(generation_id, tp.partition)
+            found, stored = await _read(self._process, generation_id, tp.partition)
             at = self._base.cutoffs.get(tp.partition, 0) if found is None else found
             if at > ends[tp]:
                 raise KafkaUnavailable(
@@ -88,28 +88,9 @@ class Counting:
             offsets={str(partition): counts.next_offset for partition, counts in self._counts.items()},
         )
 
-    async def _read(self, generation_id: str, partition: int) -> tuple[int | None, Counts | None]:
-        """A checkpoint: its next offset and its counts; None where there is none. Errors: `StoreChanged`, `StoreUnavailable`."""
-        await self._process.hold()  # it may take longer than the lease lasts
-        found, fields = await self._process.store.trends.read_checkpoint(generation_id, partition)
-        if found is None:
-            return None, None
-        return found, await self._process.off_loop(counts_of, found, fields, f"{generation_id}[{partition}]")
-
     async def _forget_who_watched_before(self) -> None:
-        """Generations that nobody is served keep their sums, for a rollback; viewers stand only where an erasure finds them."""
-        served, trends = {self._base.generation_id, *self._base.current.generations}, self._process.store.trends
-        folder = GenerationsFolder(self._process.settings.generations_path)
-        known = await self._process.off_loop(folder.list)
-        for before in [manifest.generation_id for manifest in known if manifest.generation_id not in served]:
-            for partition in self._counts:
-                found, counts = await self._read(before, partition)
-                if found is None or counts is None:
-                    continue
-                counts.leave_all()
-                if counts.changed_new:
-                    write = CheckpointWrite(partition, found, found, changed_fields(counts))
-                    await trends.write_checkpoints(before, [write])
+        served = {self._base.generation_id, *self._base.current.generations}
+        await forget_who_watched(self._process, served, self._counts)
 
     async def _go_on_from_published(self) -> None:
         """Items keep the vectors that they were last published with, until their viewers are looked at."""
@@ -200,3 +181,28 @@ class Counting:
     async def _look_for_new(self) -> None:
         if self._base.rules.new_titles:
             await self._base.newcomers.look(self._counts, self._process.store.trends, self._process.holding)
+
+
+async def forget_who_watched(process: Process, served: Collection[str], partitions: Iterable[int]) -> None:
+    """Generations that are not counted for keep their sums, for a rollback; viewers stand only where an erasure finds them. `served`: those
+    that are. Errors: `StoreChanged`, `StoreUnavailable`."""
+    trends, partitions = process.store.trends, list(partitions)
+    known = await process.off_loop(GenerationsFolder(process.settings.generations_path).list)
+    for before in [manifest.generation_id for manifest in known if manifest.generation_id not in served]:
+        for partition in partitions:
+            found, counts = await _read(process, before, partition)
+            if found is None or counts is None:
+                continue
+            counts.leave_all()
+            if counts.changed_new:
+                write = CheckpointWrite(partition, found, found, changed_fields(counts))
+                await trends.write_checkpoints(before, [write])
+
+
+async def _read(process: Process, generation_id: str, partition: int) -> tuple[int | None, Counts | None]:
+    """A checkpoint: its next offset and its counts; None where there is none. Errors: `StoreChanged`, `StoreUnavailable`."""
+    await process.hold()  # it may take longer than the lease lasts
+    found, fields = await process.store.trends.read_checkpoint(generation_id, partition)
+    if found is None:
+        return None, None
+    return found, await process.off_loop(counts_of, found, fields, f"{generation_id}[{partition}]")

@@ -10,6 +10,7 @@ from contracts.errors import GenerationError, NearlineError
 from embeddings.generation import Generation
 from sandbox.chaos.crew import SNAPSHOTS
 from sandbox.chaos.waiting import wait_until
+from trends.checkpoints import counts_of
 from trends.follow import take_up
 from viewers.rewriter import NO_TRENDS, Rewriter
 
@@ -52,9 +53,29 @@ class Snapshots:
     async def _counted(self, ends: Mapping[int, int]) -> bool:
         generation = self.followed()
         if generation is None:
-            return True
+            return await self._left(ends)
         with contextlib.suppress(NearlineError):  # the store is not back yet
             async with self._arena.store() as store:
                 found = [(await store.trends.read_checkpoint(generation.generation_id, p))[0] for p in ends]
             return all(at is not None and at >= end for at, end in zip(found, ends.values(), strict=True))
+        return False
+
+    async def _left(self, ends: Mapping[int, int]) -> bool:
+        """Whether no viewers are kept of what was counted before, where nothing is counted now."""
+        folder = self._arena.folder_of_generations
+        try:
+            current = folder.read_current()
+            if current is None:
+                return True
+            self._arena.generation(current.generation_id)
+        except GenerationError:  # a bad one: the aggregator waits until it is mended
+            return True
+        with contextlib.suppress(NearlineError):  # the store is not back yet
+            async with self._arena.store() as store:
+                for manifest in folder.list():
+                    for partition in ends:
+                        at, stored = await store.trends.read_checkpoint(manifest.generation_id, partition)
+                        if at is not None and any(one.fans for one in counts_of(at, stored, "").new.values()):
+                            return False
+            return True
         return False

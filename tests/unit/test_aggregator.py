@@ -243,3 +243,26 @@ async def test_who_watched_what_is_forgotten_with_the_generation_that_it_was_cou
     next_offset, fields = await counting._process.store.trends.read_checkpoint("g0", 1)
     assert (next_offset, counts_of(2, fields, "here").counted) == (2, 2)
     assert not any(b"ana" in value for value in fields.values())
+
+
+async def test_who_watched_what_is_forgotten_where_the_generation_in_force_knows_no_trends(
+    counting: Counting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is counted then, and no erasure would be heard of."""
+
+    async def two(settings: Settings, topic: str) -> int:
+        return 2
+
+    monkeypatch.setattr("trends.aggregator.require_partitions", two)
+    counting._consumer.read(counting, 1, report("ana", "new-1", 60))  # type: ignore[attr-defined,arg-type]
+    await counting._checkpoint()
+    write_generation_folder(tmp_path, make_generation(generation_id="bare"))
+    settings, store = Settings(generations_path=str(tmp_path)), counting._process.store
+    made = Aggregator(settings, store, CODEC, instance=counting._process.instance)
+    assert made._load() is not None
+    await made._leave_what_was_counted()
+    assert await fans(counting) == {0: [], 1: ["ana"]}, "it is in force"
+    GenerationsFolder(str(tmp_path)).activate("bare", floor=0)
+    assert made._load() is None
+    await made._leave_what_was_counted()
+    assert await fans(counting) == {0: [], 1: []}
